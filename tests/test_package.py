@@ -1,0 +1,74 @@
+"""The package as it is installed: what it is called, what it needs, what it puts where."""
+
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import re
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def installed():
+    try:
+        return importlib.metadata.distribution("atmc")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.fail("atmc is not installed: tests run against it, so pip install -e '.[test]'")
+
+
+def requirements(installed, extra=None):
+    """The names required under an extra (None: always), its own extras left in brackets."""
+    found = set()
+    for line in installed.requires or []:
+        requirement, _, marker = line.partition(";")
+        match = re.search(r"""extra\s*==\s*['"](.+?)['"]""", marker)
+        if (match and match[1]) == extra:
+            found.add(re.match(r"[\w.-]+(\[.*?\])?", requirement)[0].lower())
+    return found
+
+
+def test_only_two_names_are_installed_at_the_top_level(installed):
+    assert sorted(installed.read_text("top_level.txt").split()) == ["atmc", "atmc_cli"]
+
+
+def test_metadata(installed):
+    metadata = installed.metadata
+    assert metadata["Name"] == "atmc"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert "MIT" in (metadata["License"], metadata["License-Expression"])
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert (metadata.get_payload() or metadata["Description"]).startswith("# atmc")
+
+
+def test_the_command_is_there(installed):
+    (command,) = installed.entry_points.select(group="console_scripts")
+    assert (command.name, command.value) == ("atmc", "atmc_cli.main:main")
+    assert callable(command.load())
+
+
+@pytest.mark.parametrize("package", ["atmc", "atmc_cli"])
+def test_both_packages_are_typed(installed, package):
+    assert importlib.resources.files(package).joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", ["atmc.codec", "atmc.data", "atmc.methods", "atmc.models"])
+def test_subpackages_are_installed(installed, module):
+    assert importlib.util.find_spec(module).origin.endswith("__init__.py")
+
+
+def test_heavy_dependencies_are_extras(installed):
+    core = requirements(installed)
+    assert {"torch", "numpy", "click", "constriction"} <= core
+    extras = {"eval": {"pyautoattack"}, "report": {"matplotlib", "plotly"}}
+    extras["onnx"] = {"onnx", "onnxruntime"}
+    for extra, expected in extras.items():
+        assert requirements(installed, extra) == expected
+        assert not core & expected
+    # builders put the names in brackets in an order of their own
+    (everything,) = requirements(installed, "all")
+    assert set(re.findall(r"\w+", everything)) == {"atmc", *extras}
+    assert {"pytest", "hypothesis"} <= requirements(installed, "test")
+    assert set(installed.metadata.get_all("Provides-Extra")) == {
+        *extras,
+        *("all", "dev", "lint", "test"),
+    }
