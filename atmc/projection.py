@@ -1,0 +1,243 @@
+"""Projections onto l0 constraint sets: one budget for many tensors, per layer, filters, columns.
+
+Every function is pure. A projection keeps the entries of largest magnitude and zeroes the others,
+which is the nearest point of the set in the Euclidean norm.
+
+The budget shared by all tensors is that of Gui et al. (NeurIPS 2019); budgets per layer, filters
+and columns are those of Ye et al. (ICCV 2019).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = [
+    "project_columns",
+    "project_filters",
+    "project_per_layer",
+    "project_topk",
+    "topk_masks",
+]
+
+_DIGIT = 16
+
+
+def topk_masks(
+    scores: Sequence[Tensor], k: float, costs: Sequence[float] | None = None
+) -> list[Tensor]:
+    """Bool masks of the ``k`` largest scores over all tensors together.
+
+    Never more than ``k`` entries are kept, and fewer only where there are fewer positive scores:
+    a score of zero is never kept. Ties go to the earlier tensor, then to the lower flat index.
+
+    With ``costs`` the entries are ranked by score / cost, and ``k`` is a budget in the unit of the
+    costs: the longest prefix of that ranking whose total cost is at most ``k`` is kept. This is
+    the greedy solution of the knapsack problem; it is exact for the ranking (no other choice of
+    the same cost has a larger total score), but may leave less than one entry's cost unspent. The
+    total is formed in float64: the number kept at each distinct cost times that cost, added in the
+    order in which the costs first appear. Costs of 1 give the plain result.
+
+    Args:
+        scores: nonnegative float tensors of any shape, dtype and device; infinity is allowed. They
+            are compared (and divided) in float32, or in float64 where one of them is float64.
+        k: number of entries, or the budget; at least 0.
+        costs: one positive number a tensor, the cost of each of its entries. A tensor of infinite
+            cost keeps nothing.
+
+    Returns:
+        One mask a tensor, of its shape and on its device.
+
+    Raises:
+        ValueError: ``k`` negative or NaN; a score negative, NaN or not floating point; a cost not
+            positive, or not one for each tensor.
+    """
+    if not k >= 0:
+        raise ValueError(f"k must be 0 or more, got {k}")
+    prices = [1.0] * len(scores) if costs is None else [float(cost) for cost in costs]
+    if len(prices) != len(scores):
+        raise ValueError(f"{len(prices)} costs for {len(scores)} tensors; give one for each")
+    if not all(price > 0 for price in prices):
+        raise ValueError(f"costs must be positive, got {prices}")
+    scores = [score.detach() for score in scores]
+    _check(scores)
+
+    masks = [torch.zeros_like(score, dtype=torch.bool) for score in scores]
+    # Tensors of one cost share a histogram. Infinite costs are out of the competition.
+    finite = dict.fromkeys(price for price in prices if price < math.inf)
+    unit = {price: row for row, price in enumerate(finite)}
+    affordable = [index for index, price in enumerate(prices) if price in unit]
+    if not affordable:
+        return masks
+    double = any(score.dtype == torch.float64 for score in scores)
+    bits = [_bits(scores[index], prices[index], double) for index in affordable]
+    rows = [unit[prices[index]] for index in affordable]
+    threshold, spent, ties = _threshold(bits, rows, list(unit), k, 64 if double else 32)
+
+    filling = threshold > 0
+    for index, row, pattern, tied in zip(affordable, rows, bits, ties, strict=True):
+        keep = pattern > threshold
+        if filling:
+            fits = _most(spent, row, tied, list(unit), k)
+            spent[row] += fits
+            filling = fits == tied
+            if fits:
+                keep[(pattern == threshold).nonzero()[:fits, 0]] = True
+        masks[index] = keep.reshape(scores[index].shape)
+    return masks
+
+
+def project_topk(
+    tensors: Sequence[Tensor],
+    k: float,
+    scores: Sequence[Tensor] | None = None,
+    costs: Sequence[float] | None = None,
+) -> list[Tensor]:
+    """The tensors, zero outside ``topk_masks(scores, k, costs)``.
+
+    Scores default to the magnitudes, which makes it the projection onto "at most ``k`` nonzeros in
+    all tensors together" (Gui et al., NeurIPS 2019). Raises as ``topk_masks`` does, and ValueError
+    where the scores do not have the tensors' shapes.
+    """
+    if scores is None:
+        scores = [tensor.detach().abs() for tensor in tensors]
+    elif [score.shape for score in scores] != [tensor.shape for tensor in tensors]:
+        raise ValueError("scores must have the shapes of the tensors, one for each")
+    masks = topk_masks(scores, k, costs)
+    return [tensor.masked_fill(~mask, 0) for tensor, mask in zip(tensors, masks, strict=True)]
+
+
+def project_per_layer(tensors: Sequence[Tensor], ks: Sequence[int]) -> list[Tensor]:
+    """Each tensor with its own ``ks[l]`` entries of largest magnitude (Ye et al., ICCV 2019).
+
+    Ties go to the lower flat index. Raises as ``topk_masks`` does, and ValueError where ``ks`` is
+    not one number for each tensor.
+    """
+    if len(ks) != len(tensors):
+        raise ValueError(f"{len(ks)} budgets for {len(tensors)} tensors; give one for each")
+    return [project_topk([tensor], k)[0] for tensor, k in zip(tensors, ks, strict=True)]
+
+
+def project_filters(tensor: Tensor, count: int) -> Tensor:
+    """The ``count`` filters (rows of the (rows, rest) matrix) of largest L2 norm, zero elsewhere.
+
+    Rows are the first dimension. Ties go to the lower row; rows of zeros never count. Raises as
+    ``topk_masks`` does, and ValueError for a tensor without dimensions. (Ye et al., ICCV 2019.)
+    """
+    return _project_lines(tensor, count, 1)
+
+
+def project_columns(tensor: Tensor, count: int) -> Tensor:
+    """The ``count`` columns of the (rows, rest) matrix of largest L2 norm, zero elsewhere.
+
+    A column is one position of a filter, across all filters. Ties go to the lower column; columns
+    of zeros never count. Raises as ``project_filters`` does. (Ye et al., ICCV 2019.)
+    """
+    return _project_lines(tensor, count, 0)
+
+
+def _project_lines(tensor: Tensor, count: int, along: int) -> Tensor:
+    if tensor.dim() == 0:
+        raise ValueError("a tensor without dimensions has no rows; give at least one dimension")
+    matrix = tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
+    norms = torch.linalg.vector_norm(matrix.detach(), dim=along, keepdim=True, dtype=torch.float64)
+    (mask,) = topk_masks([norms], count)
+    return matrix.masked_fill(~mask, 0).reshape(tensor.shape)
+
+
+def _check(scores: Sequence[Tensor]) -> None:
+    """Raise ValueError unless every score is a float, at least 0 and not NaN."""
+    for score in scores:
+        if not score.is_floating_point():
+            raise ValueError(f"scores must be float tensors, got {score.dtype}; convert them first")
+    # The minimum is NaN where any entry is. One transfer a device, not one a tensor.
+    lowest = [score.amin().double() for score in scores if score.numel()]
+    for device in {low.device for low in lowest}:
+        least = float(torch.stack([low for low in lowest if low.device == device]).amin())
+        if math.isnan(least):
+            raise ValueError("scores hold NaN; find where it arose")
+        if least < 0:
+            raise ValueError(f"scores must be 0 or more, got {least}; take magnitudes first")
+
+
+def _bits(score: Tensor, price: float, double: bool) -> Tensor:
+    """Flat int32 (or int64) patterns of score / price, ordered as the numbers are.
+
+    Those of nonnegative floats are. A zero of negative sign comes out below all others. A quotient
+    that underflows is the smallest positive number, since only zeros may count as zeros.
+    """
+    flat = score.reshape(-1).to(torch.float64 if double else torch.float32)
+    pattern = torch.int64 if double else torch.int32
+    if price == 1:
+        return flat.view(pattern)
+    return torch.maximum((flat / price).view(pattern), (flat > 0).to(pattern))
+
+
+def _total(counts: npt.NDArray[np.int64], prices: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Cost of ``counts`` (prices x ...) entries; monotone in them, in spite of rounding."""
+    total = np.zeros(counts.shape[1:])
+    for count, price in zip(counts, prices, strict=True):
+        total = total + count * price
+    return total
+
+
+def _most(
+    spent: npt.NDArray[np.int64], row: int, tied: int, prices: Sequence[float], k: float
+) -> int:
+    """The most of ``tied`` entries at ``prices[row]`` that fit beside those ``spent``."""
+
+    def fits(count: int) -> bool:
+        more = spent.copy()
+        more[row] += count
+        return bool(_total(more, prices) <= k)
+
+    low, high = 0, tied
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _threshold(
+    bits: Sequence[Tensor], rows: Sequence[int], prices: Sequence[float], k: float, width: int
+) -> tuple[int, npt.NDArray[np.int64], list[int]]:
+    """The first pattern, from the largest, whose entries do not all fit into the budget ``k``.
+
+    Radix selection: each pass counts one digit of 16 bits, from the most significant, of the
+    entries that agree with the threshold in the digits before.
+
+    Args:
+        bits: flat integer patterns, a tensor each.
+        rows: for each tensor, the index of its price.
+        prices: distinct prices.
+        k: the budget.
+        width: bits of a pattern.
+
+    Returns:
+        The threshold (0 where all positive entries fit), the number of entries above it at each
+        price, and the number of entries equal to it in each tensor.
+    """
+    threshold = 0
+    above = np.zeros(len(prices), dtype=np.int64)
+    rest = list(bits)
+    for shift in range(width - _DIGIT, -1, -_DIGIT):
+        # Without the sign, so that zeros of negative sign count as zeros.
+        mask = 0x7FFF if shift == width - _DIGIT else 0xFFFF
+        counts = np.zeros((len(prices), mask + 1), dtype=np.int64)
+        for row, left in zip(rows, rest, strict=True):
+            if left.numel():
+                digits = (left >> shift) & mask
+                counts[row] += torch.bincount(digits, minlength=mask + 1).cpu().numpy()
+        down_to = above[:, None] + counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+        over = np.flatnonzero(_total(down_to, prices) > k)
+        if over.size == 0:
+            return 0, above, [0] * len(rest)
+        found = int(over[-1])
+        above = down_to[:, found] - counts[:, found]
+        threshold |= found << shift
+        # The digits are formed again: kept, they would be a copy of every tensor at once.
+        rest = [left[(left >> shift) & mask == found] for left in rest]
+    return threshold, above, [left.numel() for left in rest]
