@@ -1,0 +1,498 @@
+"""The file: prefix, checksum, and the entries one after the other in a single stream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atmc.codec import model
+from atmc.codec.errors import AtmcFormatError
+from atmc.codec.stream import Reader, Writer
+from atmc.codec.tensors import (
+    IDENTITIES,
+    KINDS,
+    MAX_LEVELS,
+    Artifact,
+    DenseTensor,
+    Entry,
+    Factor,
+    FactorizedWeight,
+    FloatSparseTensor,
+    IntegerTensor,
+    SparseTensor,
+    Value,
+    bfloat16_bits,
+    bfloat16_value,
+    code_range,
+    factor_shapes,
+    matrix_shape,
+)
+
+MAGIC = b"atm"
+VERSION = 0
+_PREFIX = len(MAGIC) + 1 + 4
+PARTS = ("header", "codebooks", "positions", "values", "dense")
+_ENTRY_KINDS = (FactorizedWeight, DenseTensor, IntegerTensor)
+# Orders of the exp-Golomb codes: near the usual sizes of what they count.
+_COUNT_ORDER, _NDIM_ORDER, _DIM_ORDER, _TEXT_ORDER = 2, 2, 3, 6
+
+
+@dataclass(frozen=True)
+class TensorSize:
+    """Where the bits of one tensor went. ``shape`` and ``elements`` count zeros too.
+
+    levels is 0 where there is no codebook. paper_bits = nonzeros * b, with 2**b >= levels and
+    b >= 1 (b = 32 for float values); 0 for the dense part. ``parts`` has every part but the header.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+    nonzeros: int
+    levels: int
+    paper_bits: int
+    parts: dict[str, int]
+
+    @property
+    def bits(self) -> int:
+        """All bits of this tensor."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Where the bits of a file went: ``parts`` adds up to ``file_bits``, exactly."""
+
+    file_bits: int
+    parts: dict[str, int]
+    tensors: tuple[TensorSize, ...]
+
+    @property
+    def paper_bits(self) -> int:
+        """Paper bits of all factors."""
+        return sum(tensor.paper_bits for tensor in self.tensors)
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros of all factors (k)."""
+        return sum(tensor.nonzeros for tensor in self.tensors)
+
+
+def encode(artifact: Artifact) -> bytes:
+    """The file's bytes; equal artifacts give equal bytes. ``ValueError`` if meta is not JSON."""
+    return _encode(artifact)[0]
+
+
+def _encode(artifact: Artifact) -> tuple[bytes, Writer]:
+    writer = Writer()
+    _write_artifact(writer, artifact)
+    version = bytes([VERSION])
+    stream = writer.finish()
+    checksum = zlib.crc32(MAGIC + version + stream).to_bytes(4, "little")
+    return MAGIC + version + checksum + stream, writer
+
+
+def decode(data: bytes, max_elements: int = 2**28) -> Artifact:
+    """The artifact that :func:`encode` was given.
+
+    Raises :class:`AtmcFormatError` for anything that is not exactly such a file, and where all
+    tensors together have more than ``max_elements`` elements: an element can take 16 bytes here.
+    """
+    stream = _check_prefix(bytes(data))
+    reader = Reader(stream)
+    try:
+        artifact = _read_artifact(reader, _Budget(max_elements))
+    except AtmcFormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise AtmcFormatError(f"damaged file: {error}") from None
+    reader.finish()
+    return artifact
+
+
+def _check_prefix(data: bytes) -> bytes:
+    """The stream behind a sound prefix."""
+    if not data.startswith(MAGIC):
+        short = len(data) < len(MAGIC) and MAGIC.startswith(data)
+        raise AtmcFormatError(
+            "file is cut short: it ends inside its prefix" if short else "not an atmc file"
+        )
+    if len(data) < _PREFIX:
+        raise AtmcFormatError("file is cut short: it ends inside its prefix")
+    version = data[len(MAGIC)]
+    if version > VERSION:
+        raise AtmcFormatError(
+            f"file is format version {version}, this atmc reads up to {VERSION}: upgrade atmc"
+        )
+    head, checksum, stream = data[: _PREFIX - 4], data[_PREFIX - 4 : _PREFIX], data[_PREFIX:]
+    if zlib.crc32(head + stream) != int.from_bytes(checksum, "little"):
+        raise AtmcFormatError("damaged file: the checksum does not match; fetch it again")
+    return stream
+
+
+class _Budget:
+    """Refuses shapes before anything of their size is allocated."""
+
+    def __init__(self, max_elements: int) -> None:
+        self._max, self._left = max_elements, max_elements
+
+    def spend(self, shape: tuple[int, ...]) -> None:
+        # An empty dimension does not excuse the others: numpy refuses such shapes too.
+        self._left -= math.prod(max(dim, 1) for dim in shape)
+        if self._left < 0:
+            raise AtmcFormatError(
+                f"file holds over {self._max} elements: raise max_elements if you trust it"
+            )
+
+
+def _write_artifact(writer: Writer, artifact: Artifact) -> None:
+    _write_json(writer, artifact.meta, {})
+    entries = artifact.entries
+    writer.golomb(len(entries), _COUNT_ORDER)
+    if entries:
+        named = entries[0].name is not None
+        writer.symbol(int(named), 2)
+        if named:
+            _write_json(writer, [entry.name for entry in entries], [])
+    outputs = None
+    row = 0
+    for entry in entries:
+        value = entry.value
+        writer.symbol(_ENTRY_KINDS.index(type(value)), len(_ENTRY_KINDS))
+        if isinstance(value, FactorizedWeight):
+            _write_weight(writer, value, row)
+            outputs = value.out
+            row += 3
+        else:
+            repeat = outputs is not None and value.shape == (outputs,)
+            if outputs is not None:
+                writer.symbol(int(repeat), 2)
+            if not repeat:
+                _write_shape(writer, value.shape)
+            writer.row, writer.part = row, "dense"
+            if isinstance(value, DenseTensor):
+                _write_dense(writer, value)
+            else:
+                _write_integers(writer, value)
+            row += 1
+        writer.row, writer.part = -1, "header"
+
+
+def _read_artifact(reader: Reader, budget: _Budget) -> Artifact:
+    meta = _read_json(reader, {})
+    count = reader.golomb(_COUNT_ORDER)
+    names: list[Any] | None = None
+    if count and reader.symbol(2):
+        names = _read_json(reader, [])
+        if len(names) != count or not all(isinstance(name, str) for name in names):
+            raise AtmcFormatError(f"damaged file: no list of {count} names")
+    outputs = None
+    entries: list[Entry] = []
+    while len(entries) < count:
+        kind = _ENTRY_KINDS[reader.symbol(len(_ENTRY_KINDS))]
+        value: Value
+        if kind is FactorizedWeight:
+            value = _read_weight(reader, budget)
+            outputs = value.out
+        else:
+            if outputs is not None and reader.symbol(2):
+                shape: tuple[int, ...] = (outputs,)
+            else:
+                shape = _read_shape(reader)
+            budget.spend(shape)
+            read = _read_dense if kind is DenseTensor else _read_integers
+            value = read(reader, shape)
+        entries.append(Entry(names[len(entries)] if names is not None else None, value))
+    return Artifact(meta, tuple(entries))
+
+
+def _write_json(writer: Writer, content: Any, empty: Any) -> None:
+    """One bit if ``content`` is empty; else UTF-8 JSON, at 7 bits a byte where it is ASCII."""
+    writer.symbol(int(content != empty), 2)
+    if content == empty:
+        return
+    try:
+        text = _json_text(content)
+        same = json.loads(text) == content
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"metadata and names: cannot be written as JSON: {error}") from None
+    if not same:
+        raise ValueError("metadata: changes when written as JSON; use lists and string keys")
+    writer.golomb(len(text), _TEXT_ORDER)
+    size = 128 if text.isascii() else 256
+    writer.symbol(int(size == 256), 2)
+    writer.uniform(np.frombuffer(text, dtype=np.uint8), size)
+
+
+def _json_text(content: Any) -> bytes:
+    return json.dumps(
+        content, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    ).encode()
+
+
+def _read_json(reader: Reader, empty: Any) -> Any:
+    if not reader.symbol(2):
+        return empty
+    length = reader.golomb(_TEXT_ORDER)
+    size = 256 if reader.symbol(2) else 128
+    text = reader.uniform(length, size).astype(np.uint8).tobytes()
+    content = json.loads(text)
+    # Also refuses what json.loads takes and nobody could write again: NaN, 1e999, lone surrogates.
+    if type(content) is not type(empty) or _json_text(content) != text:
+        raise AtmcFormatError("damaged file: metadata or names are not as an encoder writes them")
+    return content
+
+
+def _write_shape(writer: Writer, shape: tuple[int, ...]) -> None:
+    writer.golomb(len(shape), _NDIM_ORDER)
+    for dim in shape:
+        writer.golomb(dim, _DIM_ORDER)
+
+
+def _read_shape(reader: Reader) -> tuple[int, ...]:
+    ndim = reader.golomb(_NDIM_ORDER)
+    if ndim > 32:
+        raise AtmcFormatError(f"damaged file: a tensor of {ndim} dimensions")
+    return tuple(reader.golomb(_DIM_ORDER) for _ in range(ndim))
+
+
+def _write_weight(writer: Writer, weight: FactorizedWeight, row: int) -> None:
+    _write_shape(writer, weight.shape)
+    writer.golomb(weight.groups - 1, 0)
+    if len(weight.shape) > 2:
+        writer.symbol(int(weight.transposed), 2)
+    writer.symbol(IDENTITIES.index(weight.identity), len(IDENTITIES))
+    if weight.identity == "none":
+        writer.bounded(weight.rank, min(weight.c.shape[-2:]))
+    for offset, factor in enumerate((weight.u, weight.v, weight.c)):
+        writer.row, writer.part = row + offset, "header"
+        _write_factor(writer, factor)
+
+
+def _read_weight(reader: Reader, budget: _Budget) -> FactorizedWeight:
+    shape = _read_shape(reader)
+    budget.spend(shape)
+    groups = reader.golomb(0) + 1
+    transposed = len(shape) > 2 and bool(reader.symbol(2))
+    rows, rest = matrix_shape(shape, groups, transposed)
+    identity = IDENTITIES[reader.symbol(len(IDENTITIES))]
+    if identity == "none":
+        rank = reader.bounded(min(rows, rest))
+    else:
+        rank = rows if identity == "left" else rest
+        if rank > min(rows, rest):
+            raise AtmcFormatError("damaged file: the identity on the larger side")
+    u_shape, v_shape, c_shape = factor_shapes(rows, rest, groups, rank)
+    budget.spend(u_shape)
+    budget.spend(v_shape)
+    u, v, c = (_read_factor(reader, s) for s in (u_shape, v_shape, c_shape))
+    return FactorizedWeight(shape, groups, transposed, identity, u, v, c)
+
+
+def _write_factor(writer: Writer, factor: Factor) -> None:
+    floats = isinstance(factor, FloatSparseTensor)
+    writer.symbol(int(floats), 2)
+    model.encode_positions(writer, factor.positions, factor.elements)
+    if isinstance(factor, FloatSparseTensor):
+        writer.part = "values"
+        words = factor.values.view(np.uint32)
+        writer.uniform(words >> 16, 1 << 16)
+        writer.uniform(words & 0xFFFF, 1 << 16)
+    elif factor.nonzeros:
+        writer.part = "codebooks"
+        _write_levels(writer, factor)
+        model.encode_codes(writer, factor.codes, factor.levels.size)
+
+
+def _read_factor(reader: Reader, shape: tuple[int, ...]) -> Factor:
+    floats = reader.symbol(2)
+    positions = model.decode_positions(reader, math.prod(shape))
+    count = positions.size
+    if floats:
+        high = reader.uniform(count, 1 << 16)
+        words = high << 16 | reader.uniform(count, 1 << 16)
+        return FloatSparseTensor(shape, positions, words.astype(np.uint32).view(np.float32))
+    if not count:
+        return SparseTensor(shape, positions, positions, np.zeros(0, np.int32), 0, 2)
+    level_bits = reader.symbol(15) + 2
+    exponent = reader.symbol(256) - 128
+    limit = (1 << level_bits - 1) - 1
+    slots = reader.bounded(min(MAX_LEVELS, 2 * limit) - 1) + 1
+    index = model.read_subset(reader, slots, 2 * limit)
+    levels = (index - limit + (index >= limit)).astype(np.int32)
+    codes = model.decode_codes(reader, count, slots)
+    return SparseTensor(shape, positions, codes, levels, exponent, level_bits)
+
+
+def _write_levels(writer: Writer, factor: SparseTensor) -> None:
+    """Levels are a subset of the 2**level_bits - 2 possible ones, coded as positions are."""
+    writer.symbol(factor.level_bits - 2, 15)
+    writer.symbol(factor.exponent + 128, 256)
+    limit = (1 << factor.level_bits - 1) - 1
+    writer.bounded(factor.levels.size - 1, min(MAX_LEVELS, 2 * limit) - 1)
+    levels = factor.levels.astype(np.int64)
+    model.write_subset(writer, levels + limit - (levels > 0), 2 * limit)
+
+
+def _write_dense(writer: Writer, tensor: DenseTensor) -> None:
+    writer.symbol(tensor.width - 2, 8)
+    writer.symbol(KINDS.index(tensor.kind), 2)
+    if tensor.kind == "linear":
+        writer.bits_of(bfloat16_bits(tensor.scale), 15)
+    else:
+        writer.bits_of(math.frexp(tensor.scale)[1] + 127, 8)
+    fixed, masked = Writer(), Writer()
+    _write_fixed(fixed, tensor)
+    _write_masked(masked, tensor)
+    use_mask = masked.bits < fixed.bits
+    writer.symbol(int(use_mask), 2)
+    (_write_masked if use_mask else _write_fixed)(writer, tensor)
+
+
+def _write_fixed(writer: Writer, tensor: DenseTensor) -> None:
+    low, high = code_range(tensor.kind, tensor.width)
+    writer.uniform(tensor.codes - low, high - low + 1)
+
+
+def _write_masked(writer: Writer, tensor: DenseTensor) -> None:
+    low, high = code_range(tensor.kind, tensor.width)
+    places = np.flatnonzero(tensor.codes)
+    writer.bounded(int(places.size), tensor.codes.size)
+    model.write_subset(writer, places, tensor.codes.size)
+    codes = tensor.codes[places]
+    writer.uniform(codes - low - (codes > 0), high - low)
+
+
+def _read_dense(reader: Reader, shape: tuple[int, ...]) -> DenseTensor:
+    width = reader.symbol(8) + 2
+    kind = KINDS[reader.symbol(2)]
+    if kind == "linear":
+        scale = bfloat16_value(reader.bits_of(15))
+    else:
+        scale = math.ldexp(1.0, reader.bits_of(8) - 128)
+    low, high = code_range(kind, width)
+    size = math.prod(shape)
+    if not reader.symbol(2):
+        codes = reader.uniform(size, high - low + 1) + low
+    else:
+        count = reader.bounded(size)
+        places = model.read_subset(reader, count, size)
+        found = reader.uniform(count, high - low) + low
+        codes = np.zeros(size, dtype=np.int64)
+        codes[places] = found + (found >= 0)
+    return DenseTensor(shape, codes, scale, width, kind)
+
+
+def dense_fixed_bits(size: int, width: int) -> int:
+    """Upper bound, in bits, of what a :class:`DenseTensor` of ``size`` values adds to a file.
+
+    20 bits for width, kind, scale and mode, ``width`` a value, and one bit for every 512 values for
+    the coder's rounding. The entry's kind, shape and name are not in it.
+    """
+    return 20 + size * width + -(-size // 512)
+
+
+def _write_integers(writer: Writer, tensor: IntegerTensor) -> None:
+    """The smallest value, then all above it in as many bits as the largest difference needs."""
+    if tensor.values.size == 0:
+        return
+    low = int(tensor.values.min())
+    width = (int(tensor.values.max()) - low).bit_length()
+    writer.symbol(int(low < 0), 2)
+    writer.golomb(abs(low), 0)
+    writer.symbol(width, 65)
+    # Differences reach 2**64 - 1: unsigned arithmetic wraps around to just that.
+    above = tensor.values.view(np.uint64) - np.uint64(low % 2**64)
+    for shift in range(0, width, 16):
+        digits = above >> np.uint64(shift) & np.uint64(0xFFFF)
+        writer.uniform(digits, 1 << min(16, width - shift))
+
+
+def _read_integers(reader: Reader, shape: tuple[int, ...]) -> IntegerTensor:
+    size = math.prod(shape)
+    if size == 0:
+        return IntegerTensor(shape, np.zeros(0, dtype=np.int64))
+    negative = reader.symbol(2)
+    low = reader.golomb(0) * (-1 if negative else 1)
+    width = reader.symbol(65)
+    above = np.zeros(size, dtype=np.uint64)
+    for shift in range(0, width, 16):
+        digits = reader.uniform(size, 1 << min(16, width - shift))
+        above |= digits.astype(np.uint64) << np.uint64(shift)
+    if not -(2**63) <= low <= 2**63 - 1 - int(above.max()):
+        raise AtmcFormatError("damaged file: an integer over 64 bits")
+    return IntegerTensor(shape, (above + np.uint64(low % 2**64)).view(np.int64))
+
+
+def measure(artifact: Artifact, bits: int | None = None) -> Sizes:
+    """Where the bits of ``encode(artifact)`` go.
+
+    Parts of a tensor are ideal code lengths, rounded to whole bits; the prefix, metadata, names,
+    shapes and all rounding are in the file's header. ``bits``, if given, is the b of paper bits for
+    every tensor with a codebook.
+    """
+    data, writer = _encode(artifact)
+    tensors: list[TensorSize] = []
+    for index, entry in enumerate(artifact.entries):
+        name = entry.name if entry.name is not None else str(index)
+        value = entry.value
+        if isinstance(value, FactorizedWeight):
+            for letter, factor in zip("UVC", (value.u, value.v, value.c), strict=True):
+                parts = _row_parts(writer, len(tensors))
+                tensors.append(_factor_size(f"{name}.{letter}", factor, parts, bits))
+        else:
+            parts = _row_parts(writer, len(tensors))
+            size = math.prod(value.shape)
+            tensors.append(TensorSize(name, value.shape, size, 0, 0, 0, parts))
+    total = {part: sum(t.parts[part] for t in tensors) for part in PARTS[1:]}
+    header = 8 * len(data) - sum(total.values())
+    return Sizes(8 * len(data), {"header": header, **total}, tuple(tensors))
+
+
+def _row_parts(writer: Writer, row: int) -> dict[str, int]:
+    return {part: round(writer.costs.get((row, part), 0.0)) for part in PARTS[1:]}
+
+
+def _factor_size(name: str, factor: Factor, parts: dict[str, int], bits: int | None) -> TensorSize:
+    if isinstance(factor, FloatSparseTensor):
+        levels, b = 0, 32
+    else:
+        levels = int(factor.levels.size)
+        b = bits if bits is not None else max(1, (levels - 1).bit_length())
+    paper_bits = factor.nonzeros * b
+    return TensorSize(
+        name, factor.shape, factor.elements, factor.nonzeros, levels, paper_bits, parts
+    )
+
+
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` to ``path`` in one step: whoever looks sees the old file or the whole new one.
+
+    Raises ``OSError`` where that fails, and leaves nothing behind then.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file, for :func:`decode`."""
+    return Path(path).read_bytes()

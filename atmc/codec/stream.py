@@ -1,0 +1,213 @@
+"""Range-coded symbols: a thin writer and reader over constriction, with exact bit counts.
+
+Every probability is an integer over 2**24, so that the bytes are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from atmc.codec.errors import AtmcFormatError
+
+_queue, _model = constriction.stream.queue, constriction.stream.model
+
+PRECISION = 24
+TOTAL = 1 << PRECISION
+# Symbols per call to the coder: bounds the memory that a lying symbol count can claim.
+_CHUNK = 1 << 20
+
+
+def scale_frequencies(weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Integer frequencies >= 1 that add up to 2**24, in proportion to weights (sum in 1..2**38).
+
+    f_i = 1 + floor(w_i * (2**24 - n) / sum(w)); the largest weight (the first such) gets the rest.
+    """
+    free = TOTAL - weights.size
+    frequencies = 1 + weights * free // int(weights.sum())
+    frequencies[int(np.argmax(weights))] += TOTAL - int(frequencies.sum())
+    return np.asarray(frequencies, dtype=np.int64)
+
+
+def _categorical(frequencies: NDArray[np.int64]) -> Any:
+    # constriction gives each of n symbols 1/2**24 and shares out the other 2**24 - n in proportion
+    # to the weights. With weights f - 1 that sum to just that, its arithmetic is exact.
+    return _model.Categorical((frequencies - 1).astype(np.float64), perfect=False)
+
+
+class Writer:
+    """Encodes symbols; adds up their ideal lengths (bits) by the current ``row`` and ``part``."""
+
+    def __init__(self) -> None:
+        self.row = -1
+        self.part = "header"
+        self.costs: defaultdict[tuple[int, str], float] = defaultdict(float)
+        self._encoder = _queue.RangeEncoder()
+
+    @property
+    def bits(self) -> float:
+        """Ideal length of everything written so far."""
+        return math.fsum(self.costs.values())
+
+    def uniform(self, symbols: NDArray[Any], size: int) -> None:
+        """Symbols in [0, size), 1 <= size <= 2**16, all equally likely."""
+        if size > 1 and symbols.size:
+            self._encoder.encode(
+                np.ascontiguousarray(symbols, dtype=np.int32), _model.Uniform(size)
+            )
+            self.costs[self.row, self.part] += symbols.size * (PRECISION - math.log2(TOTAL // size))
+
+    def categorical(self, symbols: NDArray[Any], frequencies: NDArray[np.int64]) -> None:
+        """Symbols in [0, n) with probabilities frequencies / 2**24 (n >= 2, each >= 1)."""
+        if symbols.size == 0:
+            return
+        self._encoder.encode(
+            np.ascontiguousarray(symbols, dtype=np.int32), _categorical(frequencies)
+        )
+        counts = np.bincount(symbols, minlength=frequencies.size)
+        self.costs[self.row, self.part] += categorical_bits(counts, frequencies)
+
+    def symbol(self, value: int, size: int) -> None:
+        """One symbol in [0, size), 1 <= size <= 2**16, all equally likely."""
+        if size > 1:
+            self._encoder.encode(value, _model.Uniform(size))
+            self.costs[self.row, self.part] += PRECISION - math.log2(TOTAL // size)
+
+    def bits_of(self, value: int, width: int) -> None:
+        """``value`` in [0, 2**width), in digits of 16 bits, the highest (and shortest) first."""
+        while width > 0:
+            digit = (width - 1) % 16 + 1
+            width -= digit
+            self.symbol(value >> width & (1 << digit) - 1, 1 << digit)
+
+    def golomb(self, value: int, order: int) -> None:
+        """``value`` >= 0 by exp-Golomb of the given order; value + 2**order must be < 2**64."""
+        shifted = value + (1 << order)
+        length = shifted.bit_length() - 1
+        for _ in range(length - order):
+            self.symbol(1, 2)
+        self.symbol(0, 2)
+        self.bits_of(shifted - (1 << length), length)
+
+    def bounded(self, value: int, maximum: int) -> None:
+        """``value`` in [0, maximum]: one bit for 0; else its bit length, then the bits below."""
+        if maximum == 0:
+            return
+        self.symbol(int(value > 0), 2)
+        if value:
+            length = value.bit_length()
+            self.symbol(length - 1, maximum.bit_length())
+            self.bits_of(value - (1 << length - 1), length - 1)
+
+    def finish(self) -> bytes:
+        """The bytes of everything written: the fewest that decode to it when zeros follow."""
+        return _seal(self._encoder)
+
+
+def _seal(encoder: Any) -> bytes:
+    """The encoder's whole words, and of its undecided 64 bits the fewest bytes that decide them.
+
+    Bytes are in big-endian order, highest digit first, so that any tail of zeros can be left out.
+    Whole words stay even if zero: the length of the bytes bounds what they can hold.
+    """
+    sealed = encoder.get_compressed()
+    done, (lower, width) = encoder.pos()
+    words: bytes = sealed[:done].astype(">u4").tobytes()
+    tail = int.from_bytes(sealed[done : done + 2].astype(">u4").tobytes().ljust(8, b"\0"), "big")
+    # The tail may be any number in [lower, end). Where 2**64 lies within, a carry and no tail do:
+    # constriction has carried if its own tail has wrapped around to below ``lower``.
+    end = lower + width
+    if end > 1 << 64:
+        if tail >= lower:
+            words = (int.from_bytes(words, "big") + 1).to_bytes(len(words), "big")
+        return words
+    points = (-(-lower >> drop) << drop for drop in range(64, -1, -8))
+    shortest: int = next(point for point in points if point < end)
+    return words + shortest.to_bytes(8, "big").rstrip(b"\0")
+
+
+def categorical_bits(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> float:
+    """Ideal length of ``counts[i]`` symbols i under probabilities frequencies / 2**24."""
+    return float((counts * (PRECISION - np.log2(frequencies))).sum())
+
+
+class Reader:
+    """Decodes what a :class:`Writer` wrote; raises :class:`AtmcFormatError` otherwise.
+
+    What is decoded is encoded again: so the reader knows when the stream is used up, and in the
+    end that the bytes are just those of the decoded symbols, with nothing behind them.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        padded = data + bytes(-len(data) % 4 + 8)
+        self._data = data
+        self._words = len(padded) // 4
+        self._decoder = _queue.RangeDecoder(np.frombuffer(padded, dtype=">u4").astype(np.uint32))
+        self._mirror = _queue.RangeEncoder()
+
+    def _read(self, model: Any, count: int) -> NDArray[np.int64]:
+        chunks = [np.zeros(0, dtype=np.int64)]
+        while count:
+            amount = min(count, _CHUNK)
+            try:
+                symbols = self._decoder.decode(model, amount)
+            except AssertionError:
+                raise AtmcFormatError("damaged file: no symbol has this code") from None
+            self._mirror.encode(symbols, model)
+            if self._mirror.num_words() > self._words:
+                raise AtmcFormatError("damaged file: the stream ends too early")
+            chunks.append(symbols.astype(np.int64))
+            count -= amount
+        return np.concatenate(chunks)
+
+    def uniform(self, count: int, size: int) -> NDArray[np.int64]:
+        """``count`` symbols in [0, size)."""
+        if size == 1:
+            return np.zeros(count, dtype=np.int64)
+        return self._read(_model.Uniform(size), count)
+
+    def categorical(self, count: int, frequencies: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``count`` symbols with probabilities frequencies / 2**24."""
+        return self._read(_categorical(frequencies), count) if count else np.zeros(0, np.int64)
+
+    def symbol(self, size: int) -> int:
+        """One symbol in [0, size)."""
+        return int(self.uniform(1, size)[0])
+
+    def bits_of(self, width: int) -> int:
+        """An integer of ``width`` bits."""
+        value = 0
+        while width > 0:
+            digit = (width - 1) % 16 + 1
+            width -= digit
+            value = value << digit | self.symbol(1 << digit)
+        return value
+
+    def golomb(self, order: int) -> int:
+        """An exp-Golomb integer."""
+        length = order
+        while self.symbol(2):
+            length += 1
+            if length > 63:
+                raise AtmcFormatError("damaged file: an integer over 64 bits")
+        return (1 << length) + self.bits_of(length) - (1 << order)
+
+    def bounded(self, maximum: int) -> int:
+        """An integer in [0, maximum]."""
+        if maximum == 0 or self.symbol(2) == 0:
+            return 0
+        length = self.symbol(maximum.bit_length())
+        value = (1 << length) + self.bits_of(length)
+        if value > maximum:
+            raise AtmcFormatError(f"damaged file: {value} where at most {maximum} is possible")
+        return value
+
+    def finish(self) -> None:
+        """Raise unless the bytes end just where the decoded symbols do."""
+        if _seal(self._mirror) != self._data:
+            raise AtmcFormatError("damaged file: bytes behind the end of the stream")

@@ -1,0 +1,128 @@
+"""Artifacts for the tests: random ones for hypothesis, and a network as training leaves it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from atmc import codec
+from atmc.codec.tensors import Factor
+
+
+def gaussian_factor(
+    rng: np.random.Generator, shape: tuple[int, ...], density: float, levels: int = 16
+) -> codec.SparseTensor:
+    """Random positions; Gaussian values rounded to the nearest of evenly spread quantiles."""
+    positions = np.flatnonzero(rng.random(math.prod(shape)) < density)
+    grid = np.unique(np.rint(40 * np.sort(rng.normal(size=4 * levels))[::4])).astype(np.int32)
+    grid = grid[grid != 0]
+    values = 40 * rng.normal(size=positions.size)
+    codes = np.searchsorted((grid[1:] + grid[:-1]) / 2, values)
+    return codec.SparseTensor(shape, positions, codes, grid, -9, 9)
+
+
+def empty_factor(shape: tuple[int, ...]) -> codec.SparseTensor:
+    """A factor of zeros."""
+    return codec.SparseTensor(shape, [], [], [], 0, 2)
+
+
+def lenet(rng: np.random.Generator, density: float) -> codec.Artifact:
+    """A LeNet whose V are of the given density, U and C of a tenth, and its biases at 8 bits."""
+    entries = []
+    for shape in ((20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)):
+        rows, rest = shape[0], math.prod(shape[1:])
+        factors = (
+            gaussian_factor(rng, (rows, rows), density / 10),
+            gaussian_factor(rng, (rows, rest), density),
+            gaussian_factor(rng, (rows, rest), density / 10),
+        )
+        weight = codec.FactorizedWeight(shape, 1, False, "left", *factors)
+        entries.append(codec.Entry(None, weight))
+        bias = rng.normal(size=rows).astype(np.float32)
+        entries.append(codec.Entry(None, codec.quantize_dense(bias, 8)))
+    return codec.Artifact({}, tuple(entries))
+
+
+@st.composite
+def factors(draw: Any, shape: tuple[int, ...]) -> Factor:
+    size = math.prod(shape)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    count = draw(st.sampled_from([0, 1, size // 20, size // 2, size - 1, size]))
+    count = min(max(count, 0), size)
+    positions = np.sort(rng.choice(size, count, replace=False)) if size else np.zeros(0, np.int64)
+    if draw(st.booleans()):
+        values = rng.normal(size=count).astype(np.float32)
+        values[values == 0] = 1.0
+        return codec.FloatSparseTensor(shape, positions, values)
+    level_bits = draw(st.integers(2, 16))
+    limit = 2 ** (level_bits - 1) - 1
+    most = min(256, 2 * limit)
+    number = draw(st.sampled_from([1, 2, min(16, most), most]))
+    levels = np.sort(rng.choice(2 * limit, number, replace=False)) - limit
+    levels = (levels + (levels >= 0)).astype(np.int32)
+    exponent = draw(st.integers(-128, 128 - int(np.abs(levels).max()).bit_length()))
+    exponent = min(exponent, 127)
+    skew = draw(st.sampled_from([0.2, 1.0, 5.0]))
+    codes = (number * rng.random(count) ** skew).astype(np.int64)
+    return codec.SparseTensor(shape, positions, codes, levels, exponent, level_bits)
+
+
+@st.composite
+def weights(draw: Any) -> codec.FactorizedWeight:
+    groups = draw(st.integers(1, 3))
+    rows, inputs = draw(st.integers(0, 6)), draw(st.integers(0, 6))
+    kernel = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
+    transposed = bool(kernel) and draw(st.booleans())
+    shape = (groups * inputs, rows, *kernel) if transposed else (groups * rows, inputs, *kernel)
+    rest = inputs * math.prod(kernel)
+    identity = draw(st.sampled_from(["none", "left" if rows <= rest else "right"]))
+    rank = min(rows, rest) if identity != "none" else draw(st.integers(0, min(rows, rest)))
+    lead = (groups,) if groups > 1 else ()
+    u = draw(factors((*lead, rows, rank)))
+    v = draw(factors((*lead, rank, rest)))
+    c = draw(factors((*lead, rows, rest)))
+    return codec.FactorizedWeight(shape, groups, transposed, identity, u, v, c)
+
+
+@st.composite
+def dense_tensors(draw: Any) -> codec.DenseTensor:
+    shape = tuple(draw(st.lists(st.integers(0, 9), max_size=2)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = rng.normal(size=shape) * (rng.random(shape) < draw(st.sampled_from([0.1, 1.0])))
+    if draw(st.booleans()):
+        values = np.exp(4 * values)
+    values = np.ldexp(np.asarray(values, np.float32), draw(st.integers(-90, 90)))
+    return codec.quantize_dense(values, draw(st.integers(2, 8)))
+
+
+@st.composite
+def integer_tensors(draw: Any) -> codec.IntegerTensor:
+    low = draw(st.sampled_from([-(2**63), -300, 0, 1, 2**62]))
+    high = draw(st.sampled_from([low, low + 1, low + 70_000, 2**63 - 1]))
+    values = draw(st.lists(st.integers(low, high), max_size=6))
+    scalar = len(values) == 1 and draw(st.booleans())
+    return codec.IntegerTensor(() if scalar else (len(values),), np.array(values, np.int64))
+
+
+_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(-1e9, 1e9)
+    | st.text("aé☃"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("kü"), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def artifacts(draw: Any) -> codec.Artifact:
+    values = draw(st.lists(weights() | dense_tensors() | integer_tensors(), max_size=4))
+    named = draw(st.booleans())
+    entries = tuple(
+        codec.Entry(f"layer{i}.wäight" if named else None, v) for i, v in enumerate(values)
+    )
+    return codec.Artifact(draw(st.dictionaries(st.text("mö"), _json, max_size=2)), entries)

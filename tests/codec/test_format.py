@@ -1,0 +1,304 @@
+"""The bytes against a slow decoder made from docs/FORMAT.md, and the coder's fast parts."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pytest
+from codec_builders import artifacts, lenet
+from hypothesis import HealthCheck, given, settings
+
+from atmc import codec
+from atmc.codec import model
+from atmc.codec.stream import Reader, Writer, scale_frequencies
+
+
+class SlowDecoder:
+    """docs/FORMAT.md, section by section, in Python integers."""
+
+    def __init__(self, data: bytes) -> None:
+        assert data[:4] == b"atm\x00"
+        assert zlib.crc32(data[:4] + data[8:]) == int.from_bytes(data[4:8], "little")
+        self.stream = data[8:] + bytes(16)
+        self.next, self.lower, self.range = 8, 0, 2**64 - 1
+        self.point = int.from_bytes(self.stream[:8], "big")
+
+    def symbol(self, frequencies: list[int]) -> int:
+        scale = self.range >> 24
+        q = (self.point - self.lower) % 2**64 // scale
+        index = bisect_right(list(accumulate(frequencies)), q)
+        cumulative, frequency = sum(frequencies[:index]), frequencies[index]
+        self.lower = (self.lower + scale * cumulative) % 2**64
+        self.range = scale * frequency
+        if self.range < 2**32:
+            self.range <<= 32
+            self.lower = (self.lower << 32) % 2**64
+            word = self.stream[self.next : self.next + 4].ljust(4, b"\0")
+            self.point = (self.point << 32) % 2**64 + int.from_bytes(word, "big")
+            self.next += 4
+        return index
+
+    def uniform(self, n: int) -> int:
+        if n == 1:
+            return 0
+        each = 2**24 // n
+        scale = self.range >> 24
+        q = (self.point - self.lower) % 2**64 // scale
+        index = min(q // each, n - 1)
+        before = each * index
+        width = 2**24 - before if index == n - 1 else each
+        assert self.symbol([before, width, 2**24 - before - width]) == 1
+        return index
+
+    def bits(self, width: int) -> int:
+        value = 0
+        while width:
+            digit = (width - 1) % 16 + 1
+            value = (value << digit) + self.uniform(2**digit)
+            width -= digit
+        return value
+
+    def golomb(self, k: int) -> int:
+        j = 0
+        while self.uniform(2):
+            j += 1
+        return self.bits(j + k) + 2 ** (j + k) - 2**k
+
+    def bounded(self, maximum: int) -> int:
+        if maximum == 0 or self.uniform(2) == 0:
+            return 0
+        length = self.uniform(maximum.bit_length())
+        return 2**length + self.bits(length)
+
+    def cat(self, weights: list[int]) -> int:
+        n, total = len(weights), sum(weights)
+        frequencies = [1 + w * (2**24 - n) // total for w in weights]
+        frequencies[weights.index(max(weights))] += 2**24 - sum(frequencies)
+        return self.symbol(frequencies)
+
+    def json(self) -> Any:
+        if not self.uniform(2):
+            return None
+        length = self.golomb(6)
+        size = 256 if self.uniform(2) else 128
+        return json.loads(bytes(self.uniform(size) for _ in range(length)))
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.golomb(3) for _ in range(self.golomb(2)))
+
+    def subset(self, k: int, n: int) -> list[int]:
+        m = min(k, n - k)
+        found: list[int] = []
+        if m:
+            longest = min(4096, 2 ** int(math.log2(n // m)))
+            p = max(1, (m * 2**24 + n // 2) // n)
+            s = [2**32]
+            for _ in range(longest):
+                s.append(s[-1] * (2**24 - p) >> 24)
+            weights = [s[i] - s[i + 1] for i in range(longest)] + [s[longest]]
+            place = 0
+            while len(found) < m:
+                run = self.cat(weights)
+                place += run
+                if run < longest:
+                    found.append(place)
+                    place += 1
+        return sorted(set(range(n)) - set(found)) if 2 * k > n else found
+
+    def codes(self, k: int, levels: int) -> list[int]:
+        if levels == 1:
+            return [0] * k
+        table = self.uniform(4)
+        if table == 0:
+            return [self.uniform(levels) for _ in range(k)]
+        mu = (0, 1, 3)[table - 1]
+
+        def weight(token: int) -> int:
+            s = max((token >> mu) - 1, 0)
+            return (token - (s << mu)) << s
+
+        top = min(range(400), key=lambda t: (abs(weight(t) - k), -t))
+        order = self.uniform(4)
+        tokens = [self.bounded(top)]
+        while len(tokens) < levels:
+            z = self.golomb(order)
+            tokens.append(tokens[-1] + (-(z + 1) // 2 if z % 2 else z // 2))
+        return [self.cat([weight(t) for t in tokens]) for _ in range(k)]
+
+    def factor(self, shape: tuple[int, ...]) -> codec.SparseTensor | codec.FloatSparseTensor:
+        n = math.prod(shape)
+        floats = self.uniform(2)
+        k = self.bounded(n)
+        positions = np.array(self.subset(k, n), dtype=np.int64)
+        if floats:
+            high = [self.uniform(2**16) for _ in range(k)]
+            words = np.array([h * 2**16 + self.uniform(2**16) for h in high], dtype=np.uint32)
+            return codec.FloatSparseTensor(shape, positions, words.view(np.float32))
+        if k == 0:
+            return codec.SparseTensor(shape, positions, positions, np.zeros(0, np.int32), 0, 2)
+        level_bits, exponent = self.uniform(15) + 2, self.uniform(256) - 128
+        lim = 2 ** (level_bits - 1) - 1
+        count = 1 + self.bounded(min(256, 2 * lim) - 1)
+        levels = [i - lim + (i >= lim) for i in self.subset(count, 2 * lim)]
+        codes = np.array(self.codes(k, count), dtype=np.int64)
+        return codec.SparseTensor(
+            shape, positions, codes, np.array(levels, np.int32), exponent, level_bits
+        )
+
+    def weight(self) -> codec.FactorizedWeight:
+        shape = self.shape()
+        groups = self.golomb(0) + 1
+        transposed = bool(len(shape) > 2 and self.uniform(2))
+        identity = ("none", "left", "right")[self.uniform(3)]
+        if transposed:
+            rows, rest = shape[1], shape[0] // groups * math.prod(shape[2:])
+        else:
+            rows, rest = shape[0] // groups, math.prod(shape[1:])
+        rank = rows if identity == "left" else rest
+        if identity == "none":
+            rank = self.bounded(min(rows, rest))
+        lead = (groups,) if groups > 1 else ()
+        shapes = ((*lead, rows, rank), (*lead, rank, rest), (*lead, rows, rest))
+        return codec.FactorizedWeight(
+            shape, groups, transposed, identity, *(self.factor(s) for s in shapes)
+        )
+
+    def dense(self, shape: tuple[int, ...]) -> codec.DenseTensor:
+        n = math.prod(shape)
+        width, kind = self.uniform(8) + 2, ("linear", "log")[self.uniform(2)]
+        if kind == "linear":
+            scale = float(np.array([self.bits(15) << 16], np.uint32).view(np.float32)[0])
+            lo, hi = -(2 ** (width - 1) - 1), 2 ** (width - 1) - 1
+        else:
+            scale = 2.0 ** (self.bits(8) - 128)
+            lo, hi = 0, 2**width - 1
+        codes = [0] * n
+        if self.uniform(2) == 0:
+            codes = [self.uniform(hi - lo + 1) + lo for _ in range(n)]
+        else:
+            for place in self.subset(self.bounded(n), n):
+                codes[place] = 1
+            for place in range(n):
+                if codes[place]:
+                    code = self.uniform(hi - lo) + lo
+                    codes[place] = code + (code >= 0)
+        return codec.DenseTensor(shape, np.array(codes, np.int64), scale, width, kind)
+
+    def integers(self, shape: tuple[int, ...]) -> codec.IntegerTensor:
+        n = math.prod(shape)
+        if n == 0:
+            return codec.IntegerTensor(shape, np.zeros(0, np.int64))
+        negative = self.uniform(2)
+        low = self.golomb(0) * (-1 if negative else 1)
+        width = self.uniform(65)
+        values = [low] * n
+        for shift in range(0, width, 16):
+            for i in range(n):
+                values[i] += self.uniform(2 ** min(16, width - shift)) << shift
+        return codec.IntegerTensor(shape, np.array(values, np.int64))
+
+    def artifact(self) -> codec.Artifact:
+        meta = self.json() or {}
+        count = self.golomb(2)
+        names = (self.json() or []) if count and self.uniform(2) else [None] * count
+        entries: list[codec.Entry] = []
+        outputs = None
+        for name in names:
+            kind = self.uniform(3)
+            value: Any
+            if kind == 0:
+                value = self.weight()
+                rows = value.shape[1] * value.groups if value.transposed else value.shape[0]
+                outputs = (rows,)
+            else:
+                repeat = outputs is not None and self.uniform(2)
+                shape = outputs if repeat and outputs is not None else self.shape()
+                value = self.dense(shape) if kind == 1 else self.integers(shape)
+            entries.append(codec.Entry(name, value))
+        return codec.Artifact(meta, tuple(entries))
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(artifacts())
+def test_slow_decoder_agrees(artifact: codec.Artifact) -> None:
+    assert SlowDecoder(codec.encode(artifact)).artifact() == artifact
+
+
+def test_slow_decoder_agrees_on_a_network() -> None:
+    artifact = lenet(np.random.default_rng(0), 0.002)
+    assert SlowDecoder(codec.encode(artifact)).artifact() == artifact
+
+
+def test_bytes_are_pinned() -> None:
+    """A change of these bytes is a new format version."""
+    u = codec.SparseTensor((2, 2), [1], [0], [3], -4, 3)
+    v = codec.SparseTensor((2, 3), [], [], [], 0, 2)
+    c = codec.SparseTensor((2, 3), [0, 2, 5], [1, 0, 1], [-1, 2], 1, 4)
+    weight = codec.FactorizedWeight((2, 3), 1, False, "left", u, v, c)
+    bias = codec.DenseTensor((2,), [-5, 127], 0.5, 8, "linear")
+    entries = (codec.Entry("w", weight), codec.Entry("b", bias))
+    data = codec.encode(codec.Artifact({"a": 1}, entries))
+    assert data.hex() == (
+        "61746d00cd15c802877b458510c955c64fda60e890ebd99451a1061cbf276d7cd7080eff7f6cf42c"
+    )
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_stream_of_mixed_symbols(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    plan: list[tuple[str, Any, Any]] = []
+    for _ in range(int(rng.integers(0, 40))):
+        kind = rng.choice(["golomb", "bits", "bounded", "uniform"])
+        wide = int(rng.integers(0, 2**63)) >> int(rng.integers(0, 63))
+        if kind == "golomb":
+            plan.append((kind, wide, int(rng.integers(0, 8))))
+        elif kind == "bits":
+            plan.append((kind, wide, wide.bit_length() + int(rng.integers(0, 5))))
+        elif kind == "bounded":
+            plan.append((kind, wide, wide + int(rng.integers(0, 9))))
+        else:
+            size = int(rng.integers(1, 2**16))
+            plan.append((kind, rng.integers(0, size, int(rng.integers(0, 50))), size))
+    writer = Writer()
+    for kind, value, parameter in plan:
+        method = {"bits": "bits_of"}.get(kind, kind)
+        getattr(writer, method)(value, parameter)
+    data = writer.finish()
+    assert 8 * len(data) <= writer.bits * 1.001 + 9
+    reader = Reader(data)
+    for kind, value, parameter in plan:
+        if kind == "uniform":
+            np.testing.assert_array_equal(reader.uniform(value.size, parameter), value)
+        else:
+            assert getattr(reader, {"bits": "bits_of"}.get(kind, kind))(parameter) == value
+    reader.finish()
+
+
+def test_every_ending_is_short_and_exact() -> None:
+    """Short skewed streams, so that carries and intervals across a word's end all occur."""
+    rng = np.random.default_rng(0)
+    for trial in range(4000):
+        weights = np.array([1, 10 ** rng.integers(0, 7), 1])[: 2 + trial % 2]
+        frequencies = scale_frequencies(weights)
+        symbols = rng.integers(0, weights.size, rng.integers(0, 30))
+        writer = Writer()
+        writer.categorical(symbols, frequencies)
+        data = writer.finish()
+        assert 8 * len(data) <= writer.bits + 16
+        reader = Reader(data)
+        np.testing.assert_array_equal(reader.categorical(symbols.size, frequencies), symbols)
+        reader.finish()
+
+
+def test_frequency_tokens_are_the_nearest() -> None:
+    for mantissa in (0, 1, 3):
+        grid = model._weights(np.arange(30 << mantissa), mantissa).tolist()
+        counts = [*range(300), 1000, 12345, 99999]
+        slow = [min(range(len(grid)), key=lambda t: (abs(grid[t] - c), -t)) for c in counts]
+        assert model._tokens(np.array(counts), mantissa).tolist() == slow
