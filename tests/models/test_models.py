@@ -1,0 +1,144 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atmc import models
+
+
+def dense_bits(model: nn.Module) -> int:
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return 32 * sum(w.numel() for w in weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "bits"),
+    [
+        ("lenet5", 10, 13_776_000),
+        ("lenet5-relu", 10, 13_776_000),
+        ("resnet34", 10, 680_482_816),
+        ("resnet34", 100, 681_957_376),
+        ("wrn-16-8", 10, 350_533_120),
+    ],
+)
+def test_dense_size_is_the_papers_to_the_bit(name, num_classes, bits):
+    with torch.device("meta"):
+        model = models.create(name, num_classes=num_classes)
+    assert dense_bits(model) == bits
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_logits_have_the_shape_asked_for_and_every_weight_matters(name):
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=7)
+    logits = model(torch.rand(2, *models.info(name).input_shape))
+    assert logits.shape == (2, 7)
+    logits.square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), parameter_name
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_global_generator_alone_decides_the_weights(name):
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat([p.detach().flatten() for p in models.create(name).parameters()])
+
+    first = weights(1)
+    assert torch.equal(first, weights(1))
+    assert not torch.equal(first, weights(2))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_lenet5_is_the_network_of_the_paper(relu):
+    torch.manual_seed(0)
+    model = models.create("lenet5-relu" if relu else "lenet5").double()
+    activation = nn.ReLU() if relu else nn.Identity()
+    reference = nn.Sequential(
+        *(model.conv1, activation, nn.MaxPool2d(2)),
+        *(model.conv2, activation, nn.MaxPool2d(2)),
+        *(nn.Flatten(), model.fc1, nn.ReLU(), model.fc2),
+    )
+    x = torch.rand(8, 1, 28, 28, dtype=torch.float64)
+    assert torch.equal(model(x), reference(x))
+
+
+def test_the_two_lenets_share_weights_but_not_the_function():
+    torch.manual_seed(0)
+    plain, relu = models.create("lenet5"), models.create("lenet5-relu")
+    relu.load_state_dict(plain.state_dict())
+    x = torch.rand(4, 1, 28, 28)
+    assert not torch.allclose(plain(x), relu(x))
+
+
+@pytest.mark.parametrize("name", ["resnet34", "wrn-16-8"])
+def test_colour_models_normalize_inside(name):
+    torch.manual_seed(0)
+    model = models.create(name, mean=[0.1, 0.2, 0.3], std=0.5).eval()
+    plain = models.create(name, mean=0.0, std=1.0).eval()
+    plain.load_state_dict(model.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    by_hand = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
+    torch.testing.assert_close(model(x), plain(by_hand))
+    assert not any("normalize" in key for key in model.state_dict())
+
+
+def test_wide_resnet_block_is_pre_activated():
+    torch.manual_seed(0)
+    block = models.create("wrn-16-8").eval().group2[0]
+    x = torch.randn(2, 128, 8, 8)
+    active = F.relu(block.bn1(x))
+    body = block.conv2(F.relu(block.bn2(block.conv1(active))))
+    expected = body + F.conv2d(active, block.shortcut.weight, stride=2)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_residual_stages_halve_the_map_and_keep_an_identity_shortcut():
+    model = models.create("resnet34").eval()
+    assert model.layer4(model.layer3(model.layer2(torch.rand(1, 64, 32, 32)))).shape[2:] == (4, 4)
+    block = model.layer1[1]
+    for norm in (block.bn1, block.bn2):
+        nn.init.zeros_(norm.weight)
+    x = torch.rand(1, 64, 4, 4)
+    assert torch.equal(block(x), x)
+
+
+def test_info_says_what_a_model_is_for():
+    lenet = models.info("lenet5-relu")
+    assert (lenet.dataset, lenet.input_shape, lenet.kwargs) == (
+        "mnist",
+        (1, 28, 28),
+        {"num_classes": 10},
+    )
+    assert models.info("digits-cnn").dataset == "digits"
+    assert models.info("resnet34").kwargs == {"num_classes": 10, "mean": 0.5, "std": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("lenet", "lenet5"), ("wrn16-8", "wrn-16-8"), ("resnet-34", "resnet34")]
+)
+def test_an_unknown_model_is_refused_with_the_nearest_name(wrong, right):
+    with pytest.raises(ValueError, match=f"unknown model '{wrong}'; did you mean '{right}'"):
+        models.create(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("lenet5", {"classes": 10}, "takes no argument 'classes'; it takes: num_classes"),
+        ("lenet5", {"mean": 0.5}, "takes no argument 'mean'"),
+        ("lenet5", {"num_classes": 1}, "at least 2, not 1"),
+        ("lenet5", {"num_classes": True}, "not True"),
+        ("resnet34", {"num_classes": 10.0}, "not 10.0"),
+        ("resnet34", {"std": 0.0}, "std must be positive"),
+        ("resnet34", {"mean": [0.5, 0.5]}, "1 or 3 values, not 2"),
+        ("wrn-16-8", {"mean": [0.5] * 3, "std": [0.2] * 2}, "3 means but 2 stds"),
+        ("wrn-16-8", {"mean": float("nan")}, "must be finite"),
+        ("wrn-16-8", {"mean": None}, "must be numbers"),
+        ("wrn-16-8", {"std": []}, "at least one value"),
+    ],
+)
+def test_a_wrong_argument_is_refused(name, kwargs, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        models.create(name, **kwargs)
+    assert "\n" not in str(caught.value)
