@@ -1,0 +1,208 @@
+"""The inner maximization: FGSM, PGD and WRM on inputs in [0, 1].
+
+Any normalization belongs inside the model, so that ε is in pixels. Every attack forms each
+factorized weight once, runs the model in eval mode, asks for the gradient of the input alone,
+and leaves the model's mode, gradients and statistics as it found them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atmc.factorization import plain_weights
+
+Loss = Literal["ce", "margin"]
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and plain weights inside; each module's own mode back outside."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with plain_weights(model):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def default_step_size(eps: float, steps: int) -> float:
+    """4/3 · ε / steps: 0.01 for 40 steps at ε = 0.3, the MNIST standard."""
+    return 4 / 3 * eps / steps
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Per example, the best wrong logit less the true one (Carlini & Wagner, 2017): (n,)."""
+    true = logits.gather(1, y[:, None])[:, 0]
+    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return wrong - true
+
+
+def _example_loss(name: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    if name == "ce":
+        return lambda logits, y: F.cross_entropy(logits, y, reduction="none")
+    if name == "margin":
+        return margin_loss
+    raise ValueError(f"unknown attack loss {name!r}: use 'ce' or 'margin'")
+
+
+def _forward(model: nn.Module, x: Tensor, precision: torch.dtype | None) -> Tensor:
+    """Logits in float32, the layers in ``precision`` where one is given."""
+    with torch.autocast(x.device.type, precision, enabled=precision is not None):
+        logits: Tensor = model(x)
+    return logits.float()
+
+
+def _gradient(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    precision: torch.dtype | None,
+) -> Tensor:
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        # The sum, not the mean: an example's gradient does not depend on its batch.
+        total = loss(_forward(model, x, precision), y).sum()
+    return torch.autograd.grad(total, x)[0]
+
+
+def _check(eps: float, steps: int, restarts: int = 1) -> None:
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}: give a number of at least 0")
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps is {steps} and restarts is {restarts}: both must be at least 1")
+
+
+def fgsm(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, *, precision: torch.dtype | None = None
+) -> Tensor:
+    """One signed step of length ε from the clean input (Goodfellow et al., 2015).
+
+    Args:
+        model: a classifier of inputs in [0, 1].
+        x: inputs (n, ...) in [0, 1].
+        y: labels (n,), int64.
+        eps: the ℓ∞ radius, in pixels of [0, 1].
+        precision: run the layers under autocast in this type.
+
+    Returns:
+        The attacked inputs, in [0, 1] and within ε of ``x``.
+
+    Raises:
+        ValueError: a negative or NaN ε.
+    """
+    _check(eps, 1)
+    with frozen(model):
+        gradient = _gradient(model, x, y, _example_loss("ce"), precision)
+    return (x + eps * gradient.sign()).clamp(0, 1)
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    steps: int = 40,
+    *,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    loss: Loss = "ce",
+    generator: torch.Generator | None = None,
+    precision: torch.dtype | None = None,
+) -> Tensor:
+    """Projected gradient ascent on the loss within the ℓ∞ ball (Madry et al., 2018).
+
+    Args:
+        model: a classifier of inputs in [0, 1].
+        x: inputs (n, ...) in [0, 1].
+        y: labels (n,), int64.
+        eps: the ℓ∞ radius, in pixels of [0, 1].
+        steps: gradient steps a restart.
+        step_size: length of a step; None for 4/3 · ε / steps.
+        restarts: runs from different random points; each example keeps its worst.
+        random_start: start from a uniform point of the ball instead of ``x``.
+        loss: "ce" (cross entropy) or "margin" (Carlini-Wagner).
+        generator: source of the random starts, on the device of ``x``.
+        precision: run the layers under autocast in this type.
+
+    Returns:
+        The attacked inputs, in [0, 1] and within ε of ``x``.
+
+    Raises:
+        ValueError: a negative ε, a number of steps or restarts below 1, an unknown loss.
+    """
+    _check(eps, steps, restarts)
+    step = default_step_size(eps, steps) if step_size is None else step_size
+    example_loss = _example_loss(loss)
+    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    worst = worst_loss = None
+    with frozen(model):
+        for _ in range(restarts):
+            adv = x.detach()
+            if random_start:
+                noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+                adv = torch.clamp(x + (2 * noise - 1) * eps, low, high)
+            for _ in range(steps):
+                gradient = _gradient(model, adv, y, example_loss, precision)
+                adv = torch.clamp(adv.add(gradient.sign_(), alpha=step), low, high)
+            if restarts == 1:
+                return adv
+            with torch.no_grad():
+                logits = _forward(model, adv, precision)
+                # Fooled counts above any loss: 1 where fooled, below 1 elsewhere.
+                score = torch.sigmoid(example_loss(logits, y)) * 0.5
+                score = score + (logits.argmax(1) != y)
+            if worst is None or worst_loss is None:
+                worst, worst_loss = adv, score
+            else:
+                better = score > worst_loss
+                worst[better], worst_loss[better] = adv[better], score[better]
+    assert worst is not None
+    return worst
+
+
+def wrm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    gamma: float = 1.3,
+    steps: int = 15,
+    *,
+    precision: torch.dtype | None = None,
+) -> Tensor:
+    """Ascent on γ · loss − ½ ‖δ‖₂² with steps 1 / √(t + 1): no ε (Sinha et al., 2018).
+
+    Args:
+        model: a classifier of inputs in [0, 1].
+        x: inputs (n, ...) in [0, 1].
+        y: labels (n,), int64.
+        gamma: the weight of the loss against the transport cost.
+        steps: ascent steps.
+        precision: run the layers under autocast in this type.
+
+    Returns:
+        The attacked inputs, in [0, 1].
+
+    Raises:
+        ValueError: a γ that is not positive, or a number of steps below 1.
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma is {gamma}: give a positive number")
+    _check(0.0, steps)
+    adv = x.detach()
+    example_loss = _example_loss("ce")
+    with frozen(model):
+        for t in range(steps):
+            gradient = _gradient(model, adv, y, example_loss, precision)
+            ascent = gamma * gradient - (adv - x)
+            adv = torch.clamp(adv + ascent / (t + 1) ** 0.5, 0, 1)
+    return adv

@@ -1,0 +1,258 @@
+"""The constrained optimizer: ADMM on k nonzeros and 2^b levels, around any torch optimizer.
+
+DESIGN of the step (θ is any of U, V, C; Gui et al., NeurIPS 2019, algorithm 1):
+
+    primal      θ ← θ - γ ∇ [loss + (ρ/2) ‖θ - θ' + u‖²], then keep the k best entries of all
+    duplicate   θ' ← the nearest point to θ + u with at most 2^b levels, on the support of θ
+    dual        u ← u + θ - θ', with each duplicate and only then; zero off the support
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from atmc.accounting import FLOAT_BITS, level_bits
+from atmc.factorization import factorized_weights
+from atmc.importance import Importance, scores
+from atmc.projection import topk_masks
+from atmc.quantization import quantize, quantized_codebook
+
+Schedule = Callable[[int], float]
+Bits = int | Mapping[str, int]
+Penalty = Literal["loss", "decoupled"]
+
+def cubic(start: int, end: int, steps: int) -> Callable[[int], int]:
+    """k from ``start`` to ``end`` over ``steps``, fast at first (Zhu & Gupta, 2017)."""
+
+    def schedule(step: int) -> int:
+        left = max(0.0, 1 - step / steps) if steps > 0 else 0.0
+        return round(end + (start - end) * left**3)
+
+    return schedule
+
+
+def _at(value: float | Schedule, step: int) -> float:
+    return value(step) if callable(value) else value
+
+
+class ATMC(torch.optim.Optimizer):
+    """Any torch optimizer, under k nonzeros and 2^b levels a tensor.
+
+    The inner optimizer moves all parameters; factors are then projected. Its state
+    (momentum, second moments) is left alone off the support: it is the only memory by which
+    an entry that was cut can come back, and it never moves a parameter that the projection
+    has zeroed, since the projection comes last.
+
+    The penalty is part of the loss for plain gradient methods (add :meth:`penalty` to it).
+    Optimizers that rescale gradients (Adam and its kind) would rescale ρ with them: there it
+    is applied decoupled, as the exact proximal step θ ← (θ + γρ(θ' - u)) / (1 + γρ), and
+    :meth:`penalty` is zero. So a loop always adds it.
+
+    Args:
+        model: factorized already.
+        optimizer: over the model's parameters, built after ``atmc.factorize``.
+        k: nonzeros of all factors together; an int or a function of the step.
+        bits: bits a value, for all factors or by name (``{"fc1.weight.V": 3}``); 32 means no
+            codebook.
+        rho: the penalty weight; a float or a function of the step. u is scaled, and rescaled
+            by ρ_old / ρ_new when ρ changes.
+        duplicate_every: steps between duplicates.
+        importance: "magnitude" ranks entries by |θ| (the paper's projection), "effect" by
+            what they change in W.
+        costs: cost of an entry by tensor name; then k is a budget in that unit.
+        penalty: "loss", "decoupled", or None to choose by the inner optimizer.
+
+    Raises:
+        ValueError: a model that is not factorized, an optimizer that does not hold the
+            factors, bits outside 1..8 and 32, a name that is no factor's, a bad setting.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        k: int | Callable[[int], int],
+        bits: Bits = 4,
+        *,
+        rho: float | Schedule = 1.0,
+        duplicate_every: int = 10,
+        importance: Importance = "magnitude",
+        costs: Mapping[str, float] | None = None,
+        penalty: Penalty | None = None,
+    ) -> None:
+        self.weights = factorized_weights(model)
+        if not self.weights:
+            raise ValueError("the model has no factors: call atmc.factorize(model) first")
+        self.factors = {n: f for weight in self.weights for n, f in weight.factors.items()}
+        held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        if missing := [name for name, factor in self.factors.items() if id(factor) not in held]:
+            raise ValueError(
+                f"the optimizer does not hold {missing[0]}: build it from model.parameters() "
+                "after atmc.factorize(model)"
+            )
+        if duplicate_every < 1:
+            raise ValueError(f"duplicate_every is {duplicate_every}: give at least 1")
+        self.inner = optimizer
+        self.k = k
+        self.rho = rho
+        self.duplicate_every = duplicate_every
+        self.importance: Importance = importance
+        self.costs = self._by_name(costs, "costs") if costs is not None else None
+        self.set_bits(bits)
+        if penalty is None:
+            plain = isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD))
+            penalty = "loss" if plain else "decoupled"
+        self.penalty_kind: Penalty = penalty
+        self.steps = 0
+        self.finalized = False
+        self.duplicates: dict[str, Tensor] = {}
+        self.duals: dict[str, Tensor] = {}
+        self._rho_now = float(_at(rho, 0))
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self._share()
+        self._groups = {name: held[id(factor)] for name, factor in self.factors.items()}
+
+    def _share(self) -> None:
+        """One set of groups and state for the inner optimizer, schedulers and us."""
+        self.param_groups = self.inner.param_groups
+        self.state = self.inner.state
+        held = {id(p): group for group in self.param_groups for p in group["params"]}
+        self._groups = {name: held[id(factor)] for name, factor in self.factors.items()}
+
+    def _by_name(self, values: Mapping[str, Any], what: str) -> dict[str, Any]:
+        if unknown := [name for name in values if name not in self.factors]:
+            raise ValueError(f"{what} names {unknown[0]!r}, which is no factor of the model")
+        if missing := [name for name in self.factors if name not in values]:
+            raise ValueError(f"{what} says nothing of {missing[0]!r}: name every factor")
+        return dict(values)
+
+    def set_bits(self, bits: Bits) -> None:
+        """Change the bits a value; takes effect with the next duplicate."""
+        if isinstance(bits, int):
+            bits = dict.fromkeys(self.factors, bits)
+        bits = self._by_name(bits, "bits")
+        for name, b in bits.items():
+            if b not in (*range(1, 9), FLOAT_BITS):
+                raise ValueError(f"bits of {name} is {b}: use 1 to 8, or 32 for no codebook")
+        self.bits: dict[str, int] = bits
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros of all factors now."""
+        return sum(int(torch.count_nonzero(factor)) for factor in self.factors.values())
+
+    def penalty(self) -> Tensor:
+        """(ρ/2) Σ ‖θ - θ' + u‖², to add to the loss; zero where it is applied decoupled."""
+        first = next(iter(self.factors.values()))
+        total = first.new_zeros(())
+        if self.penalty_kind == "loss":
+            for name, duplicate in self.duplicates.items():
+                gap = self.factors[name] - duplicate + self.duals[name]
+                total = total + gap.square().sum()
+        return 0.5 * self._rho_now * total
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Inner step, projection and, when it is due, duplicate and dual."""
+        if self.finalized:
+            raise RuntimeError("the optimizer is finalized: train the levels with CodebookOptimizer")
+        loss = self.inner.step(closure)
+        with torch.no_grad():
+            self._set_rho(float(_at(self.rho, self.steps)))
+            if self.penalty_kind == "decoupled":
+                self._proximal()
+            self.steps += 1
+            self._project(int(_at(self.k, self.steps)))
+            if self.steps % self.duplicate_every == 0:
+                self._duplicate()
+        return cast("float | None", loss)
+
+    def _set_rho(self, rho: float) -> None:
+        if rho != self._rho_now:
+            if rho > 0:
+                for dual in self.duals.values():
+                    dual.mul_(self._rho_now / rho)
+            self._rho_now = rho
+
+    def _proximal(self) -> None:
+        for name, duplicate in self.duplicates.items():
+            pull = float(self._groups[name]["lr"]) * self._rho_now
+            target = duplicate - self.duals[name]
+            self.factors[name].lerp_(target, pull / (1 + pull))
+
+    def _project(self, k: int) -> None:
+        costs = None if self.costs is None else [self.costs[name] for name in self.factors]
+        masks = topk_masks(scores(self.weights, self.importance), k, costs)
+        for (name, factor), mask in zip(self.factors.items(), masks, strict=True):
+            factor.mul_(mask)
+            if name in self.duplicates:
+                self.duplicates[name].mul_(mask)
+                self.duals[name].mul_(mask)
+
+    def _duplicate(self) -> None:
+        for name, factor in self.factors.items():
+            dual = self.duals.get(name)
+            duplicate = self._quantized(name, factor if dual is None else factor + dual)
+            gap = factor - duplicate
+            self.duals[name] = gap if dual is None else dual.add_(gap)
+            self.duplicates[name] = duplicate
+
+    def _quantized(self, name: str, values: Tensor) -> Tensor:
+        """The nearest tensor with at most 2^b levels; zeros stay, so the support can only shrink."""
+        values = values.detach()
+        bits = self.bits[name]
+        if bits == FLOAT_BITS:
+            return values.clone()
+        book = quantized_codebook(values, 2**bits, level_bits(bits))
+        return quantize(values, book.levels.to(values), book.codes)
+
+    @torch.no_grad()
+    def finalize(self) -> None:
+        """Make the quantized duplicate the model: W ← W'. No step may follow.
+
+        The duplicate is taken afresh, of the factors projected onto the k of now.
+        """
+        self._project(int(_at(self.k, self.steps)))
+        self._duplicate()
+        for name, factor in self.factors.items():
+            factor.copy_(self.duplicates[name])
+        self.finalized = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state, duplicates, duals and counters; tensors are not copied."""
+        return {
+            "inner": self.inner.state_dict(),
+            "duplicates": dict(self.duplicates),
+            "duals": dict(self.duals),
+            "bits": dict(self.bits),
+            "steps": self.steps,
+            "rho": self._rho_now,
+            "finalized": self.finalized,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of an optimizer of the same model.
+
+        Raises:
+            ValueError: a state of other factors than the model's.
+        """
+        for key in ("duplicates", "duals"):
+            for name, value in state_dict[key].items():
+                if name not in self.factors or value.shape != self.factors[name].shape:
+                    raise ValueError(f"the state holds {name!r}, which does not fit this model")
+        self.set_bits(state_dict["bits"])
+        self.inner.load_state_dict(state_dict["inner"])
+        self._share()
+        for key in ("duplicates", "duals"):
+            held = {n: v.to(self.factors[n]).clone() for n, v in state_dict[key].items()}
+            setattr(self, key, held)
+        self.steps = state_dict["steps"]
+        self._rho_now = state_dict["rho"]
+        self.finalized = state_dict["finalized"]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of every parameter that the inner optimizer holds."""
+        self.inner.zero_grad(set_to_none)
