@@ -1,0 +1,272 @@
+"""The bit-size accountant: dense size, paper bits, file bits, and budget → (k, b).
+
+All sizes are in bits. Paper bits are nonzeros × b, the size that papers report; file bits are
+8 × the length of the artifact, as the codec writes it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc import codec
+from atmc.artifact import DENSE_WIDTHS, BudgetError, to_artifact
+from atmc.quantization import quantized_codebook
+from atmc.factorization import (
+    dense_part,
+    factorize,
+    factorized_weights,
+    named_factors,
+)
+
+FLOAT_BITS = 32  # values kept as they are, no codebook
+
+_DENSE_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_FREQUENCY_BITS = 6  # of a level, beside its own bits: its entry in the frequency table
+_TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
+
+
+def level_bits(bits: int) -> int:
+    """Bits that a level of a ``bits``-bit codebook is stored in.
+
+    Five more than the index: rounding a level must stay small beside the spacing of levels.
+    """
+    return min(16, bits + 5)
+
+
+def dense_bits(model: nn.Module) -> int:
+    """Weights of Conv and Linear layers × 32 bits, the dense size as the papers count it."""
+    total, seen = 0, set()
+    factors = {id(weight.U): weight for weight in factorized_weights(model)}
+    for module in model.modules():
+        if not isinstance(module, _DENSE_LAYERS):
+            continue
+        if hasattr(module, "parametrizations"):
+            original = module.parametrizations["weight"].original0
+            key, size = id(original), math.prod(factors[id(original)].parametrization.layout.shape)
+        else:
+            key, size = id(module.weight), module.weight.numel()
+        if key not in seen:
+            seen.add(key)
+            total += size
+    return 32 * total
+
+
+def paper_bits(tensors: Mapping[str, Tensor], bits: Mapping[str, int]) -> int:
+    """Σ nonzeros × b over the factors."""
+    return sum(int(torch.count_nonzero(tensor)) * bits[name] for name, tensor in tensors.items())
+
+
+def file_bits(
+    model: nn.Module, *, width: int = 8, meta: dict[str, Any] | None = None
+) -> codec.Sizes:
+    """The size of the artifact of a factorized model, per tensor and part, to the bit."""
+    return codec.measure(to_artifact(model, width=width, meta=meta))
+
+
+def fixed_bits(model: nn.Module, *, width: int, meta: dict[str, Any] | None = None) -> int:
+    """An upper bound on the file with every factor zero, whatever the dense part holds."""
+    empty = copy.deepcopy(model)
+    if not factorized_weights(empty):
+        factorize(empty)
+    with torch.no_grad():
+        for factor in named_factors(empty).values():
+            factor.zero_()
+        for tensor in dense_part(empty).values():
+            tensor.zero_()
+    artifact = to_artifact(empty, width=width, meta=meta)
+    bits = 8 * len(codec.encode(artifact))
+    for entry in artifact.entries:
+        if isinstance(entry.value, codec.DenseTensor):
+            bits += codec.dense_fixed_bits(math.prod(entry.value.shape), width)
+    # The stream is cut at a byte, and adding up costs its state a little.
+    return 8 * math.ceil((bits + 8) / 8)
+
+
+def smallest_bits(model: nn.Module, *, meta: dict[str, Any] | None = None) -> int:
+    """The smallest budget that can be promised: every factor zero, the dense part at its least."""
+    return fixed_bits(model, width=min(DENSE_WIDTHS), meta=meta)
+
+
+def dense_width(model: nn.Module, budget_bits: int, *, meta: dict[str, Any] | None = None) -> int:
+    """Bits a value of the dense part: the most that leave two thirds of the budget to factors.
+
+    Raises:
+        BudgetError: no file fits; the message gives the smallest N that does.
+    """
+    least = smallest_bits(model, meta=meta)
+    if budget_bits < least:
+        raise BudgetError(
+            f"a budget of {budget_bits} bits is too small: the smallest possible file of this "
+            f"model is {least} bits ({math.ceil(least / 8)} bytes)"
+        )
+    for width in DENSE_WIDTHS:
+        if fixed_bits(model, width=width, meta=meta) <= budget_bits / 3:
+            return width
+    return min(DENSE_WIDTHS)
+
+
+def position_bits(size: int, nonzeros: int) -> float:
+    """The zeroth-order entropy of which ``nonzeros`` of ``size`` entries are kept."""
+    if nonzeros in (0, size):
+        return 0.0
+    p = nonzeros / size
+    return -size * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
+
+
+def factor_bits(size: int, nonzeros: int, bits: int, value_bits: float | None = None) -> float:
+    """What a factor costs in the file, estimated.
+
+    Args:
+        size: its entries.
+        nonzeros: how many are kept.
+        bits: b; 32 for no codebook.
+        value_bits: bits a code really takes (its entropy), b if not known.
+    """
+    if nonzeros == 0:
+        return 2.0
+    book = 0 if bits == FLOAT_BITS else min(2**bits, nonzeros) * (level_bits(bits) + _FREQUENCY_BITS)
+    value = bits if value_bits is None else value_bits
+    return position_bits(size, nonzeros) + nonzeros * value + book + _TENSOR_BITS
+
+
+def k_for_budget(
+    scores: Sequence[Tensor],
+    bits: Sequence[int],
+    available_bits: float,
+    value_bits: Sequence[float] | None = None,
+) -> int:
+    """The largest k whose factors fit ``available_bits``, estimated.
+
+    The k best of ``scores`` fall where they fall: tensors are charged by how many of their
+    entries are among them. Bisection on the threshold; no sort.
+
+    Args:
+        scores: of every factor, as the projection ranks them.
+        bits: b of every factor.
+        available_bits: what the file has left for factors.
+        value_bits: measured bits a code of every factor.
+    """
+    values = [float(b) for b in bits] if value_bits is None else list(value_bits)
+
+    def counts(threshold: float) -> list[int]:
+        return [int((score > threshold).sum()) for score in scores]
+
+    def cost(kept: Sequence[int]) -> float:
+        return sum(
+            factor_bits(score.numel(), n, b, v)
+            for score, n, b, v in zip(scores, kept, bits, values, strict=True)
+        )
+
+    low, high = 0.0, max((float(s.max()) for s in scores if s.numel()), default=0.0)
+    kept = counts(low)
+    if cost(kept) <= available_bits:
+        return sum(kept)
+    for _ in range(40):
+        middle = (low + high) / 2
+        if cost(counts(middle)) <= available_bits:
+            high = middle
+        else:
+            low = middle
+    return sum(counts(high))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A budget turned into what training is given: k, b per tensor, the dense part's width."""
+
+    k: int
+    bits: dict[str, int]
+    width: int
+    budget_bits: int
+    file_bits: float
+
+
+def plan(
+    model: nn.Module,
+    scores: Sequence[Tensor],
+    budget_bits: int,
+    bits: int,
+    *,
+    meta: dict[str, Any] | None = None,
+) -> Plan:
+    """Budget → (k, b per tensor), before any training, with the file size expected of it.
+
+    Args:
+        model: factorized.
+        scores: by which the projection will rank, in the order of the factors.
+        budget_bits: N.
+        bits: b to start from.
+        meta: see :func:`atmc.artifact.to_artifact`.
+
+    Raises:
+        BudgetError: N is below the smallest possible file.
+    """
+    width = dense_width(model, budget_bits, meta=meta)
+    fixed = fixed_bits(model, width=width, meta=meta)
+    names = list(named_factors(model))
+    per_tensor = [bits] * len(names)
+    k = k_for_budget(scores, per_tensor, budget_bits - fixed)
+    used = budget_bits if k else fixed
+    return Plan(k, dict(zip(names, per_tensor, strict=True)), width, budget_bits, used)
+
+
+def choose_bits(
+    tensors: Mapping[str, Tensor], sensitivity: Mapping[str, float], distortion: float = 0.01
+) -> dict[str, int]:
+    """b per tensor by rate and distortion: the fewest bits whose error stays in bounds.
+
+    From one bit each, the tensor whose next bit buys the most error a bit of file gets it,
+    until Σ s_t ‖θ_t - θ'_t‖² ≤ ``distortion`` · Σ s_t ‖θ_t‖².
+
+    Args:
+        tensors: the factors, zeros where they are pruned.
+        sensitivity: s_t, what squared error in a tensor is worth to its layer.
+        distortion: the bound, as a share of the whole.
+    """
+    choices = range(1, 9)
+    errors: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {}
+    energy = 0.0
+    for name, tensor in tensors.items():
+        values = tensor.detach()[tensor != 0].double()
+        if len(values) == 0:
+            continue
+        energy += sensitivity[name] * float(values.square().sum())
+        errors[name], rates[name] = [], []
+        for bits in choices:
+            book = quantized_codebook(values, 2**bits, level_bits(bits))
+            gap = values - book.levels.to(values)[book.codes]
+            errors[name].append(sensitivity[name] * float(gap.square().sum()))
+            entropy = code_bits(book.codes)
+            rates[name].append(factor_bits(tensor.numel(), len(values), bits, entropy))
+    chosen = dict.fromkeys(errors, 0)  # index into the choices
+
+    def gain(name: str) -> float:
+        now = chosen[name]
+        if now + 1 == len(choices):
+            return -1.0
+        saved = errors[name][now] - errors[name][now + 1]
+        return saved / max(rates[name][now + 1] - rates[name][now], 1e-9)
+
+    while sum(errors[name][i] for name, i in chosen.items()) > distortion * energy:
+        best = max(chosen, key=gain)
+        if gain(best) < 0:
+            break
+        chosen[best] += 1
+    return {name: choices[chosen.get(name, 0)] for name in tensors}
+
+
+def code_bits(codes: Tensor) -> float:
+    """The zeroth-order entropy of codes, in bits a code; 0 for none."""
+    if codes.numel() == 0:
+        return 0.0
+    share = torch.bincount(codes).double() / codes.numel()
+    share = share[share > 0]
+    return float(-(share * share.log2()).sum())

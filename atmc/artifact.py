@@ -1,0 +1,192 @@
+"""Between models and files: a torch model to the codec's arrays, and back.
+
+The model is the truth: after ``ATMC.finalize()`` every factor holds at most 256 distinct
+values that are integers times a power of two, and levels and codes are read off it exactly.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atmc import codec, models
+from atmc.factorization import FactorizedWeight, named_state
+
+DENSE_WIDTHS = (8, 6, 5, 4)
+
+
+class BudgetError(ValueError):
+    """The file would be, or would have to be, larger than the budget."""
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def _as_integers(levels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int] | None:
+    """``levels`` as integers of at most 15 bits times a power of two, or None."""
+    mantissa, exponent = np.frexp(levels.astype(np.float64))
+    integers = np.rint(np.ldexp(mantissa, 24)).astype(np.int64)  # float32 has 24 bits
+    trailing = np.log2((integers & -integers).astype(np.float64)).astype(np.int64)
+    lowest = int((exponent - 24 + trailing).min())
+    scaled = np.ldexp(levels.astype(np.float64), -lowest)
+    if np.abs(scaled).max() >= 2**15 or lowest < -126:
+        return None
+    return scaled.astype(np.int32), lowest
+
+
+def sparse(values: np.ndarray[Any, Any]) -> codec.SparseTensor | codec.FloatSparseTensor:
+    """A factor as the codec holds it: with a codebook where its values allow one.
+
+    Args:
+        values: float32, any shape.
+    """
+    flat = values.ravel()
+    positions = np.flatnonzero(flat)
+    nonzeros = flat[positions].astype(np.float32)
+    if len(positions) == 0:
+        none = np.zeros(0, np.int64)
+        return codec.SparseTensor(values.shape, none, none, np.zeros(0, np.int32), 0, 2)
+    levels, codes = np.unique(nonzeros, return_inverse=True)
+    found = _as_integers(levels) if len(levels) <= 256 else None
+    if found is None:
+        return codec.FloatSparseTensor(values.shape, positions, nonzeros)
+    integers, exponent = found
+    bits = max(2, int(np.abs(integers).max()).bit_length() + 1)
+    return codec.SparseTensor(
+        values.shape, positions, codes.astype(np.int64), integers, exponent, bits
+    )
+
+
+def _weight(weight: FactorizedWeight) -> codec.FactorizedWeight:
+    layout = weight.parametrization.layout
+    factors = [sparse(_array(f).astype(np.float32)) for f in weight.factors.values()]
+    return codec.FactorizedWeight(
+        layout.shape, layout.groups, layout.transposed, weight.parametrization.identity, *factors
+    )
+
+
+def to_artifact(
+    model: nn.Module, *, width: int = 8, meta: dict[str, Any] | None = None
+) -> codec.Artifact:
+    """All that a file holds of a factorized model.
+
+    Args:
+        model: factorized; its dense part is rounded here if it is not yet.
+        width: bits a value of the dense part.
+        meta: ``{"model": name, "kwargs": {...}}`` for a model of the zoo: the file then needs
+            no names. None for a model of one's own.
+    """
+    entries = []
+    for name, value in named_state(model).items():
+        held: codec.FactorizedWeight | codec.DenseTensor | codec.IntegerTensor
+        if isinstance(value, FactorizedWeight):
+            held = _weight(value)
+        elif value.is_floating_point():
+            held = codec.quantize_dense(_array(value.float()), width)
+        else:
+            array = _array(value)
+            held = codec.IntegerTensor(array.shape, array.astype(np.int64).ravel())
+        entries.append(codec.Entry(None if meta else name, held))
+    return codec.Artifact(meta or {}, tuple(entries))
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    budget_bits: int | None = None,
+    *,
+    width: int = 8,
+    meta: dict[str, Any] | None = None,
+) -> codec.Sizes:
+    """Write a factorized model as an artifact; nothing is written when it is over budget.
+
+    Args:
+        model: factorized, after ``finalize()``.
+        path: the file, replaced atomically.
+        budget_bits: the ceiling for the whole file, in bits; None for no ceiling.
+        width: bits a value of the dense part, 2 to 8.
+        meta: see :func:`to_artifact`.
+
+    Returns:
+        Where the bits went.
+
+    Raises:
+        BudgetError: the file would be over budget; the message says by how much.
+    """
+    artifact = to_artifact(model, width=width, meta=meta)
+    data = codec.encode(artifact)
+    if budget_bits is not None and 8 * len(data) > budget_bits:
+        raise BudgetError(
+            f"the file would be {8 * len(data)} bits, {8 * len(data) - budget_bits} over the "
+            f"budget of {budget_bits}: lower k or bits"
+        )
+    codec.write(Path(path), data)
+    return codec.measure(artifact)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Read an artifact into a plain module: no factors, nothing of atmc inside.
+
+    Args:
+        path: the artifact.
+        model: the module that takes the weights, in place; needed unless the artifact names a
+            model of the zoo.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        AtmcFormatError: a damaged file, or one that does not fit the model.
+        FileNotFoundError: no such file.
+    """
+    return from_artifact(codec.decode(codec.read(Path(path))), model)
+
+
+def from_artifact(artifact: codec.Artifact, model: nn.Module | None = None) -> nn.Module:
+    """A decoded artifact into a plain module; see :func:`load`."""
+    if model is None:
+        name = artifact.meta.get("model")
+        if not isinstance(name, str):
+            raise codec.AtmcFormatError(
+                "the artifact is of a model that is not in the zoo: give the module it belongs to"
+            )
+        kwargs = artifact.meta.get("kwargs", {})
+        try:
+            model = models.create(name, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise codec.AtmcFormatError(f"the artifact names a model we lack: {error}") from error
+    state = named_state(model)
+    if any(isinstance(value, FactorizedWeight) for value in state.values()):
+        raise ValueError("the model given is factorized: give a plain one")
+    if len(state) != len(artifact.entries):
+        raise codec.AtmcFormatError(
+            f"the artifact holds {len(artifact.entries)} tensors, the model {len(state)}: "
+            "it was made from another model"
+        )
+    with torch.no_grad():
+        for (expected, target), entry in zip(state.items(), artifact.entries, strict=True):
+            name = expected if entry.name is None else entry.name
+            if name not in state:
+                raise codec.AtmcFormatError(f"the model has no tensor {name!r}")
+            target = state[name]
+            assert isinstance(target, Tensor)
+            value = entry.value
+            if tuple(value.shape) != tuple(target.shape):
+                raise codec.AtmcFormatError(
+                    f"{name} is {tuple(value.shape)} in the artifact and "
+                    f"{tuple(target.shape)} in the model"
+                )
+            if isinstance(value, codec.FactorizedWeight):
+                array = value.weight()
+            elif isinstance(value, codec.DenseTensor):
+                array = value.dense()
+            else:
+                array = value.values.reshape(value.shape)
+            target.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+    return model.eval()

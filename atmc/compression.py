@@ -1,0 +1,266 @@
+"""compress(): the dense start, the method's stages, the closing loop on the budget, the result."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from atmc import codec
+from atmc.accounting import dense_bits
+from atmc.artifact import from_artifact, to_artifact
+from atmc.evaluation import Attack, attack, evaluate
+from atmc.factorization import named_factors
+from atmc.methods import Schedule, Target, get
+from atmc.methods.stages import DenseStage, fit
+from atmc.training import Loader, Objective, Progress, Stage, Trainer
+
+Precision = Literal["auto", "float32", "bfloat16"]
+OnEpoch = Callable[[nn.Module, Stage, int], None]
+
+
+@dataclass
+class Result:
+    """What :func:`compress` gives back.
+
+    Attributes:
+        model: the *decoded* model, a plain module.
+        data: the artifact, byte for byte.
+        report: the dict of report.json (schema 1).
+    """
+
+    model: nn.Module
+    data: bytes
+    report: dict[str, Any]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the artifact, atomically."""
+        codec.write(Path(path), self.data)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the model is trained while it is compressed.
+
+    Args:
+        eps: the ℓ∞ radius of the training-time attack, in pixels of [0, 1].
+        steps: its PGD steps.
+        step_size: length of a step; None for 2 ε / steps.
+        clean_weight: share of the clean loss, 0 to 1.
+        distill: share of the loss on the dense start's predictions, 0 to 1.
+        dense_epochs: adversarial training before compression; 0 takes the model as it is.
+        epochs: of the stage that compresses.
+        level_epochs: of the stage that trains levels, biases and norms alone.
+        lr: peak learning rate of Adam.
+        seed: of everything random.
+        precision: "bfloat16" runs training and its attack under autocast; "auto" does so where
+            the processor has the instructions. Evaluation is always in float32.
+    """
+
+    eps: float
+    steps: int = 7
+    step_size: float | None = None
+    clean_weight: float = 0.0
+    distill: float = 0.5
+    dense_epochs: int = 10
+    epochs: int = 10
+    level_epochs: int = 2
+    lr: float = 2e-3
+    seed: int = 0
+    precision: Precision = "auto"
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The autocast type, or None for float32."""
+        if self.precision == "float32":
+            return None
+        if self.precision == "bfloat16" or _fast_bfloat16():
+            return torch.bfloat16
+        return None
+
+
+def _fast_bfloat16() -> bool:
+    """Whether bfloat16 is faster than float32 here, by the processor's instructions."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capability = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(capability()) if capability is not None else False
+
+
+@dataclass
+class Job:
+    """One model on its way through a method, phase by phase; resumable where it has a folder.
+
+    Args:
+        model: changed in place.
+        loader: the training batches.
+        budget_bits: the ceiling for the file.
+        training: how it is trained.
+        method: its name.
+        bits: b, or "auto".
+        meta: what the artifact says of the model, None for a model of one's own.
+        checkpoints: folder for checkpoints, or None.
+        on_step: called after each step.
+        on_epoch: called with the model, the stage and the epoch.
+    """
+
+    model: nn.Module
+    loader: Loader
+    budget_bits: int
+    training: Training
+    method: str = "atmc"
+    bits: int | str = "auto"
+    meta: dict[str, Any] | None = None
+    checkpoints: Path | None = None
+    on_step: Callable[[Progress], None] | None = None
+    on_epoch: OnEpoch | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse, before any training, what cannot be."""
+        self.recipe = get(self.method)
+        self.target = Target.of(self.model, self.budget_bits, self.bits, self.meta)
+
+    def _objective(self, teacher: nn.Module | None) -> Objective:
+        t = self.training
+        return Objective(
+            eps=t.eps if self.recipe.attacked else 0.0,
+            steps=t.steps,
+            step_size=t.step_size,
+            clean_weight=t.clean_weight,
+            teacher=teacher,
+            distill=t.distill if teacher is not None else 0.0,
+            precision=t.autocast,
+        )
+
+    def _train(self, phase: str, index: int, stages: list[Stage], objective: Objective) -> None:
+        checkpoint = self.checkpoints / f"{phase}.pt" if self.checkpoints is not None else None
+        trainer = Trainer(
+            self.model,
+            self.loader,
+            stages,
+            objective,
+            seed=(self.training.seed, index),
+            checkpoint=checkpoint,
+            on_step=self.on_step,
+            on_epoch=self.on_epoch,
+        )
+        trainer.run()
+        self.seconds[phase] = sum(trainer.seconds.values())
+
+    def train_dense(self) -> None:
+        """The dense start: the model trained under the method's attack, ε warmed up."""
+        stage = DenseStage(self.training.dense_epochs, self.training.lr, warmup=0.4)
+        self._train("dense", 0, [stage], self._objective(None))
+
+    def compress(self) -> bytes:
+        """The method's stages from the dense start, and the artifact."""
+        teacher = copy.deepcopy(self.model) if self.training.distill > 0 else None
+        schedule = Schedule(self.training.epochs, self.training.level_epochs, self.training.lr)
+        stages = list(self.recipe.stages(self.target, schedule))
+        self._train("compress", 1, stages, self._objective(teacher))
+        return fit(self.model, self.target)
+
+
+def size_report(model: nn.Module, target: Target, data: bytes) -> dict[str, Any]:
+    """The ``size`` of report.json for a factorized model and the artifact made of it."""
+    sizes = codec.measure(to_artifact(model, width=target.width, meta=target.meta))
+    nonzeros = sum(int(torch.count_nonzero(f)) for f in named_factors(model).values())
+    return {
+        "file_bits": 8 * len(data),
+        "paper_bits": sizes.paper_bits,
+        "dense_bits": dense_bits(model),
+        "nonzeros": nonzeros,
+        "parts": dict(sizes.parts),
+    }
+
+
+def compress(
+    model: nn.Module,
+    train_loader: Loader,
+    budget_bits: int,
+    eps: float,
+    *,
+    method: str = "atmc",
+    bits: int | str = "auto",
+    test_loader: Loader | None = None,
+    attacks: list[Attack] | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+    **training: Any,
+) -> Result:
+    """Compress a classifier under a hard budget of file bits while it is attacked.
+
+    Args:
+        model: any module that takes inputs in [0, 1] (normalization inside it) and returns
+            logits; it is not changed.
+        train_loader: yields (x, y), has a length.
+        budget_bits: the ceiling for the whole file, in bits.
+        eps: the ℓ∞ radius, in pixels of [0, 1].
+        method: how to reach the budget; see :mod:`atmc.methods`.
+        bits: b, 1 to 8 or 32, or "auto" for bits chosen per tensor.
+        test_loader: where given, the decoded model is evaluated on it.
+        attacks: what to evaluate under; FGSM and PGD-40 if None.
+        checkpoints: folder to checkpoint to, and to resume from.
+        on_step: called with a Progress after each step.
+        on_epoch: called with the model, the stage and the epoch after each epoch.
+        training: any setting of :class:`Training`: ``epochs``, ``seed``, ``steps``...
+
+    Returns:
+        The decoded model, the artifact and the report.
+
+    Raises:
+        BudgetError: the budget is below the smallest possible file, before any training.
+        ValueError: a method or setting that cannot be.
+        TrainingError: the loss is no number any more.
+    """
+    plain = copy.deepcopy(model)
+    folder = None if checkpoints is None else Path(checkpoints)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        copy.deepcopy(model),
+        train_loader,
+        budget_bits,
+        Training(eps=eps, **training),
+        method,
+        bits,
+        None,
+        folder,
+        on_step,
+        on_epoch,
+    )
+    if job.training.dense_epochs > 0:
+        job.train_dense()
+    data = job.compress()
+    decoded = from_artifact(codec.decode(data), plain)
+    started = time.monotonic()
+    measured: dict[str, Any] = {"accuracy": None, "attacks": []}
+    if test_loader is not None:
+        chosen = attacks or [attack("fgsm", eps=eps), attack("pgd", eps=eps)]
+        measured = evaluate(decoded, test_loader, chosen, seed=job.training.seed)
+    report = {
+        "schema": 1,
+        "method": method,
+        "model": type(model).__name__,
+        "dataset": None,
+        "seed": job.training.seed,
+        "budget_bits": budget_bits,
+        "size": size_report(job.model, job.target, data),
+        **measured,
+        "seconds": {
+            "train": job.seconds.get("dense", 0.0),
+            "compress": job.seconds.get("compress", 0.0),
+            "evaluate": time.monotonic() - started,
+        },
+    }
+    return Result(decoded, data, report)
+

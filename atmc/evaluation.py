@@ -1,0 +1,149 @@
+"""Clean and robust accuracy, per example and over named attacks, in float32 and eval mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc.attacks import Loss, default_step_size, fgsm, frozen, pgd, wrm
+
+ATTACKS = ("fgsm", "pgd", "wrm")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A named attack with everything that has to be said of it.
+
+    ``eps``, ``steps`` and the rest are None where the attack has no such thing.
+    """
+
+    name: str
+    eps: float | None = None
+    steps: int | None = None
+    step_size: float | None = None
+    restarts: int | None = None
+    loss: Loss = "ce"
+    norm: str = "linf"
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``x`` attacked."""
+        if self.name == "wrm":
+            return wrm(model, x, y, steps=self.steps or 15)
+        assert self.eps is not None
+        if self.name == "fgsm":
+            return fgsm(model, x, y, self.eps)
+        return pgd(
+            model,
+            x,
+            y,
+            self.eps,
+            self.steps or 40,
+            step_size=self.step_size,
+            loss=self.loss,
+            generator=generator,
+        )
+
+
+def attack(
+    name: str,
+    *,
+    eps: float,
+    steps: int = 40,
+    step_size: float | None = None,
+    restarts: int = 1,
+    loss: Loss = "ce",
+) -> Attack:
+    """The attack of that name (fgsm, pgd, wrm) with its settings resolved.
+
+    Raises:
+        ValueError: no such attack, or a setting that cannot be.
+    """
+    if not eps >= 0 or steps < 1 or restarts < 1:
+        raise ValueError("eps must be at least 0, steps and restarts at least 1")
+    if name == "fgsm":
+        return Attack("fgsm", eps=eps, steps=1, step_size=eps, restarts=1)
+    if name == "pgd":
+        size = default_step_size(eps, steps) if step_size is None else step_size
+        return Attack("pgd", eps, steps, size, restarts, loss)
+    if name == "wrm":
+        return Attack("wrm", steps=15, restarts=1, norm="l2-penalty")
+    raise ValueError(f"unknown attack {name!r} (known: {', '.join(ATTACKS)})")
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """The predicted class of each example, in eval mode: (n,)."""
+    with frozen(model):
+        logits: Tensor = model(x)
+    return logits.argmax(1)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attacks: Sequence[Attack],
+    *,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Clean accuracy, accuracy under each attack, and the worst case over all of them.
+
+    Each example counts as broken by an attack when any restart breaks it; broken examples
+    leave the batch, so that further restarts are spent on the rest.
+
+    Args:
+        model: a classifier of inputs in [0, 1].
+        batches: pairs (x, y), in a fixed order.
+        attacks: run one after the other, each on its own.
+        seed: of the random starts.
+        on_batch: called with the examples done so far.
+
+    Returns:
+        ``{"accuracy": {...}, "attacks": [...]}`` as in report.json. ``worst`` is per example,
+        over the clean input and all attacks.
+
+    Raises:
+        ValueError: no examples.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    generator = torch.Generator(device).manual_seed(seed)
+    clean = total = worst = 0
+    held = [0] * len(attacks)
+    for x, y in batches:
+        x, y = x.to(device), y.to(device)
+        right = predict(model, x) == y
+        standing = right.clone()
+        for index, each in enumerate(attacks):
+            survives = right.clone()
+            for _ in range(each.restarts or 1):
+                left = survives.nonzero()[:, 0]
+                if len(left) == 0:
+                    break
+                adv = each(model, x[left], y[left], generator)
+                survives[left] = predict(model, adv) == y[left]
+            held[index] += int(survives.sum())
+            standing &= survives
+        clean += int(right.sum())
+        worst += int(standing.sum())
+        total += len(y)
+        if on_batch is not None:
+            on_batch(total)
+    if total == 0:
+        raise ValueError("there are no examples to evaluate on")
+    accuracy: dict[str, float | None] = {"clean": clean / total, "fgsm": None, "pgd": None}
+    rows = []
+    for each, count in zip(attacks, held, strict=True):
+        row = asdict(each)
+        row |= {"examples": total, "accuracy": count / total}
+        rows.append(row)
+        before = accuracy.get(each.name)
+        accuracy[each.name] = min(count / total, math.inf if before is None else before)
+    accuracy["worst"] = worst / total
+    return {"accuracy": accuracy, "attacks": rows}

@@ -1,0 +1,32 @@
+"""Methods by name: each a short recipe of stages over the parts of the library."""
+
+from __future__ import annotations
+
+import difflib
+
+from atmc.methods import atmc, nat_prune
+from atmc.methods.base import Method, Schedule
+from atmc.methods.stages import Target
+
+__all__ = ["Method", "Schedule", "Target", "get", "names"]
+
+_METHODS = {method.name: method for method in (atmc.METHOD, nat_prune.METHOD)}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all methods, in alphabetical order."""
+    return tuple(sorted(_METHODS))
+
+
+def get(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is none; the message gives the nearest one.
+    """
+    if name not in _METHODS:
+        nearest = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown method {name!r}; did you mean {nearest!r}? (known: {', '.join(names())})"
+        )
+    return _METHODS[name]

@@ -1,0 +1,317 @@
+"""Stages that methods share: dense training, compression under the budget, levels alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc import codec
+from atmc.accounting import (
+    FLOAT_BITS,
+    choose_bits,
+    code_bits,
+    dense_width,
+    factor_bits,
+    fixed_bits,
+    k_for_budget,
+    level_bits,
+)
+from atmc.artifact import to_artifact
+from atmc.factorization import dense_part, factorize, factorized_weights, named_factors
+from atmc.importance import Importance, effect, scores
+from atmc.levels import CodebookOptimizer, round_dense_part
+from atmc.optim import ATMC
+from atmc.projection import topk_masks
+from atmc.training import Stage
+
+# Expected bits a value while --bits auto has not chosen yet.
+_AUTO_GUESS = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the file must be: its budget, and what is known of it beforehand.
+
+    Args:
+        budget_bits: the ceiling, in bits.
+        bits: b, or "auto".
+        width: bits a value of the dense part.
+        meta: what the artifact says of the model, None for a model of one's own.
+    """
+
+    budget_bits: int
+    bits: int | str
+    width: int
+    meta: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, budget_bits: int, bits: int | str, meta: dict[str, Any] | None
+    ) -> Target:
+        """The target of a model; raises BudgetError where no file can keep the budget."""
+        return cls(budget_bits, bits, dense_width(model, budget_bits, meta=meta), meta)
+
+
+def drop_dead_biases(model: nn.Module) -> None:
+    """Zero the bias of every output whose row of W is empty, in place.
+
+    Such a unit is a constant; what it says is left to the next layer's bias.
+    """
+    with torch.no_grad():
+        modules = dict(model.named_modules())
+        for weight in factorized_weights(model):
+            module = modules[weight.name.rpartition(".")[0]]
+            bias = getattr(module, "bias", None)
+            if not isinstance(bias, Tensor):
+                continue
+            matrix = weight.parametrization.matrix(weight.U, weight.V, weight.C)
+            alive = (matrix != 0).any(-1).flatten()
+            if len(alive) == len(bias):
+                bias.mul_(alive)
+
+
+def fit(model: nn.Module, target: Target) -> bytes:
+    """The closing loop: encode, measure, and drop the least entries until the file fits.
+
+    Changes the factors of ``model``, and only by zeroing entries.
+    """
+    weights = factorized_weights(model)
+    factors = named_factors(model)
+    for attempt in range(64):
+        data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
+        over = 8 * len(data) - target.budget_bits
+        if over <= 0:
+            return data
+        ranks = scores(weights, "effect")
+        nonzeros = sum(int((factor != 0).sum()) for factor in factors.values())
+        bits_each = max(1.0, 8 * len(data) / max(1, nonzeros))
+        # Later rounds take more at once, so that the loop ends whatever the estimate is worth.
+        drop = math.ceil(max(1.0, over / bits_each) * 1.5**attempt)
+        keep = max(0, nonzeros - drop)
+        masks = _nonzero_masks(ranks, list(factors.values()), keep)
+        with torch.no_grad():
+            for factor, mask in zip(factors.values(), masks, strict=True):
+                factor.mul_(mask)
+    raise AssertionError("the empty file is over the budget that was accepted")
+
+
+def _nonzero_masks(ranks: list[Tensor], factors: list[nn.Parameter], keep: int) -> list[Tensor]:
+    alive = [rank * (factor != 0) for rank, factor in zip(ranks, factors, strict=True)]
+    return topk_masks(alive, keep)
+
+
+class DenseStage(Stage):
+    """Adversarial training of the dense model, ε warmed up."""
+
+    name = "dense"
+
+
+class CompressStage(Stage):
+    """ADMM under the budget: k shrinks as a cubic, levels are pulled in as ρ rises.
+
+    k follows the *file*: every few steps the accountant says how many of the entries, as they
+    rank now, the budget holds.
+
+    Args:
+        epochs: length.
+        lr: peak rate of Adam.
+        target: the budget.
+        importance: how entries are ranked.
+        shrink: share of the stage over which k shrinks; 0 prunes at the first step.
+        rho: the penalty weight at the end; it rises from zero as the square of the progress.
+        prune_only: only the factor that starts as W may hold nonzeros; U and V stay the
+            identity and C empty, so that W itself is pruned.
+        warmup: share of the stage over which ε rises.
+    """
+
+    name = "compress"
+
+    def __init__(
+        self,
+        epochs: int,
+        lr: float,
+        target: Target,
+        *,
+        importance: Importance = "effect",
+        shrink: float = 0.6,
+        rho: float = 1.0,
+        prune_only: bool = False,
+        warmup: float = 0.0,
+        duplicate_every: int = 10,
+        distortion: float = 0.01,
+    ) -> None:
+        super().__init__(epochs, lr, warmup)
+        self.target = target
+        self.importance: Importance = importance
+        self.shrink = shrink
+        self.rho_end = rho
+        self.prune_only = prune_only
+        self.duplicate_every = duplicate_every
+        self.distortion = distortion
+        self.k_start = 0
+        self.k_target = 0
+        self.chosen = target.bits != "auto"
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize."""
+        factorize(model)
+
+    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+        """ATMC around Adam."""
+        self.model = model
+        self.names = list(named_factors(model))
+        carriers = [w.carrier for w in factorized_weights(model)]
+        self.allowed = carriers if self.prune_only else self.names
+        bits = _AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
+        costs = {name: 1.0 if name in self.allowed else math.inf for name in self.names}
+        self.optimizer = ATMC(
+            model,
+            torch.optim.Adam(model.parameters(), self.lr),
+            self.k_at,
+            bits,
+            rho=lambda step: self.rho_end * (step / max(1, self.total_steps)) ** 2,
+            duplicate_every=self.duplicate_every,
+            importance=self.importance,
+            costs=costs if self.prune_only else None,
+        )
+        empty = fixed_bits(model, width=self.target.width, meta=self.target.meta)
+        self.overhead = empty - self._dense_fixed(model)
+        self.k_start = sum(self.optimizer.factors[name].numel() for name in carriers)
+        self._aim()
+        return self.optimizer
+
+    def _dense_fixed(self, model: nn.Module) -> int:
+        return sum(
+            codec.dense_fixed_bits(tensor.numel(), self.target.width)
+            for tensor in dense_part(model).values()
+        )
+
+    def _dense_now(self) -> int:
+        entries = tuple(
+            codec.Entry(None, codec.quantize_dense(t.detach().cpu().float().numpy(), self.target.width))
+            for t in dense_part(self.model).values()
+        )
+        return 8 * len(codec.encode(codec.Artifact({}, entries)))
+
+    def k_at(self, step: int) -> int:
+        """k at a step: a cubic down to what the budget holds."""
+        horizon = self.shrink * self.total_steps
+        left = max(0.0, 1 - step / horizon) if horizon > 0 else 0.0
+        return round(self.k_target + max(0, self.k_start - self.k_target) * left**3)
+
+    def _aim(self) -> None:
+        """Set k to what the budget holds, entries ranked as they are now."""
+        drop_dead_biases(self.model)
+        ranks = [
+            rank if name in self.allowed else torch.zeros_like(rank)
+            for name, rank in zip(
+                self.names, scores(self.optimizer.weights, self.importance), strict=True
+            )
+        ]
+        bits = [self.optimizer.bits[name] for name in self.names]
+        values = [float(b) for b in bits]
+        for index, name in enumerate(self.names):
+            duplicate = self.optimizer.duplicates.get(name)
+            if duplicate is not None and bits[index] != FLOAT_BITS:
+                kept = duplicate[duplicate != 0]
+                if kept.numel() > 4 * 2 ** bits[index]:
+                    values[index] = code_bits(torch.unique(kept, return_inverse=True)[1])
+        left = self.target.budget_bits - self.overhead - self._dense_now()
+        self.k_target = k_for_budget(ranks, bits, max(0, left), values)
+
+    def after_step(self, step: int) -> None:
+        """Aim again now and then; choose b where it is ours to choose, once k has settled."""
+        every = max(self.duplicate_every, self.total_steps // 50)
+        if step % every == 0:
+            if not self.chosen and step >= self.shrink * self.total_steps:
+                self.optimizer.set_bits(self._choose())
+                self.chosen = True
+            self._aim()
+
+    def _choose(self) -> dict[str, int]:
+        sensitivity: dict[str, float] = {}
+        for weight in self.optimizer.weights:
+            effects = [float(e.square().sum()) for e in effect(weight)]
+            for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
+                energy = float(factor.detach().square().sum())
+                sensitivity[name] = total / energy / sum(effects) if energy > 0 else 0.0
+        return choose_bits(self.optimizer.factors, sensitivity, self.distortion)
+
+    def penalty(self) -> Tensor:
+        """The optimizer's own term."""
+        return self.optimizer.penalty()
+
+    def finish(self, model: nn.Module) -> None:
+        """The quantized duplicate becomes the model, and the file fits."""
+        self._aim()
+        self.optimizer.finalize()
+        drop_dead_biases(model)
+        round_dense_part(model, self.target.width)
+        fit(model, self.target)
+
+    def measure(self) -> dict[str, float]:
+        """Nonzeros now, and the file they would make."""
+        sizes = [factor.numel() for factor in self.optimizer.factors.values()]
+        counts = [int(torch.count_nonzero(f)) for f in self.optimizer.factors.values()]
+        bits = [self.optimizer.bits[name] for name in self.names]
+        total = sum(map(factor_bits, sizes, counts, bits)) + self.overhead + self._dense_now()
+        return {"nonzeros": sum(counts), "file_bits": round(total)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The aim, and whether b has been chosen."""
+        return {"k_target": self.k_target, "chosen": self.chosen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        self.k_target, self.chosen = state["k_target"], state["chosen"]
+
+
+class LevelStage(Stage):
+    """Positions and codes fixed: levels, biases and norms alone are trained."""
+
+    name = "levels"
+
+    def __init__(self, epochs: int, lr: float, target: Target) -> None:
+        super().__init__(epochs, lr)
+        self.target = target
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize, where no earlier stage of this process has."""
+        factorize(model)
+
+    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Adam on the masters."""
+        self.model = model
+        bits: Mapping[str, int] = _level_bits(model)
+        return CodebookOptimizer(
+            model,
+            lambda masters: torch.optim.Adam(masters, self.lr),
+            width=self.target.width,
+            level_bits=dict(bits),
+        )
+
+    def finish(self, model: nn.Module) -> None:
+        """Round the norms' statistics; the file must still fit."""
+        round_dense_part(model, self.target.width)
+        fit(model, self.target)
+
+    def measure(self) -> dict[str, float]:
+        """Nonzeros; the file does not change any more."""
+        counts = [int(torch.count_nonzero(f)) for f in named_factors(self.model).values()]
+        return {"nonzeros": sum(counts)}
+
+
+def _level_bits(model: nn.Module) -> dict[str, int]:
+    """Bits of a level, read off the codebooks that the factors hold."""
+    bits = {}
+    for name, factor in named_factors(model).items():
+        levels = len(torch.unique(factor.detach()[factor.detach() != 0]))
+        if 0 < levels <= 256:
+            bits[name] = level_bits(max(1, math.ceil(math.log2(levels))))
+    return bits
+

@@ -1,0 +1,386 @@
+"""One run by its settings: data and model by name, the run folder, resume, the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from atmc import codec, data, models
+from atmc.accounting import dense_bits
+from atmc.artifact import from_artifact, load
+from atmc.attacks import Loss, frozen, pgd
+from atmc.compression import Job, Training, size_report
+from atmc.data import Batches, Dataset
+from atmc.evaluation import attack, evaluate, predict
+from atmc.settings import Settings, from_mapping, read_config, write_config
+from atmc.training import Progress, Stage, derive
+
+_VALIDATION_EXAMPLES = 500
+_VALIDATION_STEPS = 10
+_EVALUATION_BATCH = 500
+_OURS = ("model.atmc", "report.json", "config.yaml", "dense.safetensors", "checkpoints")
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on; one line that says what to do."""
+
+
+@dataclass
+class EpochFigures:
+    """What an epoch reports: accuracies on the validation part, and the size so far."""
+
+    stage: str
+    epoch: int
+    clean: float
+    robust: float
+    nonzeros: int | None
+    file_bits: int | None
+    seconds: float
+
+
+OnEpoch = Callable[[EpochFigures], None]
+
+
+def read_settings(output: Path) -> Settings:
+    """The settings of the run in a folder.
+
+    Raises:
+        RunError: there is no run to resume.
+    """
+    config = output / "config.yaml"
+    if not config.is_file():
+        raise RunError(f"there is no run in {output}: config.yaml is missing")
+    return from_mapping(read_config(config))
+
+
+def new_folder(settings: Settings) -> Path:
+    """A folder under ``runs/`` that does not exist yet, named after the run and the time."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / f"{settings.dataset}-{settings.method}-{stamp}"
+    folder, count = base, 1
+    while folder.exists():
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+    return folder
+
+
+def _check_folder(output: Path, resume: bool, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise RunError(f"{output} is a file: give a folder")
+    if resume and not (output / "config.yaml").is_file():
+        raise RunError(f"there is no run to resume in {output}: start one without --resume")
+    if output.is_dir() and any(output.iterdir()) and not (resume or overwrite):
+        raise RunError(
+            f"{output} is not empty: give another folder, --resume to go on with the run in it, "
+            "or --overwrite to replace it"
+        )
+
+
+def _clear(output: Path) -> None:
+    """Remove what a run leaves in its folder, and nothing else."""
+    for name in _OURS:
+        path = output / name
+        if path.is_dir():
+            rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in output.glob("events.out.tfevents.*"):
+        path.unlink()
+
+
+def _load_dense(model: nn.Module, path: Path) -> None:
+    """The weights of a dense start into ``model``.
+
+    Raises:
+        RunError: no such file, no safetensors, or weights of another model.
+    """
+    try:
+        state = load_tensors(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read the weights {path}: {error.strerror}") from error
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path} is no safetensors file: give a run's dense.safetensors") from error
+    expected = model.state_dict()
+    differ = sorted(expected.keys() ^ state.keys()) or [
+        name for name, value in expected.items() if value.shape != state[name].shape
+    ]
+    if differ:
+        raise RunError(f"{path} belongs to another model: {differ[0]!r} does not fit")
+    model.load_state_dict(state)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    elif name == "cuda" and not torch.cuda.is_available():
+        raise RunError("there is no CUDA device: use --device cpu")
+    return torch.device(name)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    codec.write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+class _Watch:
+    """After each epoch: accuracies on the validation part, to the caller and to TensorBoard."""
+
+    def __init__(self, folder: Path, dataset: Dataset, eps: float, on_epoch: OnEpoch | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self.x = dataset.x_val[:_VALIDATION_EXAMPLES]
+        self.y = dataset.y_val[:_VALIDATION_EXAMPLES]
+        self.eps = eps
+        self.on_epoch = on_epoch
+        self.started = time.monotonic()
+        self.count = 0
+
+    def __call__(self, model: nn.Module, stage: Stage, epoch: int) -> None:
+        device = next(model.parameters()).device
+        x, y = self.x.to(device), self.y.to(device)
+        with frozen(model):
+            clean = (predict(model, x) == y).float().mean().item()
+            adv = pgd(model, x, y, self.eps, _VALIDATION_STEPS)
+            robust = (predict(model, adv) == y).float().mean().item()
+        size = stage.measure()
+        figures = EpochFigures(
+            stage.name,
+            epoch,
+            clean,
+            robust,
+            size.get("nonzeros"),
+            size.get("file_bits"),
+            time.monotonic() - self.started,
+        )
+        self.count += 1
+        for key, value in {"clean": clean, "robust": robust, **size}.items():
+            self.writer.add_scalar(f"{stage.name}/{key}", value, epoch)  # type: ignore[no-untyped-call]
+        self.writer.flush()  # type: ignore[no-untyped-call]
+        if self.on_epoch is not None:
+            self.on_epoch(figures)
+
+
+def run(
+    settings: Settings,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_step: Callable[[Progress], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> dict[str, Any]:
+    """Train, compress, write the run folder, evaluate the decoded file on the test split.
+
+    Everything that can be refused is refused before the folder is touched.
+
+    Args:
+        settings: of the run; resolved here.
+        output: the run folder.
+        resume: go on with the run in the folder.
+        overwrite: replace the run in the folder.
+        on_step: called after each step.
+        on_epoch: called after each epoch.
+
+    Returns:
+        The dict of report.json.
+
+    Raises:
+        RunError, SettingsError, BudgetError, DataError, TrainingError: see their messages.
+        KeyboardInterrupt: after a checkpoint.
+    """
+    _check_folder(output, resume, overwrite)
+    if resume and (output / "report.json").is_file():
+        loaded: dict[str, Any] = json.loads((output / "report.json").read_text())
+        return loaded
+    settings = settings.resolved()
+    device = _device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    dataset = data.load(settings.dataset, settings.data_root)
+    assert settings.model is not None and settings.eps is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(settings.seed))
+        model = models.create(settings.model)
+    info = models.info(settings.model)
+    if info.input_shape != dataset.input_shape:
+        raise RunError(
+            f"model {settings.model!r} takes inputs of {info.input_shape}, data set "
+            f"{settings.dataset!r} has {dataset.input_shape}: choose another model"
+        )
+    dense_file = output / "dense.safetensors"
+    if settings.weights is not None:
+        _load_dense(model, Path(settings.weights))
+    elif resume and dense_file.is_file():
+        _load_dense(model, dense_file)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    training = Training(
+        eps=settings.eps,
+        steps=settings.steps,
+        step_size=settings.step_size,
+        clean_weight=settings.clean_weight,
+        distill=settings.distill,
+        dense_epochs=settings.dense_epochs or 0,
+        epochs=settings.epochs or 1,
+        level_epochs=settings.level_epochs or 0,
+        lr=settings.lr,
+        seed=settings.seed,
+        precision=settings.precision,
+    )
+    budget = settings.budget_bits
+    if budget is None:
+        budget = dense_bits(model) // 100
+    settings = settings.model_copy(
+        update={
+            "budget_bits": budget,
+            "threads": torch.get_num_threads(),
+            "device": device.type,
+            "precision": "float32" if training.autocast is None else "bfloat16",
+        }
+    )
+    job = Job(
+        model,
+        Batches(dataset.x_train, dataset.y_train, settings.batch_size, shuffle=True),
+        budget,
+        training,
+        settings.method,
+        settings.bits,
+        {"model": settings.model},
+        output / "checkpoints",
+        on_step,
+    )
+    if overwrite and output.is_dir():
+        _clear(output)
+    (output / "checkpoints").mkdir(parents=True, exist_ok=True)
+    codec.write(output / "config.yaml", write_config(settings).encode())
+    job.on_epoch = _Watch(output, dataset, settings.eps, on_epoch)
+    times = output / "checkpoints" / "dense.json"
+    train_seconds: float | None = None
+    if settings.weights is None:
+        if not dense_file.is_file():
+            job.train_dense()
+            _write_json(times, {"seconds": job.seconds["dense"]})
+            codec.write(dense_file, _dense_bytes(job.model))
+        train_seconds = json.loads(times.read_text())["seconds"]
+    else:
+        codec.write(dense_file, _dense_bytes(job.model))
+    artifact = job.compress()
+    codec.write(output / "model.atmc", artifact)
+    started = time.monotonic()
+    decoded = load(output / "model.atmc").to(device)
+    measured = evaluate(
+        decoded,
+        Batches(dataset.x_test, dataset.y_test, _EVALUATION_BATCH),
+        [
+            attack("fgsm", eps=settings.eps),
+            attack(
+                "pgd",
+                eps=settings.eps,
+                steps=settings.eval_steps or 40,
+                step_size=settings.eval_step_size,
+            ),
+        ],
+        seed=settings.seed,
+    )
+    report = {
+        "schema": 1,
+        "method": settings.method,
+        "model": settings.model,
+        "dataset": settings.dataset,
+        "seed": settings.seed,
+        "budget_bits": budget,
+        "size": size_report(job.model, job.target, artifact),
+        **measured,
+        "seconds": {
+            "train": train_seconds,
+            "compress": job.seconds["compress"],
+            "evaluate": time.monotonic() - started,
+        },
+    }
+    _write_json(output / "report.json", report)
+    return report
+
+
+def _dense_bytes(model: nn.Module) -> bytes:
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return save_tensors(state)
+
+
+def evaluate_artifact(
+    path: Path,
+    *,
+    dataset: str | None = None,
+    data_root: str | None = None,
+    attacks: Sequence[str] = ("fgsm", "pgd"),
+    eps: float | None = None,
+    steps: int | None = None,
+    step_size: float | None = None,
+    restarts: int = 1,
+    examples: int | None = None,
+    loss: Loss = "ce",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Clean accuracy and named attacks of an artifact's decoded model, on the test split.
+
+    Args:
+        path: the artifact.
+        dataset: its data set; None for that of the run folder around it, else the model's own.
+        data_root: where the data lies; None for that of the run folder.
+        attacks: names, run one after the other.
+        eps: the ℓ∞ radius; None for the data set's usual one. Likewise ``steps``.
+        step_size: of PGD; None for 4/3 · ε / steps.
+        restarts: of PGD.
+        examples: the first so many of the test split; None for all.
+        loss: of PGD, "ce" or "margin".
+        seed: of the random starts.
+
+    Returns:
+        ``{"accuracy", "attacks", "size"}`` as in report.json; of ``size``, what a file tells.
+
+    Raises:
+        AtmcFormatError, DataError, ValueError: see their messages.
+    """
+    artifact = codec.decode(codec.read(path))
+    config = path.parent / "config.yaml"
+    beside = read_config(config) if config.is_file() else {}
+    name = artifact.meta.get("model")
+    if dataset is None:
+        usual = models.info(name).dataset if isinstance(name, str) else None
+        dataset = beside.get("dataset") or usual
+    if dataset is None:
+        raise RunError("the artifact does not tell its data set: give --dataset")
+    loaded = data.load(dataset, data_root if data_root is not None else beside.get("data_root"))
+    eps = loaded.eps if eps is None else eps
+    chosen = [
+        attack(
+            each,
+            eps=eps,
+            steps=steps or loaded.eval_steps,
+            step_size=step_size,
+            restarts=restarts,
+            loss=loss,
+        )
+        for each in attacks
+    ]
+    model = from_artifact(artifact)
+    x, y = loaded.x_test[:examples], loaded.y_test[:examples]
+    measured = evaluate(model, Batches(x, y, _EVALUATION_BATCH), chosen, seed=seed)
+    sizes = codec.measure(artifact)
+    size = {
+        "file_bits": 8 * path.stat().st_size,
+        "paper_bits": sizes.paper_bits,
+        "dense_bits": dense_bits(model),
+        "parts": dict(sizes.parts),
+    }
+    return {**measured, "size": size}

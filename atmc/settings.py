@@ -1,0 +1,204 @@
+"""Every setting of a run, checked: the same keys on the command line, in configs, in records."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from atmc import data, methods, models
+
+_UNITS = {"": 1, "bit": 1, "bits": 1, "kbit": 1000, "mbit": 10**6}
+_BYTES = {"b": 1, "kb": 1000, "mb": 10**6, "kib": 1024, "mib": 1024**2, "bytes": 1, "byte": 1}
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be: one line that says which, and what to do."""
+
+
+def parse_bits(value: object) -> int:
+    """A size in bits: a number of bits, or text such as ``17kB``, ``1.5 MiB``, ``137760 bits``.
+
+    B is a byte (8 bits), k is 1000 and Ki is 1024.
+
+    Raises:
+        ValueError: no such size, or it is not positive.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{value!r} is no size: give bits, or bytes as in 17kB")
+    match = re.fullmatch(r"\s*([-+]?[\d_]*\.?\d+(?:e\d+)?)\s*([a-z]*)\s*", str(value).lower())
+    unit = match[2] if match else None
+    factor = _UNITS.get(unit or "", 8 * _BYTES.get(unit or "", 0))
+    if match is None or not factor:
+        raise ValueError(f"{value!r} is no size: give bits, or bytes as in 17kB")
+    bits = Fraction(match[1].replace("_", "")) * factor
+    if bits <= 0:
+        raise ValueError(f"a budget of {value} is not positive: give a number of bits above zero")
+    return math.floor(bits)
+
+
+def parse_eps(value: object) -> float:
+    """ε in pixels of [0, 1]: a number, or a fraction such as ``8/255``.
+
+    Raises:
+        ValueError: no such number, or it is outside [0, 1].
+    """
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        eps = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(f"{value!r} is no ε: give a number such as 0.3 or 8/255") from None
+    if not 0 <= eps <= 1:
+        raise ValueError(f"ε is {value}: give a number from 0 to 1 (pixels are in [0, 1])")
+    return eps
+
+
+def parse_bits_per_value(value: object) -> int | str:
+    """b: ``auto``, 1 to 8, or 32.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value == "auto":
+        return "auto"
+    try:
+        bits = int(str(value))
+    except ValueError:
+        bits = 0
+    if bits not in (*range(1, 9), 32):
+        raise ValueError(f"bits is {value!r}: use auto, 1 to 8, or 32")
+    return bits
+
+
+Size = Annotated[int, BeforeValidator(parse_bits)]
+Eps = Annotated[float, BeforeValidator(parse_eps)]
+BitsPerValue = Annotated[int | Literal["auto"], BeforeValidator(parse_bits_per_value)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """All settings of ``atmc compress``. None means: the data set's or the method's usual.
+
+    Sizes are in bits, ε and step sizes in pixels of [0, 1].
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    dataset: str = "digits"
+    data_root: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    method: str = "atmc"
+    budget_bits: Size | None = None
+    bits: BitsPerValue = "auto"
+    eps: Eps | None = None
+    steps: Positive = 7
+    step_size: Eps | None = None
+    clean_weight: Share = 0.0
+    distill: Share = 0.5
+    dense_epochs: Positive | None = None
+    epochs: Positive | None = None
+    level_epochs: Count | None = None
+    batch_size: Positive = 128
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    seed: Count = 0
+    eval_steps: Positive | None = None
+    eval_step_size: Eps | None = None
+    eval_examples: Positive | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None
+
+    def resolved(self) -> Settings:
+        """The same with every name checked and every data set's usual value filled in.
+
+        Raises:
+            SettingsError: an unknown data set, model or method, with the nearest known one.
+        """
+        for kind, name, known in (
+            ("data set", self.dataset, data.names()),
+            ("model", self.model, models.names()),
+            ("method", self.method, methods.names()),
+        ):
+            if name is not None and name not in known:
+                raise SettingsError(f"unknown {kind} {name!r}{_nearest(name, known)}")
+        usual = _USUAL[self.dataset]
+        filled = {key: value for key, value in usual.items() if getattr(self, key) is None}
+        return self.model_copy(update=filled)
+
+
+_USUAL: dict[str, dict[str, Any]] = {
+    "digits": {
+        "model": "digits-cnn",
+        "eps": 0.1,
+        "dense_epochs": 30,
+        "epochs": 30,
+        "level_epochs": 10,
+        "eval_steps": 20,
+    },
+    "mnist": {
+        "model": "lenet5-relu",
+        "eps": 0.3,
+        "dense_epochs": 12,
+        "epochs": 8,
+        "level_epochs": 2,
+        "eval_steps": 40,
+    },
+}
+
+
+def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f": did you mean {close[0]!r}? (known: {', '.join(known)})" if close else ""
+
+
+def from_mapping(values: Mapping[str, Any]) -> Settings:
+    """Settings from a mapping.
+
+    Raises:
+        SettingsError: an unknown key, with the nearest known one; a value that cannot be.
+    """
+    known = list(Settings.model_fields)
+    for key in values:
+        if key not in known:
+            raise SettingsError(f"unknown setting {key!r}{_nearest(str(key), known)}")
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:1])
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise SettingsError(f"{where.replace('_', '-')}: {said}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML config file holds.
+
+    Raises:
+        SettingsError: no such file, no YAML, or not a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise SettingsError(f"cannot read the config {path}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"the config {path} is no YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"the config {path} must be a mapping of settings to values")
+    return loaded
+
+
+def write_config(settings: Settings) -> str:
+    """The YAML that repeats a run."""
+    return yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,347 @@
+"""The loop that runs stages: attack, loss, step; schedules, checkpoints, resume.
+
+All randomness is derived from (seed, stage, epoch, step), so that a run that was stopped at
+any step boundary continues to the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atmc.attacks import frozen, pgd
+from atmc.codec import read, write
+
+Batch = tuple[Tensor, Tensor]
+Loader = Iterable[Batch]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: what happened, when, and what to do."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimized: the loss on attacked inputs, with ε warmed up.
+
+    Args:
+        eps: the ℓ∞ radius; 0 trains without an attack.
+        steps: PGD steps of the training-time attack.
+        step_size: length of a step at full ε; None for 2 ε / steps.
+        clean_weight: share of the loss on the clean batch, 0 to 1.
+        teacher: a robust model whose predictions on the clean batch are a second target.
+        distill: share of the loss on those predictions, 0 to 1.
+        precision: autocast type of the layers, or None for float32.
+    """
+
+    eps: float
+    steps: int = 7
+    step_size: float | None = None
+    clean_weight: float = 0.0
+    teacher: nn.Module | None = None
+    distill: float = 0.0
+    precision: torch.dtype | None = None
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
+        """``x`` attacked within ``scale`` · ε."""
+        eps = self.eps * scale
+        if eps == 0:
+            return x
+        step = 2 * self.eps / self.steps if self.step_size is None else self.step_size
+        return pgd(
+            model, x, y, eps, self.steps, step_size=step * scale, precision=self.precision
+        )
+
+    def _one(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+        loss = F.cross_entropy(logits, y)
+        if target is None:
+            return loss
+        soft = F.kl_div(logits.log_softmax(1), target, reduction="batchmean", log_target=True)
+        return (1 - self.distill) * loss + self.distill * soft
+
+    def loss(self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the logits on the attacked batch."""
+        target = None
+        if self.teacher is not None and self.distill > 0:
+            with torch.no_grad(), frozen(self.teacher), self.autocast(x):
+                target = self.teacher(x).float().log_softmax(1)
+        with self.autocast(x):
+            logits = model(adv).float()
+            clean = model(x).float() if self.clean_weight > 0 else None
+        loss = self._one(logits, y, target)
+        if clean is not None:
+            loss = (1 - self.clean_weight) * loss + self.clean_weight * self._one(clean, y, target)
+        return loss, logits
+
+    def autocast(self, x: Tensor) -> torch.autocast:
+        """The autocast context of the layers."""
+        return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
+
+
+class Stage:
+    """One stretch of training: how the model is reshaped, which optimizer, which schedules.
+
+    A method subclasses it. ``reshape`` changes the structure alone, never by values, so that
+    a resumed run can repeat it before the model's state is loaded.
+    """
+
+    name = "stage"
+
+    def __init__(self, epochs: int, lr: float, warmup: float = 0.0) -> None:
+        self.epochs = epochs
+        self.lr = lr
+        self.warmup = warmup
+        self.total_steps = 0
+
+    def reshape(self, model: nn.Module) -> None:
+        """Bring the model into this stage's structure (factorize it, say)."""
+
+    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of this stage."""
+        return torch.optim.Adam(model.parameters(), self.lr)
+
+    def eps_scale(self, progress: float) -> float:
+        """ε over its full value: a linear warm-up over the first ``warmup`` of the stage."""
+        return min(1.0, progress / self.warmup) if self.warmup > 0 else 1.0
+
+    def lr_scale(self, progress: float) -> float:
+        """The rate over its peak: one cycle, up over the first fifth, down as a cosine."""
+        if progress < 0.2:
+            return 0.1 + 0.9 * progress / 0.2
+        return 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8)) * 0.99 + 0.01
+
+    def penalty(self) -> Tensor | None:
+        """A term of the loss that is the optimizer's own."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Called after every step; ``step`` counts from 1."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Called once when the last step is done."""
+
+    def measure(self) -> dict[str, float]:
+        """Figures for the progress line: nonzeros, file bits."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed stage needs besides model and optimizer."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+
+
+@dataclass
+class Progress:
+    """What a step reports."""
+
+    stage: str
+    epoch: int
+    step: int
+    total_steps: int
+    loss: float
+    robust: float
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def derive(*parts: int) -> int:
+    """A 63-bit seed from a tuple of non-negative integers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag that the loop reads between steps; a second one stops at once."""
+    pressed = False
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Trainer:
+    """Runs the stages of a method on a model, with checkpoints.
+
+    Args:
+        model: changed in place.
+        loader: yields (x, y) with x in [0, 1]; one pass is an epoch.
+        stages: run in order.
+        objective: the loss and its attack.
+        seed: of all randomness.
+        checkpoint: file to write checkpoints to and to resume from; None for neither.
+        every_seconds: time between checkpoints.
+        on_step: called with a :class:`Progress` after each step.
+        on_epoch: called with the model, the stage and the epoch after each epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        stages: Sequence[Stage],
+        objective: Objective,
+        *,
+        seed: tuple[int, ...] = (0,),
+        checkpoint: Path | None = None,
+        every_seconds: float = 60.0,
+        on_step: Callable[[Progress], None] | None = None,
+        on_epoch: Callable[[nn.Module, Stage, int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.loader = loader
+        self.stages = list(stages)
+        self.objective = objective
+        self.seed = seed
+        self.checkpoint = checkpoint
+        self.every_seconds = every_seconds
+        self.on_step = on_step
+        self.on_epoch = on_epoch
+        self.seconds: dict[str, float] = {}
+        if not isinstance(loader, Sized) or len(loader) == 0:
+            raise ValueError("the train loader is empty or has no length: give a DataLoader")
+        self.steps_per_epoch = len(loader)
+
+    def run(self) -> None:
+        """Run all stages, from the checkpoint where there is one.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite; the last good checkpoint stays.
+            KeyboardInterrupt: after a checkpoint was written.
+        """
+        with torch.random.fork_rng(), _interruptible() as interrupted:
+            resumed = self._load()
+            first, step = (resumed["stage"], resumed["step"]) if resumed else (0, 0)
+            for index in range(first):
+                self.stages[index].reshape(self.model)
+            for index in range(first, len(self.stages)):
+                stage = self.stages[index]
+                stage.reshape(self.model)
+                if resumed:
+                    self.model.load_state_dict(resumed["model"])
+                stage.total_steps = stage.epochs * self.steps_per_epoch
+                optimizer = stage.start(self.model)
+                if resumed:
+                    optimizer.load_state_dict(resumed["optimizer"])
+                    stage.load_state_dict(resumed["extra"])
+                    self.seconds = dict(resumed["seconds"])
+                self._run_stage(index, stage, optimizer, step, interrupted)
+                stage.finish(self.model)
+                resumed, step = None, 0
+
+    def _run_stage(
+        self,
+        index: int,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        objective = self.objective
+        device = next(self.model.parameters()).device
+        started = saved = time.monotonic()
+        before = self.seconds.get(stage.name, 0.0)
+
+        def save() -> None:
+            self.seconds[stage.name] = before + time.monotonic() - started
+            self._save(index, step, stage, optimizer)
+
+        while step < stage.total_steps:
+            epoch, skip = divmod(step, self.steps_per_epoch)
+            torch.manual_seed(derive(*self.seed, index, epoch))
+            batches = islice(iter(self.loader), skip, self.steps_per_epoch)
+            while True:
+                torch.manual_seed(derive(*self.seed, index, epoch, step))
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                x, y = (t.to(device, non_blocking=True) for t in batch)
+                progress = step / stage.total_steps
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.lr * stage.lr_scale(progress)
+                adv = objective.attack(self.model, x, y, stage.eps_scale(progress))
+                self.model.train()
+                optimizer.zero_grad()
+                loss, logits = objective.loss(self.model, x, adv, y)
+                penalty = stage.penalty()
+                (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"the loss is {value} at step {step + 1} of stage {stage.name!r}"
+                        + (f"; the last good state is in {self.checkpoint}" if self.checkpoint else "")
+                        + ": lower the learning rate or eps"
+                    )
+                optimizer.step()
+                step += 1
+                stage.after_step(step)
+                if self.on_step is not None:
+                    robust = (logits.argmax(1) == y).float().mean().item()
+                    self.on_step(
+                        Progress(stage.name, epoch, step, stage.total_steps, value, robust)
+                    )
+                if interrupted():
+                    save()
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved > self.every_seconds:
+                    save()
+                    saved = time.monotonic()
+            if self.on_epoch is not None and step % self.steps_per_epoch == 0:
+                self.on_epoch(self.model, stage, epoch)
+            if step % self.steps_per_epoch:
+                raise TrainingError("the train loader gave fewer batches than its length")
+        self.seconds[stage.name] = before + time.monotonic() - started
+
+    def _save(self, index: int, step: int, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+        if self.checkpoint is None:
+            return
+        buffer = io.BytesIO()
+        state = {
+            "stage": index,
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "extra": stage.state_dict(),
+            "seconds": self.seconds,
+        }
+        torch.save(state, buffer)
+        write(self.checkpoint, buffer.getvalue())
+
+    def _load(self) -> dict[str, Any] | None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        try:
+            state = torch.load(io.BytesIO(read(self.checkpoint)), weights_only=True)
+        except Exception as error:
+            raise TrainingError(
+                f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): "
+                "start again with --overwrite"
+            ) from error
+        return dict(state)
+
