@@ -17,13 +17,9 @@ from torch import Tensor, nn
 
 from atmc import codec
 from atmc.artifact import DENSE_WIDTHS, BudgetError, to_artifact
+from atmc.factorization import factorize, factorized_weights, named_factors, plain_weights
+from atmc.projection import topk_masks
 from atmc.quantization import quantized_codebook
-from atmc.factorization import (
-    dense_part,
-    factorize,
-    factorized_weights,
-    named_factors,
-)
 
 FLOAT_BITS = 32  # values kept as they are, no codebook
 
@@ -42,20 +38,13 @@ def level_bits(bits: int) -> int:
 
 def dense_bits(model: nn.Module) -> int:
     """Weights of Conv and Linear layers × 32 bits, the dense size as the papers count it."""
-    total, seen = 0, set()
-    factors = {id(weight.U): weight for weight in factorized_weights(model)}
-    for module in model.modules():
-        if not isinstance(module, _DENSE_LAYERS):
-            continue
-        if hasattr(module, "parametrizations"):
-            original = module.parametrizations["weight"].original0
-            key, size = id(original), math.prod(factors[id(original)].parametrization.layout.shape)
-        else:
-            key, size = id(module.weight), module.weight.numel()
-        if key not in seen:
-            seen.add(key)
-            total += size
-    return 32 * total
+    weights: dict[int, Tensor] = {}  # by identity: a tied weight counts once
+    with plain_weights(model):
+        for module in model.modules():
+            if isinstance(module, _DENSE_LAYERS):
+                weight = module.weight
+                weights[id(weight)] = weight
+    return 32 * sum(weight.numel() for weight in weights.values())
 
 
 def paper_bits(tensors: Mapping[str, Tensor], bits: Mapping[str, int]) -> int:
@@ -70,23 +59,20 @@ def file_bits(
     return codec.measure(to_artifact(model, width=width, meta=meta))
 
 
-def fixed_bits(model: nn.Module, *, width: int, meta: dict[str, Any] | None = None) -> int:
-    """An upper bound on the file with every factor zero, whatever the dense part holds."""
+def _empty(model: nn.Module) -> nn.Module:
+    """A copy with every factor zero."""
     empty = copy.deepcopy(model)
     if not factorized_weights(empty):
         factorize(empty)
     with torch.no_grad():
         for factor in named_factors(empty).values():
             factor.zero_()
-        for tensor in dense_part(empty).values():
-            tensor.zero_()
-    artifact = to_artifact(empty, width=width, meta=meta)
-    bits = 8 * len(codec.encode(artifact))
-    for entry in artifact.entries:
-        if isinstance(entry.value, codec.DenseTensor):
-            bits += codec.dense_fixed_bits(math.prod(entry.value.shape), width)
-    # The stream is cut at a byte, and adding up costs its state a little.
-    return 8 * math.ceil((bits + 8) / 8)
+    return empty
+
+
+def fixed_bits(model: nn.Module, *, width: int, meta: dict[str, Any] | None = None) -> int:
+    """The most that the file can take with every factor zero, whatever the dense part holds."""
+    return codec.largest_bits(to_artifact(_empty(model), width=width, meta=meta))
 
 
 def smallest_bits(model: nn.Module, *, meta: dict[str, Any] | None = None) -> int:
@@ -100,14 +86,19 @@ def dense_width(model: nn.Module, budget_bits: int, *, meta: dict[str, Any] | No
     Raises:
         BudgetError: no file fits; the message gives the smallest N that does.
     """
-    least = smallest_bits(model, meta=meta)
+    empty = _empty(model)
+    fixed = {
+        width: codec.largest_bits(to_artifact(empty, width=width, meta=meta))
+        for width in DENSE_WIDTHS
+    }
+    least = fixed[min(DENSE_WIDTHS)]
     if budget_bits < least:
         raise BudgetError(
             f"a budget of {budget_bits} bits is too small: the smallest possible file of this "
             f"model is {least} bits ({math.ceil(least / 8)} bytes)"
         )
     for width in DENSE_WIDTHS:
-        if fixed_bits(model, width=width, meta=meta) <= budget_bits / 3:
+        if fixed[width] <= budget_bits / 3:
             return width
     return min(DENSE_WIDTHS)
 
@@ -131,7 +122,8 @@ def factor_bits(size: int, nonzeros: int, bits: int, value_bits: float | None = 
     """
     if nonzeros == 0:
         return 2.0
-    book = 0 if bits == FLOAT_BITS else min(2**bits, nonzeros) * (level_bits(bits) + _FREQUENCY_BITS)
+    levels = 0 if bits == FLOAT_BITS else min(2**bits, nonzeros)
+    book = levels * (level_bits(bits) + _FREQUENCY_BITS)
     value = bits if value_bits is None else value_bits
     return position_bits(size, nonzeros) + nonzeros * value + book + _TENSOR_BITS
 
@@ -142,10 +134,10 @@ def k_for_budget(
     available_bits: float,
     value_bits: Sequence[float] | None = None,
 ) -> int:
-    """The largest k whose factors fit ``available_bits``, estimated.
+    """A k whose factors fit ``available_bits`` where those of k + 1 would not, estimated.
 
     The k best of ``scores`` fall where they fall: tensors are charged by how many of their
-    entries are among them. Bisection on the threshold; no sort.
+    entries are among them, ties going to the earlier tensor. Bisection on the threshold; no sort.
 
     Args:
         scores: of every factor, as the projection ranks them.
@@ -174,12 +166,33 @@ def k_for_budget(
             high = middle
         else:
             low = middle
-    return sum(counts(high))
+    # What is left between the two thresholds is (nearly) tied.
+    kept, last = counts(high), counts(low)
+
+    def filled(more: int) -> list[int]:
+        out = []
+        for fewer, most in zip(kept, last, strict=True):
+            taken = min(more, most - fewer)
+            more -= taken
+            out.append(fewer + taken)
+        return out
+
+    fits, over = 0, sum(last) - sum(kept)
+    while over - fits > 1:
+        middle_count = (fits + over) // 2
+        if cost(filled(middle_count)) <= available_bits:
+            fits = middle_count
+        else:
+            over = middle_count
+    return sum(kept) + fits
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A budget turned into what training is given: k, b per tensor, the dense part's width."""
+    """A budget turned into what training is given: k, b per tensor, the dense part's width.
+
+    ``file_bits`` is the file expected of it: the dense part at its most, the factors estimated.
+    """
 
     k: int
     bits: dict[str, int]
@@ -211,10 +224,10 @@ def plan(
     width = dense_width(model, budget_bits, meta=meta)
     fixed = fixed_bits(model, width=width, meta=meta)
     names = list(named_factors(model))
-    per_tensor = [bits] * len(names)
-    k = k_for_budget(scores, per_tensor, budget_bits - fixed)
-    used = budget_bits if k else fixed
-    return Plan(k, dict(zip(names, per_tensor, strict=True)), width, budget_bits, used)
+    k = k_for_budget(scores, [bits] * len(names), budget_bits - fixed)
+    masks = topk_masks(scores, k)
+    used = sum(factor_bits(mask.numel(), int(mask.sum()), bits) for mask in masks)
+    return Plan(k, dict.fromkeys(names, bits), width, budget_bits, fixed + used)
 
 
 def choose_bits(

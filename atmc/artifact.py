@@ -25,7 +25,11 @@ class BudgetError(ValueError):
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    """On the host, in C order; floats of any width as float32."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    return np.ascontiguousarray(tensor.numpy())
 
 
 def _as_integers(levels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int] | None:
@@ -45,10 +49,15 @@ def sparse(values: np.ndarray[Any, Any]) -> codec.SparseTensor | codec.FloatSpar
 
     Args:
         values: float32, any shape.
+
+    Raises:
+        ValueError: NaN or infinity among the values.
     """
     flat = values.ravel()
+    if not np.isfinite(flat).all():
+        raise ValueError("factors hold NaN or infinity: train again from before they arose")
     positions = np.flatnonzero(flat)
-    nonzeros = flat[positions].astype(np.float32)
+    nonzeros = flat[positions]
     if len(positions) == 0:
         none = np.zeros(0, np.int64)
         return codec.SparseTensor(values.shape, none, none, np.zeros(0, np.int32), 0, 2)
@@ -65,7 +74,7 @@ def sparse(values: np.ndarray[Any, Any]) -> codec.SparseTensor | codec.FloatSpar
 
 def _weight(weight: FactorizedWeight) -> codec.FactorizedWeight:
     layout = weight.parametrization.layout
-    factors = [sparse(_array(f).astype(np.float32)) for f in weight.factors.values()]
+    factors = [sparse(_array(f)) for f in weight.factors.values()]
     return codec.FactorizedWeight(
         layout.shape, layout.groups, layout.transposed, weight.parametrization.identity, *factors
     )
@@ -81,14 +90,22 @@ def to_artifact(
         width: bits a value of the dense part.
         meta: ``{"model": name, "kwargs": {...}}`` for a model of the zoo: the file then needs
             no names. None for a model of one's own.
+
+    Raises:
+        ValueError: a model without factors, or one that holds NaN, infinity or complex numbers.
     """
     entries = []
-    for name, value in named_state(model).items():
+    state = named_state(model)
+    if not any(isinstance(value, FactorizedWeight) for value in state.values()):
+        raise ValueError("the model has no factors: call atmc.factorize(model) first")
+    for name, value in state.items():
         held: codec.FactorizedWeight | codec.DenseTensor | codec.IntegerTensor
         if isinstance(value, FactorizedWeight):
             held = _weight(value)
         elif value.is_floating_point():
-            held = codec.quantize_dense(_array(value.float()), width)
+            held = codec.quantize_dense(_array(value), width)
+        elif value.is_complex():
+            raise ValueError(f"{name} is complex: a file holds real numbers only")
         else:
             array = _array(value)
             held = codec.IntegerTensor(array.shape, array.astype(np.int64).ravel())
@@ -118,6 +135,7 @@ def save(
 
     Raises:
         BudgetError: the file would be over budget; the message says by how much.
+        ValueError: see :func:`to_artifact`.
     """
     artifact = to_artifact(model, width=width, meta=meta)
     data = codec.encode(artifact)
@@ -142,8 +160,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
         The model, in eval mode.
 
     Raises:
-        AtmcFormatError: a damaged file, or one that does not fit the model.
+        AtmcFormatError: a damaged file, or one that does not fit the model, which is left as it
+            was then.
         FileNotFoundError: no such file.
+        ValueError: the model given is factorized.
     """
     return from_artifact(codec.decode(codec.read(Path(path))), model)
 
@@ -169,24 +189,22 @@ def from_artifact(artifact: codec.Artifact, model: nn.Module | None = None) -> n
             f"the artifact holds {len(artifact.entries)} tensors, the model {len(state)}: "
             "it was made from another model"
         )
+    targets: list[tuple[Tensor, codec.Entry]] = []
+    for expected, entry in zip(state, artifact.entries, strict=True):
+        name = expected if entry.name is None else entry.name
+        if name not in state:
+            raise codec.AtmcFormatError(f"the model has no tensor {name!r}")
+        target = state[name]
+        assert isinstance(target, Tensor)
+        if tuple(entry.value.shape) != tuple(target.shape):
+            raise codec.AtmcFormatError(
+                f"{name} is {tuple(entry.value.shape)} in the artifact and "
+                f"{tuple(target.shape)} in the model"
+            )
+        targets.append((target, entry))
     with torch.no_grad():
-        for (expected, target), entry in zip(state.items(), artifact.entries, strict=True):
-            name = expected if entry.name is None else entry.name
-            if name not in state:
-                raise codec.AtmcFormatError(f"the model has no tensor {name!r}")
-            target = state[name]
-            assert isinstance(target, Tensor)
+        for target, entry in targets:
             value = entry.value
-            if tuple(value.shape) != tuple(target.shape):
-                raise codec.AtmcFormatError(
-                    f"{name} is {tuple(value.shape)} in the artifact and "
-                    f"{tuple(target.shape)} in the model"
-                )
-            if isinstance(value, codec.FactorizedWeight):
-                array = value.weight()
-            elif isinstance(value, codec.DenseTensor):
-                array = value.dense()
-            else:
-                array = value.values.reshape(value.shape)
-            target.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+            array = value.weight() if isinstance(value, codec.FactorizedWeight) else value.dense()
+            target.copy_(torch.from_numpy(array.copy()))  # torch wants memory it may write to
     return model.eval()

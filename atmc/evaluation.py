@@ -33,7 +33,7 @@ class Attack:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``x`` attacked."""
+        """``x`` attacked, by one restart."""
         if self.name == "wrm":
             return wrm(model, x, y, steps=self.steps or 15)
         assert self.eps is not None

@@ -102,8 +102,9 @@ class Factorization(nn.Module):
         return W + C
 
     def forward(self, U: Tensor, V: Tensor, C: Tensor) -> Tensor:
-        """W in the layer's own shape."""
-        W = self.layout.to_weight(self.matrix(U, V, C))
+        """W in the layer's own shape, formed in the factors' own precision under autocast too."""
+        with torch.autocast(U.device.type, enabled=False):
+            W = self.layout.to_weight(self.matrix(U, V, C))
         return W.contiguous(memory_format=self.memory_format)
 
     @torch.no_grad()
@@ -188,7 +189,7 @@ def factorize(
         model: any module; layers that are factorized already are left alone.
         rank: None for the identity start, else the rank of the truncated SVD start.
         include: name patterns (``fc*``, ``features.0.weight``) of what to factorize.
-        exclude: name patterns of what to leave dense.
+        exclude: name patterns of what to leave dense; any of a tied weight's names will do.
 
     Returns:
         The same model.
@@ -199,6 +200,7 @@ def factorize(
     if rank is not None and rank < 1:
         raise ValueError(f"rank is {rank}: give a positive number, or None for the identity start")
     places: dict[int, list[tuple[nn.Module, str]]] = {}
+    excluded: set[int] = set()
     layouts: dict[int, Layout] = {}
     weights: dict[int, nn.Parameter] = {}
     for prefix, module in model.named_modules():
@@ -210,12 +212,15 @@ def factorize(
             # A tied weight is reached through every module that holds it.
             places.setdefault(id(weight), []).append((module, name))
             full = _join(prefix, name)
+            if _matches(full, exclude):
+                excluded.add(id(weight))
             layout = _layout(module, name, weight)
             if layout is None or weight.numel() == 0 or id(weight) in layouts:
                 continue
-            if _matches(full, include) and not _matches(full, exclude):
+            if _matches(full, include):
                 layouts[id(weight)] = layout
                 weights[id(weight)] = weight
+    layouts = {key: layout for key, layout in layouts.items() if key not in excluded}
     if not layouts and not factorized_weights(model):
         raise ValueError("no weight to factorize: no layer of a known kind matches the patterns")
     for key, layout in layouts.items():
@@ -225,26 +230,31 @@ def factorize(
             if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
             else torch.contiguous_format
         )
-        first: nn.Module | None = None
+        tied: list[nn.Module] = []
         for module, name in places[key]:
             parametrize.register_parametrization(module, name, Factorization(layout, rank, last))
-            originals = module.parametrizations[name]  # type: ignore[index]
-            if first is None:
-                first = originals
-                continue
+            tied.append(cast(nn.ModuleDict, module.parametrizations)[name])
             for index in range(3):
-                setattr(originals, f"original{index}", getattr(first, f"original{index}"))
+                setattr(tied[-1], f"original{index}", getattr(tied[0], f"original{index}"))
     return model
 
 
-def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, parametrize.ParametrizationList]]:
+def _is_ours(module: nn.Module) -> bool:
+    """Whether this is the parametrization list of a factorized weight."""
+    return (
+        isinstance(module, parametrize.ParametrizationList)
+        and len(module) == 1
+        and isinstance(module[0], Factorization)
+    )
+
+
+def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """Every factorized slot of the model: (full name, module, attribute, parametrization list)."""
     for prefix, module in model.named_modules():
-        if not parametrize.is_parametrized(module):
-            continue
-        for name, entry in module.parametrizations.items():  # type: ignore[operator,union-attr]
-            if len(entry) == 1 and isinstance(entry[0], Factorization):
-                yield _join(prefix, name), module, name, entry
+        if parametrize.is_parametrized(module):
+            for name, entry in cast(nn.ModuleDict, module.parametrizations).items():
+                if _is_ours(entry):
+                    yield _join(prefix, name), module, name, entry
 
 
 def factorized_weights(model: nn.Module) -> list[FactorizedWeight]:
@@ -256,7 +266,8 @@ def factorized_weights(model: nn.Module) -> list[FactorizedWeight]:
             continue
         seen.add(id(entry.original0))
         factors = [cast(nn.Parameter, getattr(entry, f"original{i}")) for i in range(3)]
-        found.append(FactorizedWeight(full, cast(Factorization, entry[0]), *factors))
+        parametrization = cast(Factorization, cast(nn.ModuleList, entry)[0])
+        found.append(FactorizedWeight(full, parametrization, *factors))
     return found
 
 
@@ -270,16 +281,19 @@ def named_factors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def defactorize(model: nn.Module) -> nn.Module:
-    """Leave a plain module, in place: each W formed once and put back as a parameter.
+    """Leave a plain module, in place: each W formed and put back as a parameter.
 
     Tied weights stay tied. Returns the same model.
     """
     formed: dict[int, nn.Parameter] = {}
     for _, module, name, entry in list(_slots(model)):
         key = id(entry.original0)
-        trainable = entry.original0.requires_grad
+        trainable = cast(Tensor, entry.original0).requires_grad
         if key not in formed:
             formed[key] = nn.Parameter(getattr(module, name).detach(), requires_grad=trainable)
+        # A deep copy shares its class with the original, and torch takes the property off it.
+        cls = type(module)
+        module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
         parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         if name in module._buffers:
             del module._buffers[name]
@@ -304,10 +318,7 @@ def plain_weights(model: nn.Module) -> Iterator[None]:
             if name in module.__dict__:  # plain already: an outer block has formed it
                 continue
             # A module with a parametrization of another kind as well keeps its class.
-            if len(module.parametrizations) == sum(  # type: ignore[arg-type]
-                len(e) == 1 and isinstance(e[0], Factorization)
-                for e in module.parametrizations.values()  # type: ignore[operator,union-attr]
-            ):
+            if all(_is_ours(e) for e in cast(nn.ModuleDict, module.parametrizations).values()):
                 key = id(entry.original0)
                 if key not in formed:
                     formed[key] = getattr(module, name).detach()
@@ -337,9 +348,7 @@ def named_state(model: nn.Module) -> dict[str, FactorizedWeight | Tensor]:
     state: dict[str, FactorizedWeight | Tensor] = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        if isinstance(module, (parametrize.ParametrizationList, nn.ModuleDict, Factorization)) and (
-            "parametrizations" in prefix.split(".")
-        ):
+        if _is_ours(module):
             continue
         held: dict[str, FactorizedWeight | Tensor] = {}
         for name, parameter in module.named_parameters(recurse=False):

@@ -9,7 +9,7 @@ will be decoded. The gradient of a level is the sum over the entries that share 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,10 @@ from atmc.factorization import dense_part, named_factors
 from atmc.quantization import round_levels
 
 MAX_LEVELS = 256
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 @dataclass
@@ -42,7 +46,7 @@ class _Factor:
         values = self.master.detach()
         if self.level_bits is not None:
             integers, exponent = round_levels(values, self.level_bits)
-            values = torch.ldexp(integers.to(values.dtype), torch.tensor(exponent))
+            values = integers.to(values.dtype) * 2.0**exponent
         flat = self.tensor.detach().view(-1)
         flat[self.positions] = values[self.codes]
 
@@ -146,17 +150,37 @@ class CodebookOptimizer(torch.optim.Optimizer):
             part.tensor.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The masters and the inner optimizer's state."""
+        """The inner optimizer's state, and all that is known of every part.
+
+        Codes and the like cannot be read off a model that has been trained for a while: levels
+        may have met or passed one another, values may round to zero.
+        """
         return {
             "inner": self.inner.state_dict(),
-            "masters": {name: part.master.detach() for name, part in self.parts.items()},
+            "parts": {
+                name: {f.name: _detached(getattr(part, f.name)) for f in fields(part)[1:]}
+                for name, part in self.parts.items()
+            },
         }
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of an optimizer over the same quantized model."""
+        """Take up the state of an optimizer of the same model, and write its values back.
+
+        Raises:
+            ValueError: a state of other tensors than the model's.
+        """
+        if differ := sorted(state_dict["parts"].keys() ^ self.parts.keys()):
+            raise ValueError(f"the state does not fit this model: {differ[0]!r} differs")
+        for name, held in state_dict["parts"].items():
+            part = self.parts[name]
+            for key, value in held.items():
+                if key == "master":
+                    part.master.data = value.to(part.master).clone()
+                elif isinstance(value, Tensor):
+                    setattr(part, key, value.to(part.tensor.device).clone())
+                else:
+                    setattr(part, key, value)
         self.inner.load_state_dict(state_dict["inner"])
         self._share()
-        for name, master in state_dict["masters"].items():
-            self.parts[name].master.copy_(master)
         self._write()

@@ -10,7 +10,7 @@ DESIGN of the step (θ is any of U, V, C; Gui et al., NeurIPS 2019, algorithm 1)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from atmc.quantization import quantize, quantized_codebook
 Schedule = Callable[[int], float]
 Bits = int | Mapping[str, int]
 Penalty = Literal["loss", "decoupled"]
+
 
 def cubic(start: int, end: int, steps: int) -> Callable[[int], int]:
     """k from ``start`` to ``end`` over ``steps``, fast at first (Zhu & Gupta, 2017)."""
@@ -96,6 +97,10 @@ class ATMC(torch.optim.Optimizer):
             )
         if duplicate_every < 1:
             raise ValueError(f"duplicate_every is {duplicate_every}: give at least 1")
+        if importance not in get_args(Importance):
+            raise ValueError(f"unknown importance {importance!r}: use 'effect' or 'magnitude'")
+        if penalty not in (None, *get_args(Penalty)):
+            raise ValueError(f"unknown penalty {penalty!r}: use 'loss', 'decoupled' or None")
         self.inner = optimizer
         self.k = k
         self.rho = rho
@@ -158,17 +163,17 @@ class ATMC(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Inner step, projection and, when it is due, duplicate and dual."""
         if self.finalized:
-            raise RuntimeError("the optimizer is finalized: train the levels with CodebookOptimizer")
+            raise RuntimeError("the optimizer is finalized: go on with CodebookOptimizer")
         loss = self.inner.step(closure)
         with torch.no_grad():
-            self._set_rho(float(_at(self.rho, self.steps)))
             if self.penalty_kind == "decoupled":
                 self._proximal()
             self.steps += 1
             self._project(int(_at(self.k, self.steps)))
             if self.steps % self.duplicate_every == 0:
                 self._duplicate()
-        return cast("float | None", loss)
+            self._set_rho(float(_at(self.rho, self.steps)))
+        return loss
 
     def _set_rho(self, rho: float) -> None:
         if rho != self._rho_now:
@@ -187,10 +192,10 @@ class ATMC(torch.optim.Optimizer):
         costs = None if self.costs is None else [self.costs[name] for name in self.factors]
         masks = topk_masks(scores(self.weights, self.importance), k, costs)
         for (name, factor), mask in zip(self.factors.items(), masks, strict=True):
-            factor.mul_(mask)
+            factor.masked_fill_(~mask, 0)
             if name in self.duplicates:
-                self.duplicates[name].mul_(mask)
-                self.duals[name].mul_(mask)
+                self.duplicates[name].masked_fill_(~mask, 0)
+                self.duals[name].masked_fill_(~mask, 0)
 
     def _duplicate(self) -> None:
         for name, factor in self.factors.items():
@@ -201,7 +206,7 @@ class ATMC(torch.optim.Optimizer):
             self.duplicates[name] = duplicate
 
     def _quantized(self, name: str, values: Tensor) -> Tensor:
-        """The nearest tensor with at most 2^b levels; zeros stay, so the support can only shrink."""
+        """The nearest tensor with at most 2^b levels; zeros stay: the support can only shrink."""
         values = values.detach()
         bits = self.bits[name]
         if bits == FLOAT_BITS:

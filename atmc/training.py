@@ -63,9 +63,7 @@ class Objective:
         if eps == 0:
             return x
         step = 2 * self.eps / self.steps if self.step_size is None else self.step_size
-        return pgd(
-            model, x, y, eps, self.steps, step_size=step * scale, precision=self.precision
-        )
+        return pgd(model, x, y, eps, self.steps, step_size=step * scale, precision=self.precision)
 
     def _one(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         loss = F.cross_entropy(logits, y)
@@ -275,7 +273,12 @@ class Trainer:
         while step < stage.total_steps:
             epoch, skip = divmod(step, self.steps_per_epoch)
             torch.manual_seed(derive(*self.seed, index, epoch))
-            batches = islice(iter(self.loader), skip, self.steps_per_epoch)
+            batches = islice(iter(self.loader), self.steps_per_epoch)
+            # Each batch is drawn under its step's own seed, skipped ones too: a loader may take
+            # its order, or what it does to a batch, from the global generator.
+            for passed in range(step - skip, step):
+                torch.manual_seed(derive(*self.seed, index, epoch, passed))
+                next(batches, None)
             while True:
                 torch.manual_seed(derive(*self.seed, index, epoch, step))
                 batch = next(batches, None)
@@ -293,10 +296,11 @@ class Trainer:
                 (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
                 value = loss.item()
                 if not math.isfinite(value):
+                    kept = self.checkpoint is not None and self.checkpoint.exists()
+                    last_good = f"; the last good state is in {self.checkpoint}" if kept else ""
                     raise TrainingError(
                         f"the loss is {value} at step {step + 1} of stage {stage.name!r}"
-                        + (f"; the last good state is in {self.checkpoint}" if self.checkpoint else "")
-                        + ": lower the learning rate or eps"
+                        f"{last_good}: lower the learning rate or eps"
                     )
                 optimizer.step()
                 step += 1
@@ -337,11 +341,11 @@ class Trainer:
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         try:
-            state = torch.load(io.BytesIO(read(self.checkpoint)), weights_only=True)
+            data = io.BytesIO(read(self.checkpoint))
+            state = torch.load(data, map_location="cpu", weights_only=True)
         except Exception as error:
             raise TrainingError(
                 f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): "
                 "start again with --overwrite"
             ) from error
         return dict(state)
-

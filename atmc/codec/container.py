@@ -16,7 +16,7 @@ import numpy as np
 
 from atmc.codec import model
 from atmc.codec.errors import AtmcFormatError
-from atmc.codec.stream import Reader, Writer
+from atmc.codec.stream import PRECISION, TOTAL, Reader, Writer
 from atmc.codec.tensors import (
     IDENTITIES,
     KINDS,
@@ -399,6 +399,35 @@ def dense_fixed_bits(size: int, width: int) -> int:
     the coder's rounding. The entry's kind, shape and name are not in it.
     """
     return 20 + size * width + -(-size // 512)
+
+
+def largest_bits(artifact: Artifact) -> int:
+    """The most bits of any file that differs from ``artifact``'s in values of its dense part only.
+
+    Widths, shapes and all else stay; every factor must be zero. Safe: for each
+    :class:`DenseTensor` the longer of its two kinds, without a mask; below 2**-11 of the length for
+    the coder's rounding (each time its range has shrunk by 32 bits, symbols of one bit and more
+    have lost less than 2**-7 · log2(e) bits); whole bytes.
+    """
+    writer = _encode(artifact)[1]
+    bits, row = writer.bits, 0
+    for entry in artifact.entries:
+        if isinstance(entry.value, FactorizedWeight):
+            if entry.value.u.nonzeros or entry.value.v.nonzeros or entry.value.c.nonzeros:
+                raise ValueError("largest_bits: give an artifact whose factors are all zero")
+            row += 3
+            continue
+        if isinstance(entry.value, DenseTensor):
+            size, width = entry.value.codes.size, entry.value.width
+            bits += _most_bits(size, width) - writer.costs.get((row, "dense"), 0.0)
+        row += 1
+    return 8 * (_PREFIX + math.ceil((bits * (1 + 2**-11) + 2**-6) / 8))
+
+
+def _most_bits(size: int, width: int) -> float:
+    """Ideal length of a :class:`DenseTensor` without a mask: the longer of its kinds."""
+    linear = 20 + size * (PRECISION - math.log2(TOTAL // (2**width - 1)))
+    return linear if width < 6 else max(linear, 13 + size * width)
 
 
 def _write_integers(writer: Writer, tensor: IntegerTensor) -> None:

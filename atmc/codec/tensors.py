@@ -354,11 +354,12 @@ def _log_values(codes: Int64Array, width: int) -> NDArray[np.float64]:
 
 
 def quantize_dense(values: ArrayLike, width: int) -> DenseTensor:
-    """Quantize a float tensor to ``width`` bits a value (2..8); deterministic.
+    """Quantize a float tensor to ``width`` bits a value (2..8); deterministic and idempotent.
 
-    Kind "log" where all values are positive and span a factor over 8 (and width >= 6), else
-    "linear" with a scale under which nothing clips; at width <= 5 the scale with the least squared
-    error among 64 clipping ones. ``ValueError`` for NaN, infinity, or another width.
+    Values that a tensor of this width can hold are kept as they are. Else kind "log" where all
+    values are positive and span a factor over 8 (and width >= 6), else "linear" with a scale under
+    which nothing clips; at width <= 5 the scale with the least squared error among 64 clipping
+    ones. ``ValueError`` for NaN, infinity, or another width.
     """
     if not 2 <= width <= 8:
         raise ValueError(f"width {width}: must lie in 2..8")
@@ -366,9 +367,15 @@ def quantize_dense(values: ArrayLike, width: int) -> DenseTensor:
     if not bool(np.isfinite(array).all()):
         raise ValueError("dense part: NaN or infinity cannot be stored; train again from before it")
     x = array.reshape(-1).astype(np.float64)
-    if x.size and width >= 6 and float(x.min()) > 0 and float(x.max()) > 8 * float(x.min()):
-        return _quantize_log(array.shape, x, width)
     high = code_range("linear", width)[1]
+    if (scale := _exact_scale(x, high)) is not None:
+        codes = np.rint(x / scale).astype(np.int64)
+        return DenseTensor(array.shape, codes, scale, width, "linear")
+    if x.size and width >= 6 and float(x.min()) > 0:
+        found = _quantize_log(array.shape, x, width)
+        wide = float(x.max()) > 8 * float(x.min())
+        if wide or np.array_equal(found.dense().reshape(-1), x):
+            return found
     largest = float(np.abs(x).max(initial=0.0))
     best = _round_scale(largest / high, high)
     if width <= 5 and best > 0:
@@ -377,6 +384,20 @@ def quantize_dense(values: ArrayLike, width: int) -> DenseTensor:
         best = min(scales, key=lambda s: float(((_linear_codes(x, s, high) * s - x) ** 2).sum()))
     codes = _linear_codes(x, best, high).astype(np.int64)
     return DenseTensor(array.shape, codes, best, width, "linear")
+
+
+def _exact_scale(x: NDArray[np.float64], high: int) -> float | None:
+    """The largest bfloat16 of which all values are multiples by -high..high; None if none is."""
+    largest = float(np.abs(x).max(initial=0.0))
+    if largest == 0:
+        return None
+    scales = largest / np.arange(1, high + 1)
+    single = scales.astype(np.float32)
+    for scale in scales[(single == scales) & (single.view(np.uint32) & 0xFFFF == 0)]:
+        codes = x / scale
+        if scale > 0 and np.array_equal(codes, np.rint(codes)):
+            return float(scale)
+    return None
 
 
 def _round_scale(scale: float, high: int) -> float:

@@ -31,6 +31,8 @@ from atmc.training import Stage
 
 # Expected bits a value while --bits auto has not chosen yet.
 _AUTO_GUESS = 4
+# k aims a little above the budget: the closing loop cuts to the bit, but cannot fill up.
+_AIM = 1.03
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ class CompressStage(Stage):
         left = max(0.0, 1 - step / horizon) if horizon > 0 else 0.0
         return round(self.k_target + max(0, self.k_start - self.k_target) * left**3)
 
+    @torch.no_grad()
     def _aim(self) -> None:
         """Set k to what the budget holds, entries ranked as they are now."""
         drop_dead_biases(self.model)
@@ -221,26 +224,36 @@ class CompressStage(Stage):
                 kept = duplicate[duplicate != 0]
                 if kept.numel() > 4 * 2 ** bits[index]:
                     values[index] = code_bits(torch.unique(kept, return_inverse=True)[1])
-        left = self.target.budget_bits - self.overhead - self._dense_now()
+        left = _AIM * self.target.budget_bits - self.overhead - self._dense_now()
         self.k_target = k_for_budget(ranks, bits, max(0, left), values)
 
     def after_step(self, step: int) -> None:
         """Aim again now and then; choose b where it is ours to choose, once k has settled."""
         every = max(self.duplicate_every, self.total_steps // 50)
         if step % every == 0:
-            if not self.chosen and step >= self.shrink * self.total_steps:
-                self.optimizer.set_bits(self._choose())
-                self.chosen = True
             self._aim()
+            if not self.chosen and 2 * step >= self.shrink * self.total_steps:
+                # While k still shrinks: what fewer bits save goes to entries not yet cut.
+                self.optimizer.set_bits(self._choose())
+                self.chosen = step >= self.shrink * self.total_steps
+                self._aim()
 
+    @torch.no_grad()
     def _choose(self) -> dict[str, int]:
+        """b per tensor, for the entries that the budget will keep."""
+        ranks = scores(self.optimizer.weights, self.importance)
+        masks = topk_masks(ranks, self.k_target)
+        kept = {
+            name: factor.detach() * mask
+            for (name, factor), mask in zip(self.optimizer.factors.items(), masks, strict=True)
+        }
         sensitivity: dict[str, float] = {}
         for weight in self.optimizer.weights:
-            effects = [float(e.square().sum()) for e in effect(weight)]
+            effects = [float(e.detach().square().sum()) for e in effect(weight)]
             for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
                 energy = float(factor.detach().square().sum())
                 sensitivity[name] = total / energy / sum(effects) if energy > 0 else 0.0
-        return choose_bits(self.optimizer.factors, sensitivity, self.distortion)
+        return choose_bits(kept, sensitivity, self.distortion)
 
     def penalty(self) -> Tensor:
         """The optimizer's own term."""
