@@ -281,7 +281,11 @@ def run(
     decoded = load(output / "model.atmc").to(device)
     measured = evaluate(
         decoded,
-        Batches(dataset.x_test, dataset.y_test, _EVALUATION_BATCH),
+        Batches(
+            dataset.x_test[: settings.eval_examples],
+            dataset.y_test[: settings.eval_examples],
+            _EVALUATION_BATCH,
+        ),
         [
             attack("fgsm", eps=settings.eps),
             attack(
@@ -338,7 +342,8 @@ def evaluate_artifact(
         dataset: its data set; None for that of the run folder around it, else the model's own.
         data_root: where the data lies; None for that of the run folder.
         attacks: names, run one after the other.
-        eps: the ℓ∞ radius; None for the data set's usual one. Likewise ``steps``.
+        eps: the ℓ∞ radius; None for the run folder's, else the data set's usual one.
+        steps: of PGD; likewise.
         step_size: of PGD; None for 4/3 · ε / steps.
         restarts: of PGD.
         examples: the first so many of the test split; None for all.
@@ -361,12 +366,15 @@ def evaluate_artifact(
     if dataset is None:
         raise RunError("the artifact does not tell its data set: give --dataset")
     loaded = data.load(dataset, data_root if data_root is not None else beside.get("data_root"))
-    eps = loaded.eps if eps is None else eps
+    if eps is None:
+        eps = float(beside.get("eps") or loaded.eps)
+    if steps is None:
+        steps = int(beside.get("eval_steps") or loaded.eval_steps)
     chosen = [
         attack(
             each,
             eps=eps,
-            steps=steps or loaded.eval_steps,
+            steps=steps,
             step_size=step_size,
             restarts=restarts,
             loss=loss,
@@ -381,6 +389,7 @@ def evaluate_artifact(
         "file_bits": 8 * path.stat().st_size,
         "paper_bits": sizes.paper_bits,
         "dense_bits": dense_bits(model),
+        "nonzeros": sizes.nonzeros,
         "parts": dict(sizes.parts),
     }
     return {**measured, "size": size}

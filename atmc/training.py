@@ -246,6 +246,8 @@ class Trainer:
                 stage.total_steps = stage.epochs * self.steps_per_epoch
                 optimizer = stage.start(self.model)
                 if resumed:
+                    # Once more: an optimizer's start may have changed values (dead biases, say).
+                    self.model.load_state_dict(resumed["model"])
                     optimizer.load_state_dict(resumed["optimizer"])
                     stage.load_state_dict(resumed["extra"])
                     self.seconds = dict(resumed["seconds"])
@@ -270,6 +272,8 @@ class Trainer:
             self.seconds[stage.name] = before + time.monotonic() - started
             self._save(index, step, stage, optimizer)
 
+        if step == 0:
+            save()  # so that there is a good state to name, however soon the loss is lost
         while step < stage.total_steps:
             epoch, skip = divmod(step, self.steps_per_epoch)
             torch.manual_seed(derive(*self.seed, index, epoch))
@@ -318,6 +322,9 @@ class Trainer:
                     saved = time.monotonic()
             if self.on_epoch is not None and step % self.steps_per_epoch == 0:
                 self.on_epoch(self.model, stage, epoch)
+                if interrupted():
+                    save()
+                    raise KeyboardInterrupt
             if step % self.steps_per_epoch:
                 raise TrainingError("the train loader gave fewer batches than its length")
         self.seconds[stage.name] = before + time.monotonic() - started

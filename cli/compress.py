@@ -1,0 +1,112 @@
+"""``atmc compress``: one run by its settings, in a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atmc import run as runs
+from atmc.settings import Settings, from_mapping, read_config
+
+from .errors import Interrupted
+from .options import flag, settings
+from .progress import watch
+from .tables import accuracy_pairs, show_pairs
+
+
+@click.command("compress")
+@settings()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="YAML file of the same settings; an option given here wins.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Run folder; a new one under runs/ if not given.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --output.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --output.")
+@click.option("--quiet", is_flag=True, help="No progress; the summary alone.")
+def command(
+    config: Path | None,
+    output: Path | None,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    **options: str | None,
+) -> None:
+    """Train a classifier, compress it into a file within the budget, evaluate the file.
+
+    Without options: the embedded digits data, under a minute on two cores.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other: give one of them")
+    if (resume or overwrite) and output is None:
+        raise click.UsageError("--resume and --overwrite need --output: name the run folder")
+    values = read_config(config) if config is not None else {}
+    values |= {key: value for key, value in options.items() if value is not None}
+    given = from_mapping(values).resolved()
+    if resume:
+        assert output is not None
+        chosen = runs.read_settings(output)
+        _refuse_contradictions(given, values, chosen, output)
+    else:
+        chosen = given
+    folder = runs.new_folder(chosen) if output is None else output
+    try:
+        with watch(quiet) as progress:
+            report = runs.run(
+                chosen,
+                folder,
+                resume=resume,
+                overwrite=overwrite,
+                on_step=progress.on_step,
+                on_epoch=progress.on_epoch,
+            )
+    except KeyboardInterrupt:
+        if not (folder / "config.yaml").is_file():
+            raise
+        raise Interrupted(
+            f"interrupted: go on with 'atmc compress --output {folder} --resume'"
+        ) from None
+    _show(report, folder)
+
+
+def _refuse_contradictions(
+    given: Settings, values: dict[str, Any], chosen: Settings, output: Path
+) -> None:
+    """Raise where a setting that was given is not that of the run to resume.
+
+    None, and auto for what a run records as it was resolved, contradict nothing.
+    """
+    for key in values:
+        wanted, held = getattr(given, key), getattr(chosen, key)
+        unsaid = values[key] is None or (key in ("device", "precision") and wanted == "auto")
+        if wanted != held and not unsaid:
+            raise click.UsageError(
+                f"{flag(key)} {wanted} contradicts the run in {output}, where it is {held}: "
+                "leave it out, or start another run without --resume"
+            )
+
+
+def _show(report: dict[str, Any], folder: Path) -> None:
+    size, budget = report["size"], report["budget_bits"]
+    bits = size["file_bits"]
+    seconds = [f"{name} {s:.1f}" for name, s in report["seconds"].items() if s is not None]
+    show_pairs(
+        [
+            ("budget", f"{budget:,} bits"),
+            ("file", f"{bits:,} bits = {bits // 8:,} bytes, {bits / budget:.1%} of the budget"),
+            ("paper bits", f"{size['paper_bits']:,}"),
+            ("nonzeros", f"{size['nonzeros']:,}"),
+            *accuracy_pairs(report),
+            ("seconds", ", ".join(seconds)),
+            ("run folder", str(folder)),
+        ]
+    )

@@ -1,0 +1,72 @@
+"""The group ``atmc``; a command is imported when it is used, so that help is quick."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from typing import Any
+
+import click
+
+from .errors import report
+
+# Name of a command (and of its file) to its line in `atmc --help`.
+COMMANDS = {
+    "compress": "Train a classifier, compress it into a file of a given size, evaluate the file.",
+    "evaluate": "Clean and robust accuracy of an artifact.",
+    "inspect": "Where every bit of an artifact went; needs no model and no data.",
+}
+
+
+class CommandLine(click.Group):
+    """A group with lazily imported commands, whose every error is one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now; None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name}", __package__)
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As click's, but an error becomes one line and its exit code."""
+        if not kwargs.get("standalone_mode", True):
+            return super().main(*args, **kwargs)
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has left (`| head`): keep Python from flushing into the closed pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except (Exception, KeyboardInterrupt) as error:
+            sys.exit(report(error))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(
+    "atmc",
+    cls=CommandLine,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(importlib.metadata.version("atmc"), prog_name="atmc")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Compress a PyTorch classifier into a file of a given size that is hard to fool."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)

@@ -1,0 +1,77 @@
+"""Options made of :class:`atmc.settings.Settings`: one for each of its keys, checked by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from atmc.settings import Settings
+
+# Every key of Settings: what stands for its value in the help, and the help.
+HELP = {
+    "dataset": ("NAME", "Data set: digits (embedded) or mnist."),
+    "data_root": ("DIR", "Folder that holds the data sets which are files; data if not given."),
+    "model": ("NAME", "Model of the zoo; that of the data set if not given."),
+    "weights": ("FILE", "Dense start of an earlier run (its dense.safetensors); skips that stage."),
+    "method": ("NAME", "How the budget is reached."),
+    "budget_bits": (
+        "N",
+        "Ceiling for the file: bits, or bytes as in 17kB; 1 % of the dense if not given.",
+    ),
+    "bits": ("auto|1..8|32", "Bits per value; auto chooses them per tensor."),
+    "eps": ("E", "Attack radius (linf), as in 0.3 or 8/255; that of the data set if not given."),
+    "steps": ("S", "PGD steps of the attack in training."),
+    "step_size": ("A", "Their length; 2 eps / steps if not given."),
+    "clean_weight": ("SHARE", "Share of the loss on the clean batch, 0 to 1."),
+    "distill": ("SHARE", "Share of the loss on the dense model's predictions, 0 to 1."),
+    "dense_epochs": ("N", "Epochs that train the dense start; the data set's if not given."),
+    "epochs": ("N", "Epochs that compress; the data set's if not given."),
+    "level_epochs": ("N", "Epochs that train levels alone; the data set's if not given."),
+    "batch_size": ("N", "Examples in a training batch."),
+    "lr": ("RATE", "Peak learning rate."),
+    "seed": ("S", "Seed of everything random."),
+    "eval_steps": ("S", "PGD steps of the evaluation; the data set's if not given."),
+    "eval_step_size": ("A", "Their length; follows eps and steps if not given."),
+    "eval_examples": ("N", "Evaluate on the first N test examples; on all if not given."),
+    "precision": ("auto|float32|bfloat16", "Arithmetic of training; evaluation is in float32."),
+    "device": ("auto|cpu|cuda", "Where to compute."),
+    "threads": ("N", "Threads of the arithmetic on the processor."),
+}
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def flag(key: str) -> str:
+    """The option that sets ``key``: ``--budget-bits`` of ``budget_bits``."""
+    return "--" + key.replace("_", "-")
+
+
+def setting(
+    key: str, *declarations: str, help: str | None = None, default: bool = True
+) -> Decorator:
+    """The option of one key of Settings; its text is checked by Settings, not by click.
+
+    Args:
+        key: of Settings; the name of the parameter too.
+        declarations: the option's names, where they differ from :func:`flag`.
+        help: its help, where it differs.
+        default: whether the help shows the default of Settings.
+    """
+    metavar, text = HELP[key]
+    usual = Settings.model_fields[key].default
+    shown = f" [default: {usual}]" if default and usual is not None else ""
+    names = declarations or (flag(key),)
+    return click.option(*names, key, metavar=metavar, help=(help or text) + shown)
+
+
+def settings(keys: Iterable[str] = tuple(Settings.model_fields)) -> Decorator:
+    """The options of all ``keys``, in order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for key in reversed(list(keys)):
+            function = setting(key)(function)
+        return function
+
+    return decorate

@@ -1,0 +1,40 @@
+"""Plain tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print one line a pair, the second of each in one column."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        click.echo(f"{name:{width}}  {value}")
+
+
+def show_columns(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """Print rows under a head; the first ``left`` columns are aligned left, the rest right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        cells = [
+            f"{cell:{width}}" if i < left else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+def accuracy_pairs(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Clean accuracy, each attack's and the worst case's, from ``accuracy`` and ``attacks``."""
+    pairs = [("clean accuracy", f"{report['accuracy']['clean']:.4f}")]
+    for attack in report["attacks"]:
+        steps = f"-{attack['steps']}" if attack["name"] == "pgd" else ""
+        restarts = attack["restarts"] or 1
+        settings = [f"eps {attack['eps']:.4g}"] if attack["eps"] is not None else []
+        settings += [f"{restarts} restarts"] if restarts > 1 else []
+        settings += [f"{attack['examples']:,} examples"]
+        pairs.append((attack["name"] + steps, f"{attack['accuracy']:.4f}  ({', '.join(settings)})"))
+    pairs.append(("worst case", f"{report['accuracy']['worst']:.4f}"))
+    return pairs

@@ -1,0 +1,126 @@
+"""The group: quick help, the version, errors as one line."""
+
+import errno
+import importlib
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+from atmc_cli import errors, main
+
+from .conftest import PROCESS, error, process_environment
+
+
+def without_torch(*args):
+    """Run the command where torch cannot be imported at all."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from atmc_cli.main import main; main(sys.argv[1:], prog_name='atmc')"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=process_environment(),
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["--version"], ["inspect", "--help"]])
+def test_help_and_version_need_no_torch(args):
+    done = without_torch(*args)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "atmc" in done.stdout
+
+
+def test_help_names_every_command(atmc):
+    shown = atmc("--help").stdout
+    for name in main.COMMANDS:
+        assert f"\n  {name} " in shown
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_command_has_help(atmc, name):
+    result = atmc(name, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: atmc {name} ")
+
+
+def test_inspect_needs_no_torch(artifact):
+    done = without_torch("inspect", artifact)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{8 * artifact.stat().st_size:,} bits" in done.stdout
+
+
+def test_no_command_shows_the_help(atmc):
+    result = atmc()
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: atmc ")
+
+
+def test_a_closed_pipe_is_no_traceback(artifact):
+    shell = f"'{PROCESS[0]}' -c '{PROCESS[2]}' inspect '{artifact}' | true"
+    done = subprocess.run(
+        ["sh", "-c", shell], capture_output=True, text=True, env=process_environment(), check=False
+    )
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--nonsense"], "No such option"),
+        (["nonsense"], "No such command"),
+        (["compress", "--nonsense"], "No such option"),
+        (["compress", "extra"], "unexpected extra argument"),
+        (["compress", "--seed"], "requires an argument"),
+        (["inspect"], "Missing argument 'ARTIFACT'"),
+        (["inspect", "a", "b"], "unexpected extra argument"),
+        (["evaluate"], "Missing argument 'ARTIFACT'"),
+    ],
+)
+def test_wrong_use_exits_2_in_one_line(atmc, args, said):
+    line = error(atmc(*args), 2)
+    assert said in line
+    assert "--help" in line
+
+
+def test_every_error_that_is_named_exists():
+    for name in errors._MENDABLE | errors._USAGE:
+        module, _, kind = name.rpartition(".")
+        found = getattr(importlib.import_module(module), kind)
+        assert f"{found.__module__}.{found.__qualname__}" == name
+
+
+def an_os_error(number, *args):
+    return OSError(number, os.strerror(number), *args)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (click.Abort(), 130, "interrupted"),
+        (errors.Interrupted("go on"), 130, "go on"),
+        (MemoryError(), 1, "--batch-size"),
+        (an_os_error(errno.ENOSPC), 1, "--output"),
+        (an_os_error(errno.EACCES, "x"), 1, "x: Permission denied: change its permissions"),
+        (an_os_error(errno.EIO, "x"), 1, "x: Input/output error"),
+        (OSError("odd"), 1, "odd"),
+        (KeyError("odd"), 1, "KeyError: 'odd' (unforeseen"),
+        (ValueError("two\nlines"), 1, "two lines"),
+    ],
+)
+def test_other_errors(raised, code, said):
+    line, found = errors.explain(raised)
+    assert found == code
+    assert said in line
+    assert "\n" not in line
+
+
+def test_the_traceback_of_the_unforeseen_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("ATMC_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        errors.report(KeyError("odd"))

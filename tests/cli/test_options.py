@@ -1,0 +1,51 @@
+"""The options are those of Settings, neither more nor fewer."""
+
+from atmc_cli import compress, evaluate, options
+
+from atmc.settings import Settings, from_mapping
+
+
+def declared(command):
+    return {name: p for p in command.params for name in p.opts}
+
+
+def test_each_setting_is_an_option_with_help():
+    assert list(options.HELP) == list(Settings.model_fields)
+    found = declared(compress.command)
+    for key in Settings.model_fields:
+        option = found[options.flag(key)]
+        assert option.name == key
+        assert option.type.name == "text"  # checked by Settings alone
+        assert len(option.help) > 5
+
+
+def test_the_help_shows_the_default_of_settings(atmc):
+    shown = " ".join(atmc("compress", "--help").stdout.split())
+    for key, field in Settings.model_fields.items():
+        if field.default is not None:
+            assert f"[default: {field.default}]" in shown, key
+
+
+def test_compress_has_the_options_of_its_own():
+    own = declared(compress.command).keys() - {options.flag(key) for key in Settings.model_fields}
+    assert own == {"--config", "--output", "--resume", "--overwrite", "--quiet"}
+
+
+def test_evaluate_has_its_options():
+    assert declared(evaluate.command).keys() == {
+        *("artifact", "--dataset", "--data-root", "--eps", "--eval-steps", "--step-size"),
+        *("--restarts", "--examples", "--attack", "--seed", "--json"),
+    }
+
+
+def test_text_as_a_person_writes_it():
+    given = {
+        "budget_bits": "17kB",
+        "eps": "8/255",
+        "bits": "3",
+        "clean_weight": "0.5",
+        "lr": "1e-3",
+    }
+    read = from_mapping(given)
+    assert (read.budget_bits, read.eps, read.bits) == (136_000, 8 / 255, 3)
+    assert (read.clean_weight, read.lr) == (0.5, 1e-3)

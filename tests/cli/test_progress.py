@@ -1,0 +1,87 @@
+"""Bars on a terminal, lines elsewhere, nothing when asked to be quiet."""
+
+import io
+import sys
+
+import pytest
+from atmc_cli import progress
+
+from atmc.run import EpochFigures
+from atmc.training import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown_lines(shown):
+    return [line for line in shown.replace("\r", "\n").split("\n") if line.strip()]
+
+
+def drive(watcher, first=1):
+    with watcher:
+        for step in range(first, 5):
+            watcher.on_step(Progress("compress", (step - 1) // 2, step, 4, 1.0 / step, 0.5))
+            if step % 2 == 0:
+                watcher.on_epoch(
+                    EpochFigures("compress", step // 2 - 1, 0.9, 0.75, 1234, 56789, 1.5)
+                )
+        watcher.on_step(Progress("levels", 0, 1, 2, 0.25, 0.5))
+        watcher.on_epoch(EpochFigures("levels", 0, 0.91, 0.76, 1234, None, 2.0))
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Drive a watcher with stderr a terminal; returns what was shown."""
+
+    def on_terminal(**options):
+        stream = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            patch.setenv("COLUMNS", options.pop("columns", "160"))
+            drive(progress.watch(options.pop("quiet", False)), **options)
+        return stream.getvalue()
+
+    return on_terminal
+
+
+def test_a_bar_per_stage_with_its_figures(terminal):
+    last = shown_lines(terminal())
+    compress = [line for line in last if "% compress" in line][-1]
+    assert "4/4" in compress
+    for part in ("loss 0.25", "clean 0.900", "robust 0.750", "nonzeros 1234", "file bits 56789"):
+        assert part in compress
+    levels = [line for line in last if "% levels" in line][-1]
+    assert "1/2" in levels
+    assert "clean 0.910" in levels
+    assert "56789" not in levels  # the figures of one stage are not another's
+
+
+def test_a_resumed_bar_starts_where_the_run_is(terminal):
+    shown = terminal(first=3)
+    assert "2/4" in shown
+    assert "0/4" not in shown
+
+
+def test_lines_off_a_terminal(capsys):
+    drive(progress.watch(quiet=False))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "compress epoch 1: loss 0.500, clean 0.900, robust 0.750, nonzeros 1,234, "
+        "file bits 56,789 (after 1.5 s)",
+        "compress epoch 2: loss 0.250, clean 0.900, robust 0.750, nonzeros 1,234, "
+        "file bits 56,789 (after 1.5 s)",
+        "levels epoch 1: loss 0.250, clean 0.910, robust 0.760, nonzeros 1,234 (after 2.0 s)",
+    ]
+
+
+def test_quiet_is_quiet_on_a_terminal_too(terminal):
+    assert terminal(quiet=True) == ""
+
+
+def test_all_figures_fit_into_80_columns(terminal):
+    lines = shown_lines(terminal(columns="80"))
+    assert max(map(len, lines)) <= 80
+    assert any("file bits 56789 " in line for line in lines)
