@@ -30,12 +30,28 @@ _FUNCTIONS = {
     "load": "atmc.artifact",
     "save": "atmc.artifact",
 }
-_MODULES = (
-    "accounting artifact attacks codec compression data evaluation factorization importance levels "
-    "methods models optim projection quantization run settings training"
-).split()
+_MODULES = [
+    "accounting",
+    "artifact",
+    "attacks",
+    "codec",
+    "compression",
+    "data",
+    "evaluation",
+    "factorization",
+    "importance",
+    "levels",
+    "methods",
+    "models",
+    "optim",
+    "projection",
+    "quantization",
+    "run",
+    "settings",
+    "training",
+]
 
-__all__ = [*_FUNCTIONS, *_MODULES]  # noqa: PLE0604
+__all__ = [*_FUNCTIONS, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

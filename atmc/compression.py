@@ -89,7 +89,7 @@ class Training:
 def _fast_bfloat16() -> bool:
     """Whether bfloat16 is faster than float32 here, by the processor's instructions."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capability = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(capability()) if capability is not None else False
 
@@ -263,4 +263,3 @@ def compress(
         },
     }
     return Result(decoded, data, report)
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 
 from atmc.attacks import Loss, default_step_size, fgsm, frozen, pgd, wrm
 
-ATTACKS = ("fgsm", "pgd", "wrm")
+ATTACKS = ("fgsm", "pgd", "margin", "wrm", "autoattack")
 
 
 @dataclass(frozen=True)
 class Attack:
     """A named attack with everything that has to be said of it.
 
-    ``eps``, ``steps`` and the rest are None where the attack has no such thing.
+    ``eps``, ``steps`` and the rest are None where the attack has no such thing. "margin" is PGD
+    on the margin loss; "autoattack" is the standard version of Croce & Hein (2020), by its own
+    package.
     """
 
     name: str
@@ -27,7 +30,7 @@ class Attack:
     steps: int | None = None
     step_size: float | None = None
     restarts: int | None = None
-    loss: Loss = "ce"
+    loss: Loss | None = "ce"
     norm: str = "linf"
 
     def __call__(
@@ -39,6 +42,8 @@ class Attack:
         assert self.eps is not None
         if self.name == "fgsm":
             return fgsm(model, x, y, self.eps)
+        if self.name == "autoattack":
+            return _autoattack(model, x, y, self.eps, 0 if generator is None else generator)
         return pgd(
             model,
             x,
@@ -46,9 +51,22 @@ class Attack:
             self.eps,
             self.steps or 40,
             step_size=self.step_size,
-            loss=self.loss,
+            loss=self.loss or "ce",
             generator=generator,
         )
+
+
+def _autoattack(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, generator: torch.Generator | int
+) -> Tensor:
+    """AutoAttack, standard version, all of ``x`` as one batch."""
+    from pyautoattack import AutoAttack
+
+    seed = generator if isinstance(generator, int) else generator.initial_seed()
+    with frozen(model), torch.random.fork_rng():
+        package = AutoAttack(model, eps=eps, seed=seed, device=x.device)
+        adversarial: Tensor = package.run_standard_evaluation(x, y, batch_size=len(x))[0]
+    return adversarial
 
 
 def attack(
@@ -60,18 +78,22 @@ def attack(
     restarts: int = 1,
     loss: Loss = "ce",
 ) -> Attack:
-    """The attack of that name (fgsm, pgd, wrm) with its settings resolved.
+    """The attack of that name, one of :data:`ATTACKS`, with its settings resolved.
 
     Raises:
-        ValueError: no such attack, or a setting that cannot be.
+        ValueError: no such attack, a setting that cannot be, or a package that is missing.
     """
     if not eps >= 0 or steps < 1 or restarts < 1:
         raise ValueError("eps must be at least 0, steps and restarts at least 1")
     if name == "fgsm":
         return Attack("fgsm", eps=eps, steps=1, step_size=eps, restarts=1)
-    if name == "pgd":
+    if name in ("pgd", "margin"):
         size = default_step_size(eps, steps) if step_size is None else step_size
-        return Attack("pgd", eps, steps, size, restarts, loss)
+        return Attack(name, eps, steps, size, restarts, "margin" if name == "margin" else loss)
+    if name == "autoattack":
+        if importlib.util.find_spec("pyautoattack") is None:
+            raise ValueError("autoattack needs pyautoattack: pip install 'atmc[eval]'")
+        return Attack("autoattack", eps=eps, loss=None)
     if name == "wrm":
         return Attack("wrm", steps=15, restarts=1, norm="l2-penalty")
     raise ValueError(f"unknown attack {name!r} (known: {', '.join(ATTACKS)})")

@@ -136,16 +136,17 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 class _Watch:
     """After each epoch: accuracies on the validation part, to the caller and to TensorBoard."""
 
-    def __init__(self, folder: Path, dataset: Dataset, eps: float, on_epoch: OnEpoch | None) -> None:
+    def __init__(
+        self, folder: Path, dataset: Dataset, eps: float, on_epoch: OnEpoch | None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder))
         self.x = dataset.x_val[:_VALIDATION_EXAMPLES]
         self.y = dataset.y_val[:_VALIDATION_EXAMPLES]
         self.eps = eps
         self.on_epoch = on_epoch
         self.started = time.monotonic()
-        self.count = 0
 
     def __call__(self, model: nn.Module, stage: Stage, epoch: int) -> None:
         device = next(model.parameters()).device
@@ -164,10 +165,9 @@ class _Watch:
             size.get("file_bits"),
             time.monotonic() - self.started,
         )
-        self.count += 1
         for key, value in {"clean": clean, "robust": robust, **size}.items():
-            self.writer.add_scalar(f"{stage.name}/{key}", value, epoch)  # type: ignore[no-untyped-call]
-        self.writer.flush()  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(f"{stage.name}/{key}", value, epoch)
+        self.writer.flush()
         if self.on_epoch is not None:
             self.on_epoch(figures)
 
@@ -209,35 +209,13 @@ def run(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     dataset = data.load(settings.dataset, settings.data_root)
-    assert settings.model is not None and settings.eps is not None
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(settings.seed))
-        model = models.create(settings.model)
-    info = models.info(settings.model)
-    if info.input_shape != dataset.input_shape:
-        raise RunError(
-            f"model {settings.model!r} takes inputs of {info.input_shape}, data set "
-            f"{settings.dataset!r} has {dataset.input_shape}: choose another model"
-        )
+    model = _start(settings, dataset)
     dense_file = output / "dense.safetensors"
     if settings.weights is not None:
         _load_dense(model, Path(settings.weights))
     elif resume and dense_file.is_file():
         _load_dense(model, dense_file)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training = Training(
-        eps=settings.eps,
-        steps=settings.steps,
-        step_size=settings.step_size,
-        clean_weight=settings.clean_weight,
-        distill=settings.distill,
-        dense_epochs=settings.dense_epochs or 0,
-        epochs=settings.epochs or 1,
-        level_epochs=settings.level_epochs or 0,
-        lr=settings.lr,
-        seed=settings.seed,
-        precision=settings.precision,
-    )
+    training = _training(settings)
     budget = settings.budget_bits
     if budget is None:
         budget = dense_bits(model) // 100
@@ -250,7 +228,7 @@ def run(
         }
     )
     job = Job(
-        model,
+        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
         Batches(dataset.x_train, dataset.y_train, settings.batch_size, shuffle=True),
         budget,
         training,
@@ -264,39 +242,22 @@ def run(
         _clear(output)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     codec.write(output / "config.yaml", write_config(settings).encode())
-    job.on_epoch = _Watch(output, dataset, settings.eps, on_epoch)
+    job.on_epoch = _Watch(output, dataset, training.eps, on_epoch)
     times = output / "checkpoints" / "dense.json"
     train_seconds: float | None = None
-    if settings.weights is None:
+    if settings.weights is not None:
+        codec.write(dense_file, _dense_bytes(job.model))
+    else:
         if not dense_file.is_file():
             job.train_dense()
             _write_json(times, {"seconds": job.seconds["dense"]})
             codec.write(dense_file, _dense_bytes(job.model))
         train_seconds = json.loads(times.read_text())["seconds"]
-    else:
-        codec.write(dense_file, _dense_bytes(job.model))
     artifact = job.compress()
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()
     decoded = load(output / "model.atmc").to(device)
-    measured = evaluate(
-        decoded,
-        Batches(
-            dataset.x_test[: settings.eval_examples],
-            dataset.y_test[: settings.eval_examples],
-            _EVALUATION_BATCH,
-        ),
-        [
-            attack("fgsm", eps=settings.eps),
-            attack(
-                "pgd",
-                eps=settings.eps,
-                steps=settings.eval_steps or 40,
-                step_size=settings.eval_step_size,
-            ),
-        ],
-        seed=settings.seed,
-    )
+    measured = _test(decoded, dataset, settings, training.eps)
     report = {
         "schema": 1,
         "method": settings.method,
@@ -314,6 +275,57 @@ def run(
     }
     _write_json(output / "report.json", report)
     return report
+
+
+def _start(settings: Settings, dataset: Dataset) -> nn.Module:
+    """The model by name, its initial weights drawn from the seed.
+
+    Raises:
+        RunError: the data set's inputs are not the model's.
+    """
+    assert settings.model is not None
+    info = models.info(settings.model)
+    if info.input_shape != dataset.input_shape:
+        raise RunError(
+            f"model {settings.model!r} takes inputs of {info.input_shape}, data set "
+            f"{settings.dataset!r} has {dataset.input_shape}: choose another model"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(settings.seed))
+        return models.create(settings.model)
+
+
+def _training(settings: Settings) -> Training:
+    """What of resolved settings concerns training."""
+    assert settings.eps is not None
+    assert settings.dense_epochs is not None
+    assert settings.epochs is not None
+    assert settings.level_epochs is not None
+    return Training(
+        eps=settings.eps,
+        steps=settings.steps,
+        step_size=settings.step_size,
+        clean_weight=settings.clean_weight,
+        distill=settings.distill,
+        dense_epochs=settings.dense_epochs,
+        epochs=settings.epochs,
+        level_epochs=settings.level_epochs,
+        lr=settings.lr,
+        seed=settings.seed,
+        precision=settings.precision,
+    )
+
+
+def _test(model: nn.Module, dataset: Dataset, settings: Settings, eps: float) -> dict[str, Any]:
+    """FGSM and PGD on the test split, once."""
+    assert settings.eval_steps is not None
+    steps, size, count = settings.eval_steps, settings.eval_step_size, settings.eval_examples
+    return evaluate(
+        model,
+        Batches(dataset.x_test[:count], dataset.y_test[:count], _EVALUATION_BATCH),
+        [attack("fgsm", eps=eps), attack("pgd", eps=eps, steps=steps, step_size=size)],
+        seed=settings.seed,
+    )
 
 
 def _dense_bytes(model: nn.Module) -> bytes:

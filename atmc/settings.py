@@ -193,7 +193,8 @@ def read_config(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise SettingsError(f"cannot read the config {path}: {reason}") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"the config {path} is no YAML: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        raise SettingsError(f"the config {path} is no YAML: {said}") from error
     if not isinstance(loaded, dict):
         raise SettingsError(f"the config {path} must be a mapping of settings to values")
     return loaded

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -133,7 +133,7 @@ class Stage:
     def finish(self, model: nn.Module) -> None:
         """Called once when the last step is done."""
 
-    def measure(self) -> dict[str, float]:
+    def measure(self) -> dict[str, int]:
         """Figures for the progress line: nonzeros, file bits."""
         return {}
 
@@ -155,7 +155,6 @@ class Progress:
     total_steps: int
     loss: float
     robust: float
-    figures: dict[str, float] = field(default_factory=dict)
 
 
 def derive(*parts: int) -> int:

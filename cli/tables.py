@@ -30,7 +30,7 @@ def accuracy_pairs(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Clean accuracy, each attack's and the worst case's, from ``accuracy`` and ``attacks``."""
     pairs = [("clean accuracy", f"{report['accuracy']['clean']:.4f}")]
     for attack in report["attacks"]:
-        steps = f"-{attack['steps']}" if attack["name"] == "pgd" else ""
+        steps = f"-{attack['steps']}" if attack["name"] in ("pgd", "margin") else ""
         restarts = attack["restarts"] or 1
         settings = [f"eps {attack['eps']:.4g}"] if attack["eps"] is not None else []
         settings += [f"{restarts} restarts"] if restarts > 1 else []

@@ -194,10 +194,10 @@ class CompressStage(Stage):
         )
 
     def _dense_now(self) -> int:
-        entries = tuple(
-            codec.Entry(None, codec.quantize_dense(t.detach().cpu().float().numpy(), self.target.width))
-            for t in dense_part(self.model).values()
-        )
+        """Bits of the dense part as it is now, masks of zeros included."""
+        arrays = [t.detach().cpu().float().numpy() for t in dense_part(self.model).values()]
+        tensors = [codec.quantize_dense(array, self.target.width) for array in arrays]
+        entries = tuple(codec.Entry(None, tensor) for tensor in tensors)
         return 8 * len(codec.encode(codec.Artifact({}, entries)))
 
     def k_at(self, step: int) -> int:
@@ -267,7 +267,7 @@ class CompressStage(Stage):
         round_dense_part(model, self.target.width)
         fit(model, self.target)
 
-    def measure(self) -> dict[str, float]:
+    def measure(self) -> dict[str, int]:
         """Nonzeros now, and the file they would make."""
         sizes = [factor.numel() for factor in self.optimizer.factors.values()]
         counts = [int(torch.count_nonzero(f)) for f in self.optimizer.factors.values()]
@@ -313,7 +313,7 @@ class LevelStage(Stage):
         round_dense_part(model, self.target.width)
         fit(model, self.target)
 
-    def measure(self) -> dict[str, float]:
+    def measure(self) -> dict[str, int]:
         """Nonzeros; the file does not change any more."""
         counts = [int(torch.count_nonzero(f)) for f in named_factors(self.model).values()]
         return {"nonzeros": sum(counts)}
@@ -327,4 +327,3 @@ def _level_bits(model: nn.Module) -> dict[str, int]:
         if 0 < levels <= 256:
             bits[name] = level_bits(max(1, math.ceil(math.log2(levels))))
     return bits
-

