@@ -24,7 +24,7 @@ from atmc.quantization import quantized_codebook
 FLOAT_BITS = 32  # values kept as they are, no codebook
 
 _DENSE_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_FREQUENCY_BITS = 6  # of a level, beside its own bits: its entry in the frequency table
+_FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
 _TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
 
 
@@ -119,13 +119,21 @@ def factor_bits(size: int, nonzeros: int, bits: int, value_bits: float | None = 
         nonzeros: how many are kept.
         bits: b; 32 for no codebook.
         value_bits: bits a code really takes (its entropy), b if not known.
+
+    Levels are charged as a subset of those that :func:`level_bits` allows, codes by their entropy
+    and a frequency table or without, whichever is shorter: as the codec writes them.
     """
     if nonzeros == 0:
         return 2.0
-    levels = 0 if bits == FLOAT_BITS else min(2**bits, nonzeros)
-    book = levels * (level_bits(bits) + _FREQUENCY_BITS)
-    value = bits if value_bits is None else value_bits
-    return position_bits(size, nonzeros) + nonzeros * value + book + _TENSOR_BITS
+    places = position_bits(size, nonzeros) + _TENSOR_BITS
+    if bits == FLOAT_BITS:
+        return places + nonzeros * FLOAT_BITS
+    levels = min(2**bits, nonzeros)
+    book = position_bits(2 ** level_bits(bits) - 2, levels)
+    values = nonzeros * math.log2(levels)
+    if value_bits is not None:
+        values = min(values, nonzeros * value_bits + levels * _FREQUENCY_BITS)
+    return places + book + values
 
 
 def k_for_budget(
@@ -145,7 +153,7 @@ def k_for_budget(
         available_bits: what the file has left for factors.
         value_bits: measured bits a code of every factor.
     """
-    values = [float(b) for b in bits] if value_bits is None else list(value_bits)
+    values = [None] * len(bits) if value_bits is None else value_bits
 
     def counts(threshold: float) -> list[int]:
         return [int((score > threshold).sum()) for score in scores]

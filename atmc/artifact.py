@@ -25,11 +25,11 @@ class BudgetError(ValueError):
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """On the host, in C order; floats of any width as float32."""
+    """On the host; floats of any width as float32."""
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.float()
-    return np.ascontiguousarray(tensor.numpy())
+    return tensor.numpy()
 
 
 def _as_integers(levels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,13 +18,15 @@ from atmc import codec
 from atmc.accounting import dense_bits
 from atmc.artifact import from_artifact, to_artifact
 from atmc.evaluation import Attack, attack, evaluate
-from atmc.factorization import named_factors
+from atmc.factorization import factorized_weights, named_factors
 from atmc.methods import Schedule, Target, get
 from atmc.methods.stages import DenseStage, fit
 from atmc.training import Loader, Objective, Progress, Stage, Trainer
 
 Precision = Literal["auto", "float32", "bfloat16"]
 OnEpoch = Callable[[nn.Module, Stage, int], None]
+
+_LEAST = {"eps": 0, "steps": 1, "dense_epochs": 0, "epochs": 0, "level_epochs": 0, "seed": 0}
 
 
 @dataclass
@@ -75,6 +78,23 @@ class Training:
     lr: float = 2e-3
     seed: int = 0
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be, before any training."""
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ValueError(f"{name} is {value}: give a number of at least {least}")
+        for name in ("clean_weight", "distill"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}: give a positive number")
+        if self.step_size is not None and not 0 <= self.step_size < math.inf:
+            raise ValueError(f"step_size is {self.step_size}: give a number of at least 0")
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise ValueError(f"unknown precision {self.precision!r} (known: {known})")
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -219,13 +239,14 @@ def compress(
 
     Raises:
         BudgetError: the budget is below the smallest possible file, before any training.
-        ValueError: a method or setting that cannot be.
+        ValueError: a method or setting that cannot be, before any training; a loader without
+            batches; a model that is factorized already.
         TrainingError: the loss is no number any more.
     """
     plain = copy.deepcopy(model)
+    if factorized_weights(plain):
+        raise ValueError("the model given is factorized: call atmc.defactorize(model) first")
     folder = None if checkpoints is None else Path(checkpoints)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     job = Job(
         copy.deepcopy(model),
         train_loader,
@@ -238,6 +259,8 @@ def compress(
         on_step,
         on_epoch,
     )
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     if job.training.dense_epochs > 0:
         job.train_dense()
     data = job.compress()

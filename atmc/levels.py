@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,8 +73,7 @@ def round_dense_part(model: nn.Module, width: int) -> None:
     with torch.no_grad():
         for tensor in dense_part(model).values():
             values = tensor.detach().cpu().float().numpy()
-            rounded = quantize_dense(np.ascontiguousarray(values), width).dense()
-            tensor.detach().copy_(torch.from_numpy(rounded))
+            tensor.detach().copy_(torch.from_numpy(quantize_dense(values, width).dense()))
 
 
 class CodebookOptimizer(torch.optim.Optimizer):

@@ -188,9 +188,11 @@ class ATMC(torch.optim.Optimizer):
             target = duplicate - self.duals[name]
             self.factors[name].lerp_(target, pull / (1 + pull))
 
+    def _costs(self) -> list[float] | None:
+        return None if self.costs is None else [self.costs[name] for name in self.factors]
+
     def _project(self, k: int) -> None:
-        costs = None if self.costs is None else [self.costs[name] for name in self.factors]
-        masks = topk_masks(scores(self.weights, self.importance), k, costs)
+        masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
         for (name, factor), mask in zip(self.factors.items(), masks, strict=True):
             factor.masked_fill_(~mask, 0)
             if name in self.duplicates:
@@ -215,13 +217,23 @@ class ATMC(torch.optim.Optimizer):
         return quantize(values, book.levels.to(values), book.codes)
 
     @torch.no_grad()
-    def finalize(self) -> None:
+    def quantized(self, k: int) -> dict[str, Tensor]:
+        """The duplicate of the factors projected onto ``k``, by name; changes nothing."""
+        found = {}
+        masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
+        for (name, factor), mask in zip(self.factors.items(), masks, strict=True):
+            dual = self.duals.get(name)
+            values = factor if dual is None else factor + dual
+            found[name] = self._quantized(name, values * mask)
+        return found
+
+    @torch.no_grad()
+    def finalize(self, k: int | None = None) -> None:
         """Make the quantized duplicate the model: W ← W'. No step may follow.
 
-        The duplicate is taken afresh, of the factors projected onto the k of now.
+        The duplicate is taken afresh, of the factors projected onto ``k``: that of now if None.
         """
-        self._project(int(_at(self.k, self.steps)))
-        self._duplicate()
+        self.duplicates = self.quantized(int(_at(self.k, self.steps)) if k is None else k)
         for name, factor in self.factors.items():
             factor.copy_(self.duplicates[name])
         self.finalized = True

@@ -24,7 +24,7 @@ from atmc.attacks import Loss, frozen, pgd
 from atmc.compression import Job, Training, size_report
 from atmc.data import Batches, Dataset
 from atmc.evaluation import attack, evaluate, predict
-from atmc.settings import Settings, from_mapping, read_config, write_config
+from atmc.settings import Settings, from_mapping, parse_eps, read_config, write_config
 from atmc.training import Progress, Stage, derive
 
 _VALIDATION_EXAMPLES = 500
@@ -211,10 +211,10 @@ def run(
     dataset = data.load(settings.dataset, settings.data_root)
     model = _start(settings, dataset)
     dense_file = output / "dense.safetensors"
-    if settings.weights is not None:
-        _load_dense(model, Path(settings.weights))
-    elif resume and dense_file.is_file():
+    if resume and dense_file.is_file():  # first: --weights may be gone by now
         _load_dense(model, dense_file)
+    elif settings.weights is not None:
+        _load_dense(model, Path(settings.weights))
     training = _training(settings)
     budget = settings.budget_bits
     if budget is None:
@@ -379,7 +379,7 @@ def evaluate_artifact(
         raise RunError("the artifact does not tell its data set: give --dataset")
     loaded = data.load(dataset, data_root if data_root is not None else beside.get("data_root"))
     if eps is None:
-        eps = float(beside.get("eps") or loaded.eps)
+        eps = parse_eps(beside.get("eps", loaded.eps))
     if steps is None:
         steps = int(beside.get("eval_steps") or loaded.eval_steps)
     chosen = [

@@ -33,15 +33,15 @@ def parse_bits(value: object) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"{value!r} is no size: give bits, or bytes as in 17kB")
-    match = re.fullmatch(r"\s*([-+]?[\d_]*\.?\d+(?:e\d+)?)\s*([a-z]*)\s*", str(value).lower())
+    match = re.fullmatch(r"\s*([-+]?[\d_]*\.?\d+(?:e\d{1,2})?)\s*([a-z]*)\s*", str(value).lower())
     unit = match[2] if match else None
     factor = _UNITS.get(unit or "", 8 * _BYTES.get(unit or "", 0))
     if match is None or not factor:
         raise ValueError(f"{value!r} is no size: give bits, or bytes as in 17kB")
-    bits = Fraction(match[1].replace("_", "")) * factor
+    bits = math.floor(Fraction(match[1].replace("_", "")) * factor)
     if bits <= 0:
         raise ValueError(f"a budget of {value} is not positive: give a number of bits above zero")
-    return math.floor(bits)
+    return bits
 
 
 def parse_eps(value: object) -> float:
@@ -54,7 +54,7 @@ def parse_eps(value: object) -> float:
         if isinstance(value, bool):
             raise ValueError
         eps = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (OverflowError, TypeError, ValueError, ZeroDivisionError):
         raise ValueError(f"{value!r} is no ε: give a number such as 0.3 or 8/255") from None
     if not 0 <= eps <= 1:
         raise ValueError(f"ε is {value}: give a number from 0 to 1 (pixels are in [0, 1])")

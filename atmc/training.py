@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from atmc.codec import read, write
 
 Batch = tuple[Tensor, Tensor]
 Loader = Iterable[Batch]
+
+_SAVED = {"stage", "step", "model", "optimizer", "extra", "seconds"}  # what a checkpoint holds
 
 
 class TrainingError(RuntimeError):
@@ -157,6 +159,17 @@ class Progress:
     robust: float
 
 
+def _in_range(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether every value, and the norm of every tensor, is a float32."""
+    moved = (p for group in optimizer.param_groups for p in group["params"])
+    tensors = (t.detach() for t in (*model.state_dict().values(), *moved))
+    return all(
+        math.isfinite(float(torch.linalg.vector_norm(t.float()).square()))
+        for t in tensors
+        if t.is_floating_point()
+    )
+
+
 def derive(*parts: int) -> int:
     """A 63-bit seed from a tuple of non-negative integers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
@@ -221,15 +234,20 @@ class Trainer:
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.seconds: dict[str, float] = {}
-        if not isinstance(loader, Sized) or len(loader) == 0:
+        try:
+            self.steps_per_epoch = len(cast(Sized, loader))
+        except TypeError:  # a DataLoader of an iterable data set has the method, but no answer
+            self.steps_per_epoch = 0
+        if self.steps_per_epoch == 0:
             raise ValueError("the train loader is empty or has no length: give a DataLoader")
-        self.steps_per_epoch = len(loader)
 
     def run(self) -> None:
         """Run all stages, from the checkpoint where there is one.
 
         Raises:
-            TrainingError: the loss is NaN or infinite; the last good checkpoint stays.
+            TrainingError: the loss, or what a step made of the weights, is NaN or infinite, and
+                the last good checkpoint stays; a checkpoint that is damaged or of another run; a
+                loader that gives fewer batches than its length.
             KeyboardInterrupt: after a checkpoint was written.
         """
         with torch.random.fork_rng(), _interruptible() as interrupted:
@@ -240,18 +258,21 @@ class Trainer:
             for index in range(first, len(self.stages)):
                 stage = self.stages[index]
                 stage.reshape(self.model)
-                if resumed:
-                    self.model.load_state_dict(resumed["model"])
                 stage.total_steps = stage.epochs * self.steps_per_epoch
+                if resumed:
+                    with self._fits():
+                        self.model.load_state_dict(resumed["model"])
                 optimizer = stage.start(self.model)
                 if resumed:
-                    # Once more: an optimizer's start may have changed values (dead biases, say).
-                    self.model.load_state_dict(resumed["model"])
-                    optimizer.load_state_dict(resumed["optimizer"])
-                    stage.load_state_dict(resumed["extra"])
+                    with self._fits():
+                        # Once more: a start may have changed values (dead biases, say).
+                        self.model.load_state_dict(resumed["model"])
+                        optimizer.load_state_dict(resumed["optimizer"])
+                        stage.load_state_dict(resumed["extra"])
                     self.seconds = dict(resumed["seconds"])
                 self._run_stage(index, stage, optimizer, step, interrupted)
-                stage.finish(self.model)
+                with self._finite(stage, optimizer, stage.total_steps):
+                    stage.finish(self.model)
                 resumed, step = None, 0
 
     def _run_stage(
@@ -299,15 +320,11 @@ class Trainer:
                 (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
                 value = loss.item()
                 if not math.isfinite(value):
-                    kept = self.checkpoint is not None and self.checkpoint.exists()
-                    last_good = f"; the last good state is in {self.checkpoint}" if kept else ""
-                    raise TrainingError(
-                        f"the loss is {value} at step {step + 1} of stage {stage.name!r}"
-                        f"{last_good}: lower the learning rate or eps"
-                    )
-                optimizer.step()
-                step += 1
-                stage.after_step(step)
+                    raise self._lost(f"the loss is {value}", stage, step + 1)
+                with self._finite(stage, optimizer, step + 1):
+                    optimizer.step()
+                    step += 1
+                    stage.after_step(step)
                 if self.on_step is not None:
                     robust = (logits.argmax(1) == y).float().mean().item()
                     self.on_step(
@@ -328,8 +345,38 @@ class Trainer:
                 raise TrainingError("the train loader gave fewer batches than its length")
         self.seconds[stage.name] = before + time.monotonic() - started
 
+    def _lost(self, what: str, stage: Stage, step: int) -> TrainingError:
+        kept = self.checkpoint is not None and self.checkpoint.exists()
+        last_good = f"; the last good state is in {self.checkpoint}" if kept else ""
+        return TrainingError(
+            f"{what} at step {step} of stage {stage.name!r}{last_good}: "
+            "lower the learning rate or eps"
+        )
+
+    @contextmanager
+    def _finite(self, stage: Stage, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
+        """Where the weights are lost, projections and codebooks refuse them before any loss."""
+        try:
+            yield
+        except ValueError as error:
+            if _in_range(self.model, optimizer):
+                raise
+            raise self._lost("the weights overflow", stage, step) from error
+
+    @contextmanager
+    def _fits(self) -> Iterator[None]:
+        """The state of another model or recipe is refused by what takes it up."""
+        try:
+            yield
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise TrainingError(
+                f"the checkpoint {self.checkpoint} is of another run ({type(error).__name__}): "
+                "start again with --overwrite, or in another folder"
+            ) from error
+
     def _save(self, index: int, step: int, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
-        if self.checkpoint is None:
+        # The loss tells a step late that the weights are lost: the state before stays then.
+        if self.checkpoint is None or not _in_range(self.model, optimizer):
             return
         buffer = io.BytesIO()
         state = {
@@ -348,10 +395,13 @@ class Trainer:
             return None
         try:
             data = io.BytesIO(read(self.checkpoint))
-            state = torch.load(data, map_location="cpu", weights_only=True)
+            state = dict(torch.load(data, map_location="cpu", weights_only=True))
+            if missing := _SAVED - state.keys():
+                raise KeyError(*missing)
+            self.stages[state["stage"]]
         except Exception as error:
             raise TrainingError(
                 f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): "
                 "start again with --overwrite"
             ) from error
-        return dict(state)
+        return state

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -61,8 +62,7 @@ def network(width: int = 32) -> nn.Module:
     ],
 )
 def test_dense_sizes_of_the_papers(name: str, classes: int, bits: int) -> None:
-    with torch.device("meta"):
-        model = models.create(name, num_classes=classes)
+    model = models.create(name, num_classes=classes)
     assert dense_bits(model) == bits
     assert dense_bits(factorize(model)) == bits
 
@@ -79,12 +79,9 @@ def test_dense_bits_of_any_module() -> None:
     tied[1].weight = tied[0].weight
     assert dense_bits(tied) == 32 * 25
     assert dense_bits(factorize(tied)) == 32 * 25
-    foreign = nn.Sequential(*(parametrizations.weight_norm(nn.Linear(4, n)) for n in (4, 4, 3)))
-    with pytest.raises(ValueError, match="no weight"):
-        factorize(foreign)
-    assert dense_bits(foreign) == 32 * (16 + 16) + 32 * 12 or True
+    foreign = nn.Sequential(*(parametrizations.weight_norm(nn.Linear(4, 4)) for _ in range(9)))
+    assert dense_bits(foreign) == 32 * 9 * 16
     biased = nn.Linear(6, 3)
-    parametrizations.orthogonal(nn.Linear(2, 2))
     nn.utils.parametrize.register_parametrization(biased, "bias", nn.Identity())
     assert dense_bits(biased) == 32 * 18
     assert dense_bits(factorize(biased)) == 32 * 18
@@ -126,8 +123,8 @@ def extremes(model: nn.Module, rng: np.random.Generator, kind: str) -> None:
 def test_fixed_bits_bounds_the_file_and_is_near_it(width: int, kind: str) -> None:
     rng = np.random.default_rng(width)
     meta = {"model": "digits-cnn"}
-    for size in (1, 5, 33, 700):
-        model = network(size)
+    for size in (1, 33, 700):
+        model = nn.Sequential(nn.Linear(2, size), nn.BatchNorm1d(size), nn.Linear(size, 1))
         model.register_buffer("steps", torch.tensor([3, 500, -2]))
         model.register_parameter("one", nn.Parameter(torch.tensor(0.5)))
         bounds = {m is None: fixed_bits(model, width=width, meta=m) for m in (None, meta)}
@@ -136,17 +133,18 @@ def test_fixed_bits_bounds_the_file_and_is_near_it(width: int, kind: str) -> Non
             for factor in named_factors(model).values():
                 factor.zero_()
         largest = 0
-        for _ in range(12):
+        for _ in range(4):
             extremes(model, rng, kind)
-            assert fixed_bits(model, width=width) == bounds[True]
             for m in (None, meta):
                 data = codec.encode(to_artifact(model, width=width, meta=m))
                 assert 8 * len(data) <= bounds[m is None]
-            largest = max(largest, 8 * len(codec.encode(to_artifact(model, width=width))))
+                largest = max(largest, 8 * len(data) if m is None else 0)
+        assert fixed_bits(model, width=width) == bounds[True]
         if kind == "linear":
-            # Two bytes, and what linear and log differ by.
-            slack = 16 + sum(t.numel() for t in dense_part(model).values()) * 0.006
-            assert largest >= bounds[True] - slack - 2**-11 * bounds[True]
+            # Two bytes, the coder's rounding, and what linear values take less than logarithmic.
+            values = sum(t.numel() for t in dense_part(model).values())
+            slack = 16 + 2**-11 * bounds[True] + values * (width - math.log2(2**width - 1))
+            assert largest >= bounds[True] - slack
 
 
 def test_smallest_bits_is_a_promise_whatever_training_did() -> None:
@@ -178,8 +176,9 @@ def test_dense_width() -> None:
     with pytest.raises(BudgetError, match=f"smallest possible file of this model is {least} bits"):
         dense_width(model, least - 1)
     assert dense_width(model, least) == 4
-    widths = [dense_width(model, budget) for budget in range(least, 40 * least, 101)]
-    assert widths == sorted(widths) and set(widths) == {4, 5, 6, 8}
+    for narrower, width in ((4, 5), (5, 6), (6, 8)):
+        assert dense_width(model, 3 * bounds[width]) == width
+        assert dense_width(model, 3 * bounds[width] - 1) == narrower
     before = copy.deepcopy(model.state_dict())
     dense_width(model, 10**6, meta={"model": "x"})
     assert list(model.state_dict()) == list(before)
@@ -236,7 +235,7 @@ def test_position_bits() -> None:
 def pruned(sizes: tuple[int, ...], k: int, bits: int, seed: int) -> nn.Module:
     """A random model of k nonzeros, the largest, with codebooks of 2^bits levels."""
     torch.manual_seed(seed)
-    model = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
     factorize(model)
     with torch.no_grad():
         for index, factor in enumerate(named_factors(model).values()):
@@ -253,7 +252,7 @@ def pruned(sizes: tuple[int, ...], k: int, bits: int, seed: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 6])
-@pytest.mark.parametrize("budget", [6_000, 40_000])
+@pytest.mark.parametrize("budget", [15_000, 40_000])
 def test_what_is_planned_is_what_the_codec_takes(bits: int, budget: int) -> None:
     sizes = (120, 150, 100)
     model = pruned(sizes, 10**9, 8, seed=bits)
@@ -279,10 +278,8 @@ def test_what_is_planned_is_what_the_codec_takes(bits: int, budget: int) -> None
         factor_bits(f.numel(), int(torch.count_nonzero(f)), bits, v)
         for f, v in zip(named_factors(small).values(), measured, strict=True)
     )
-    dense = sum(t.parts["dense"] for t in real.tensors)
-    assert closer - real.file_bits <= 0.03 * budget + (fixed - dense)
-    assert abs(closer - real.file_bits) <= 0.03 * budget + (fixed - dense) * 0.1
-    assert real.file_bits <= 1.01 * budget
+    assert closer == pytest.approx(real.file_bits, rel=0.03)
+    assert 0.9 * budget <= real.file_bits <= 1.01 * budget
 
 
 def test_plan_of_more_than_the_model_needs() -> None:

@@ -67,7 +67,7 @@ def test_leaves_the_model_as_it_was(name: str) -> None:
     model[3].eval()  # type: ignore[index]
     modes = [module.training for module in model.modules()]
     x, y = batch()
-    F.cross_entropy(model(x), y).backward()
+    F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
     grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     state = {key: value.clone() for key, value in model.state_dict().items()}
     ATTACKS[name](model, x, y)
@@ -174,7 +174,8 @@ def linear_model() -> nn.Linear:
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_pgd_finds_the_optimum_of_a_linear_model(loss: str, restarts: int) -> None:
-    model = factorize(linear_model())
+    model = linear_model()
+    factorize(model)
     x, y = torch.rand(20, 10), torch.arange(20) % 2
     direction = (model.weight[1] - model.weight[0]).detach() * torch.where(y == 0, 1, -1)[:, None]
     optimum = (x + 0.2 * direction.sign()).clamp(0, 1)

@@ -120,3 +120,19 @@ def test_settings_are_resolved() -> None:
     for bad in ({"eps": -1.0}, {"eps": 0.1, "steps": 0}, {"eps": 0.1, "restarts": 0}):
         with pytest.raises(ValueError, match="at least"):
             attack("pgd", **bad)  # type: ignore[arg-type]
+
+
+def test_margin_is_pgd_on_the_margin_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    margin = attack("margin", eps=0.1, steps=3)
+    assert margin == Attack("margin", 0.1, 3, default_step_size(0.1, 3), 1, "margin")
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), torch.rand(9, 4)
+    y = predict(model, x)
+    found = [
+        each(model, x, y, torch.Generator().manual_seed(1))
+        for each in (margin, attack("pgd", eps=0.1, steps=3, loss="margin"))
+    ]
+    assert torch.equal(*found)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'atmc\[eval\]'"):
+        attack("autoattack", eps=0.1)

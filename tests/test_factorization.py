@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ class Shared(nn.Module):
 
 
 def _channels_last() -> nn.Module:
-    return nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
 
 
 ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -255,7 +256,7 @@ def test_defactorize_leaves_a_plain_module(
 def test_tied_weights_stay_tied() -> None:
     for build, x in ((TiedLinear, torch.randn(3, 6)), (TiedEmbedding, torch.randint(9, (3, 2)))):
         dense, model = pair(build)
-        first, second = list(model.children())
+        first, second = (cast(nn.Linear, child) for child in model.children())
         factorize(model)
         assert torch.equal(model(x), dense(x))
         assert len(named_factors(model)) == 3
@@ -269,7 +270,7 @@ def test_tied_weights_stay_tied() -> None:
             weight.C.add_(1)
         assert torch.equal(first.weight, second.weight)
         copied = copy.deepcopy(model)
-        one, two = copied.children()
+        one, two = (cast(nn.Linear, child) for child in copied.children())
         with torch.no_grad():
             factorized_weights(copied)[0].C.add_(1)
         assert torch.equal(one.weight, two.weight)

@@ -125,7 +125,7 @@ def least_squares(make: Make, penalty: str | None, rho: float) -> tuple[nn.Linea
     for _ in range(400):
         loss = 0.5 * (model(X) - Y).square().sum() + optimizer.penalty()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return model, optimizer
 

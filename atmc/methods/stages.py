@@ -31,8 +31,10 @@ from atmc.training import Stage
 
 # Expected bits a value while --bits auto has not chosen yet.
 _AUTO_GUESS = 4
-# k aims a little above the budget: the closing loop cuts to the bit, but cannot fill up.
-_AIM = 1.03
+# k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
+# duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
+_AIM = 1.06
+_ROUNDS = 10  # of the closing loop
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,21 @@ class Target:
     width: int
     meta: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse bits that cannot be, before any training."""
+        if self.bits not in ("auto", *range(1, 9), FLOAT_BITS):
+            raise ValueError(f"bits is {self.bits!r}: use 'auto', 1 to 8, or 32")
+
     @classmethod
     def of(
         cls, model: nn.Module, budget_bits: int, bits: int | str, meta: dict[str, Any] | None
     ) -> Target:
-        """The target of a model; raises BudgetError where no file can keep the budget."""
+        """The target of a model.
+
+        Raises:
+            BudgetError: no file can keep the budget.
+            ValueError: bits that cannot be, or a model without a weight to factorize.
+        """
         return cls(budget_bits, bits, dense_width(model, budget_bits, meta=meta), meta)
 
 
@@ -217,15 +229,22 @@ class CompressStage(Stage):
             )
         ]
         bits = [self.optimizer.bits[name] for name in self.names]
-        values = [float(b) for b in bits]
-        for index, name in enumerate(self.names):
-            duplicate = self.optimizer.duplicates.get(name)
-            if duplicate is not None and bits[index] != FLOAT_BITS:
-                kept = duplicate[duplicate != 0]
-                if kept.numel() > 4 * 2 ** bits[index]:
-                    values[index] = code_bits(torch.unique(kept, return_inverse=True)[1])
         left = _AIM * self.target.budget_bits - self.overhead - self._dense_now()
-        self.k_target = k_for_budget(ranks, bits, max(0, left), values)
+        self.k_target = k_for_budget(ranks, bits, max(0, left), self._value_bits())
+
+    def _value_bits(self) -> list[float]:
+        """Bits a code takes, by factor: measured on the last duplicate where it is large enough."""
+        found = []
+        for name in self.names:
+            bits = self.optimizer.bits[name]
+            duplicate = self.optimizer.duplicates.get(name)
+            value = float(bits)
+            if duplicate is not None and bits != FLOAT_BITS:
+                kept = duplicate[duplicate != 0]
+                if kept.numel() > 4 * 2**bits:
+                    value = code_bits(torch.unique(kept, return_inverse=True)[1])
+            found.append(value)
+        return found
 
     def after_step(self, step: int) -> None:
         """Aim again now and then; choose b where it is ours to choose, once k has settled."""
@@ -252,7 +271,7 @@ class CompressStage(Stage):
             effects = [float(e.detach().square().sum()) for e in effect(weight)]
             for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
                 energy = float(factor.detach().square().sum())
-                sensitivity[name] = total / energy / sum(effects) if energy > 0 else 0.0
+                sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
         return choose_bits(kept, sensitivity, self.distortion)
 
     def penalty(self) -> Tensor:
@@ -260,19 +279,46 @@ class CompressStage(Stage):
         return self.optimizer.penalty()
 
     def finish(self, model: nn.Module) -> None:
-        """The quantized duplicate becomes the model, and the file fits."""
-        self._aim()
-        self.optimizer.finalize()
+        """The quantized duplicate becomes the model, at the largest k whose file fits."""
+        self.optimizer.finalize(self._largest_k())
         drop_dead_biases(model)
         round_dense_part(model, self.target.width)
         fit(model, self.target)
 
+    def _largest_k(self) -> int:
+        """The closing loop: encode, measure, and bisect k between what fits and what does not."""
+        fits, over = 0, self.optimizer.nonzeros + 1
+        k = over - 1
+        for _ in range(_ROUNDS):
+            if self._file_bits(k) <= self.target.budget_bits:
+                fits = k
+            else:
+                over = k
+            if over - fits <= 1:
+                break
+            # The budget was aimed at: the answer is near the top of the range.
+            k = max(fits, int(0.95 * over)) if fits == 0 else (fits + over) // 2
+        return fits
+
+    @torch.no_grad()
+    def _file_bits(self, k: int) -> int:
+        """The real size of the file that finalizing at ``k`` would make."""
+        factors = self.optimizer.factors
+        held = {name: factor.clone() for name, factor in factors.items()}
+        for name, values in self.optimizer.quantized(k).items():
+            factors[name].copy_(values)
+        artifact = to_artifact(self.model, width=self.target.width, meta=self.target.meta)
+        for name, values in held.items():
+            factors[name].copy_(values)
+        return 8 * len(codec.encode(artifact))
+
     def measure(self) -> dict[str, int]:
-        """Nonzeros now, and the file they would make."""
+        """Nonzeros now, and the file they would make, estimated."""
         sizes = [factor.numel() for factor in self.optimizer.factors.values()]
         counts = [int(torch.count_nonzero(f)) for f in self.optimizer.factors.values()]
         bits = [self.optimizer.bits[name] for name in self.names]
-        total = sum(map(factor_bits, sizes, counts, bits)) + self.overhead + self._dense_now()
+        factors = sum(map(factor_bits, sizes, counts, bits, self._value_bits()))
+        total = factors + self.overhead + self._dense_now()
         return {"nonzeros": sum(counts), "file_bits": round(total)}
 
     def state_dict(self) -> dict[str, Any]:

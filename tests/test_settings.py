@@ -1,0 +1,271 @@
+"""Settings: what a person may write, what is refused and in which words."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atmc import data, methods, models
+from atmc.settings import (
+    Settings,
+    SettingsError,
+    from_mapping,
+    parse_bits,
+    parse_bits_per_value,
+    parse_eps,
+    read_config,
+    write_config,
+)
+
+SIZES = {
+    1: 1,
+    137_760: 137_760,
+    1.0: 1,
+    2.9: 2,
+    "1": 1,
+    "137760": 137_760,
+    "137_760": 137_760,
+    "137760 bits": 137_760,
+    "1 bit": 1,
+    "17kB": 136_000,
+    "17 kB": 136_000,
+    " 17KB ": 136_000,
+    "1722 bytes": 13_776,
+    "1 byte": 8,
+    "3B": 24,
+    "1.5 MiB": 12_582_912,
+    "2kib": 16_384,
+    "0.1kB": 800,
+    ".5kB": 4_000,
+    "1MB": 8_000_000,
+    "41.328 kbit": 41_328,
+    "2Mbit": 2_000_000,
+    "1e4": 10_000,
+    "1.5e3B": 12_000,
+    "0.3B": 2,  # 2.4 bits, and a ceiling is never rounded up
+    "+5": 5,
+    str(2**70): 2**70,
+}
+
+
+@pytest.mark.parametrize("text", SIZES, ids=str)
+def test_sizes(text: Any) -> None:
+    bits = parse_bits(text)
+    assert bits == SIZES[text]
+    assert type(bits) is int
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.0, "0", "-5", "0 kB", "-1MiB", 0.5, "0.9", "0.1B"])
+def test_sizes_that_are_not_positive(value: Any) -> None:
+    with pytest.raises(ValueError, match=f"a budget of {value} is not positive: give .* above"):
+        parse_bits(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "many", "kB", "17 parsecs", "17kBit/s", "1 2", "1,5kB", "1..5", "e5", "-", "_", "."),
+        *("nan", "inf", math.nan, math.inf, "1e999", "1e999999999", "0x10"),
+        *(None, True, False, [1], (1,), {}, b"5"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_size(value: Any) -> None:
+    with pytest.raises(ValueError, match="is no size: give bits, or bytes as in 17kB"):
+        parse_bits(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "eps"),
+    [
+        *((0, 0.0), (1, 1.0), (0.3, 0.3), ("0.3", 0.3), ("8/255", 8 / 255), ("8 / 255", 8 / 255)),
+        *(("1e-2", 0.01), ("0", 0.0), ("1", 1.0), (" .5 ", 0.5), ("76/255", 76 / 255)),
+    ],
+)
+def test_eps(value: Any, eps: float) -> None:
+    assert parse_eps(value) == eps
+    assert type(parse_eps(value)) is float
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, "-1/255", "256/255", math.nan, math.inf, 8, "8"])
+def test_eps_outside_the_pixels(value: Any) -> None:
+    with pytest.raises(ValueError, match=f"ε is {value}: give a number from 0 to 1"):
+        parse_eps(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "x", "8/0", "1/2/3", "0.3px", "nan", "inf", None, True, [0.1], 10**400, "1e999"],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_no_eps(value: Any) -> None:
+    with pytest.raises(ValueError, match="is no ε: give a number such as 0.3 or 8/255"):
+        parse_eps(value)
+
+
+@pytest.mark.parametrize("value", [*range(1, 9), 32, *map(str, range(1, 9)), "32", " 4 "])
+def test_bits_per_value(value: Any) -> None:
+    assert parse_bits_per_value(value) == int(value)
+    assert type(parse_bits_per_value(value)) is int
+    assert parse_bits_per_value("auto") == "auto"
+
+
+@pytest.mark.parametrize(
+    "value", [0, 9, 16, 31, 33, -1, "0", "9", "", "4.0", 4.5, "Auto", "many", None, True, [4]]
+)
+def test_bits_per_value_that_cannot_be(value: Any) -> None:
+    with pytest.raises(ValueError, match="use auto, 1 to 8, or 32"):
+        parse_bits_per_value(value)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dataset": "mnits"}, "unknown data set 'mnits': did you mean 'mnist'?"),
+        ({"dataset": "digit"}, "unknown data set 'digit': did you mean 'digits'?"),
+        ({"model": "lenet"}, "unknown model 'lenet': did you mean 'lenet5'?"),
+        ({"model": "resnet-34"}, "unknown model 'resnet-34': did you mean 'resnet34'?"),
+        ({"method": "atcm"}, "unknown method 'atcm': did you mean 'atmc'?"),
+        ({"method": "nat"}, "unknown method 'nat': did you mean 'nat-prune'?"),
+    ],
+)
+def test_an_unknown_name_is_told_the_nearest(given: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_mapping(given).resolved()
+    message = str(caught.value)
+    assert message.startswith(said)
+    known = {"dataset": data.names, "model": models.names, "method": methods.names}
+    assert all(name in message for name in known[next(iter(given))]())
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        *(("epoch", "epochs"), ("budget", "budget_bits"), ("budget-bits", "budget_bits")),
+        *(("learning_rate", None), ("", None), (3, None)),
+    ],
+)
+def test_an_unknown_key_is_told_the_nearest(key: Any, nearest: str | None) -> None:
+    with pytest.raises(SettingsError, match="unknown setting .*: did you mean '(.*?)'") as caught:
+        from_mapping({"seed": 1, key: 5})
+    assert str(caught.value).startswith(f"unknown setting {key!r}: did you mean '")
+    if nearest is not None:
+        assert f"did you mean {nearest!r}?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"budget_bits": "many"}, "budget-bits: 'many' is no size"),
+        ({"budget_bits": -3}, "budget-bits: a budget of -3 is not positive"),
+        ({"bits": 9}, "bits: bits is 9: use auto"),
+        ({"eps": -1}, "eps: ε is -1: give a number from 0 to 1"),
+        ({"eps": "1e999"}, "eps: '1e999' is no ε"),
+        ({"step_size": 2}, "step-size: ε is 2"),
+        ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
+        ({"epochs": 0}, "epochs: Input should be greater than or equal to 1"),
+        ({"dense_epochs": 1.5}, "dense-epochs: Input should be a valid integer"),
+        ({"level_epochs": -1}, "level-epochs: Input should be greater than or equal to 0"),
+        ({"clean_weight": 1.1}, "clean-weight: Input should be less than or equal to 1"),
+        ({"distill": -0.1}, "distill: Input should be greater than or equal to 0"),
+        ({"lr": 0}, "lr: Input should be greater than 0"),
+        ({"lr": math.inf}, "lr: Input should be a finite number"),
+        ({"lr": math.nan}, "lr: Input should be a finite number"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"batch_size": "x"}, "batch-size: Input should be a valid integer"),
+        ({"precision": "half"}, "precision: Input should be 'auto', 'float32' or 'bfloat16'"),
+        ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
+        ({"threads": 0}, "threads: Input should be greater than or equal to 1"),
+        ({"dataset": 3}, "dataset: Input should be a valid string"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_value_that_cannot_be(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_mapping(given)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+# ---- what is usual
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_every_data_set_has_its_usual_settings(name: str) -> None:
+    usual = from_mapping({"dataset": name}).resolved()
+    for key in ("model", "eps", "dense_epochs", "epochs", "level_epochs", "eval_steps"):
+        assert getattr(usual, key) is not None
+    assert usual.model in models.names()
+    assert models.info(usual.model).dataset == name
+    assert usual.resolved() == usual
+
+
+def test_what_is_given_wins_over_what_is_usual() -> None:
+    given = {"eps": 0, "level_epochs": 0, "epochs": 3, "model": "lenet5"}
+    resolved = from_mapping(given).resolved()
+    assert resolved.model_dump() | given == resolved.model_dump()
+    assert resolved.dense_epochs == from_mapping({}).resolved().dense_epochs
+
+
+def test_digits_agree_with_the_data_set() -> None:
+    digits = data.load("digits")
+    usual = from_mapping({}).resolved()
+    assert (usual.eps, usual.eval_steps, usual.model) == (
+        *(digits.eps, digits.eval_steps, digits.model),
+    )
+
+
+def test_settings_do_not_change() -> None:
+    settings = from_mapping({})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 3
+
+
+# ---- configs
+
+
+def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for given in (
+        {},
+        {"dataset": "mnist", "data_root": "/données/ü", "weights": "a b.safetensors"},
+        {"eps": "8/255", "step_size": "2/255", "budget_bits": "17kB", "bits": 3, "lr": 1e-5},
+        {"bits": "auto", "eps": 0, "clean_weight": 0.1, "seed": 2**40, "data_root": "yes"},
+    ):
+        for settings in (from_mapping(given), from_mapping(given).resolved()):
+            path.write_text(write_config(settings), encoding="utf-8")
+            again = from_mapping(read_config(path))
+            assert again == settings
+            assert list(read_config(path)) == list(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read the config {}: No such file"),
+        (b"\xff\xfe\x00", "cannot read the config {}: not a text file"),
+        (b"a: [", "the config {} is no YAML: "),
+        (b"a: !!python/object:os.system x", "the config {} is no YAML: "),
+        (b"", "the config {} must be a mapping"),
+        (b"- 1", "the config {} must be a mapping"),
+        (b"text", "the config {} must be a mapping"),
+    ],
+)
+def test_a_config_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        read_config(path)
+    assert str(caught.value).startswith(said.format(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot read the config .*: Is a directory"):
+        read_config(tmp_path)
