@@ -197,6 +197,8 @@ class CompressStage(Stage):
         self.overhead = empty - self._dense_fixed(model)
         self.k_start = sum(self.optimizer.factors[name].numel() for name in carriers)
         self._aim()
+        if not self.chosen and self.shrink == 0:
+            self._settle_bits()
         return self.optimizer
 
     def _dense_fixed(self, model: nn.Module) -> int:
@@ -253,9 +255,12 @@ class CompressStage(Stage):
             self._aim()
             if not self.chosen and 2 * step >= self.shrink * self.total_steps:
                 # While k still shrinks: what fewer bits save goes to entries not yet cut.
-                self.optimizer.set_bits(self._choose())
-                self.chosen = step >= self.shrink * self.total_steps
-                self._aim()
+                self._settle_bits(final=step >= self.shrink * self.total_steps)
+
+    def _settle_bits(self, final: bool = True) -> None:
+        self.optimizer.set_bits(self._choose())
+        self.chosen = final
+        self._aim()
 
     @torch.no_grad()
     def _choose(self) -> dict[str, int]:
