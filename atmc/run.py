@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -350,7 +350,7 @@ def evaluate_artifact(
     """Clean accuracy and named attacks of an artifact's decoded model, on the test split.
 
     Args:
-        path: the artifact.
+        path: the artifact, or the ``dense.safetensors`` of a run folder.
         dataset: its data set; None for that of the run folder around it, else the model's own.
         data_root: where the data lies; None for that of the run folder.
         attacks: names, run one after the other.
@@ -368,12 +368,11 @@ def evaluate_artifact(
     Raises:
         AtmcFormatError, DataError, ValueError: see their messages.
     """
-    artifact = codec.decode(codec.read(path))
     config = path.parent / "config.yaml"
     beside = read_config(config) if config.is_file() else {}
-    name = artifact.meta.get("model")
+    model, size, name = _read_model(path, beside)
     if dataset is None:
-        usual = models.info(name).dataset if isinstance(name, str) else None
+        usual = models.info(name).dataset if name in models.names() else None
         dataset = beside.get("dataset") or usual
     if dataset is None:
         raise RunError("the artifact does not tell its data set: give --dataset")
@@ -393,15 +392,28 @@ def evaluate_artifact(
         )
         for each in attacks
     ]
-    model = from_artifact(artifact)
     x, y = loaded.x_test[:examples], loaded.y_test[:examples]
     measured = evaluate(model, Batches(x, y, _EVALUATION_BATCH), chosen, seed=seed)
-    sizes = codec.measure(artifact)
-    size = {
-        "file_bits": 8 * path.stat().st_size,
-        "paper_bits": sizes.paper_bits,
-        "dense_bits": dense_bits(model),
-        "nonzeros": sizes.nonzeros,
-        "parts": dict(sizes.parts),
-    }
     return {**measured, "size": size}
+
+
+def _read_model(
+    path: Path, beside: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any], str | None]:
+    """The model in a file, its size as in report.json, and its name."""
+    size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
+    if path.suffix == ".safetensors":
+        name = beside.get("model")
+        if name not in models.names():
+            raise RunError(f"{path} lies in no run folder: its model is not known")
+        model = models.create(name)
+        _load_dense(model, path)
+    else:
+        artifact = codec.decode(codec.read(path))
+        name = artifact.meta.get("model")
+        model = from_artifact(artifact)
+        sizes = codec.measure(artifact)
+        size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
+        size["parts"] = dict(sizes.parts)
+    size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
+    return model.eval(), size, name

@@ -48,7 +48,10 @@ def command(
     as_json: bool,
     **options: str | None,
 ) -> None:
-    """Measure clean accuracy and accuracy under attacks of ARTIFACT, decoded, on the test split."""
+    """Measure clean accuracy and accuracy under attacks of ARTIFACT, decoded, on the test split.
+
+    ARTIFACT may also be the dense.safetensors of a run folder.
+    """
     given = from_mapping({key: value for key, value in options.items() if value is not None})
     given.resolved()  # refuses an unknown data set
     with about(artifact):

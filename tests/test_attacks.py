@@ -224,7 +224,7 @@ def test_wrm_ascends() -> None:
 def test_bfloat16_layers(name: str) -> None:
     model, (x, y) = factorize(network()), batch()
     seen: list[torch.dtype] = []
-    model[5].register_forward_hook(lambda m, args, out: seen.append(out.dtype))  # type: ignore[index,operator]
+    model[5].register_forward_hook(lambda m, args, out: seen.append(out.dtype))  # type: ignore[index]
     attack = {"fgsm": fgsm, "wrm": wrm}.get(name, pgd)
     eps = () if attack is wrm else (0.1,)
     adv = attack(model, x, y, *eps, precision=torch.bfloat16)  # type: ignore[operator]

@@ -131,13 +131,13 @@ def test_an_empty_factor_and_a_frozen_tensor_are_left_alone() -> None:
     factors = named_factors(model)
     with torch.no_grad():
         factors["0.weight.U"].zero_()
-    model[3].bias.requires_grad_(False)
-    kept = model[3].bias.detach().clone()
+    model[3].bias.requires_grad_(False)  # type: ignore[index]
+    kept = model[3].bias.detach().clone()  # type: ignore[index]
     optimizer = CodebookOptimizer(model, sgd(0.3), level_bits=all_bits(model))
     backward(model, 0)
     optimizer.step()
     assert int(torch.count_nonzero(factors["0.weight.U"])) == 0
-    assert torch.equal(model[3].bias, kept)
+    assert torch.equal(model[3].bias, kept)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9])

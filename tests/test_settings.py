@@ -130,7 +130,7 @@ def test_bits_per_value_that_cannot_be(value: Any) -> None:
         ({"model": "lenet"}, "unknown model 'lenet': did you mean 'lenet5'?"),
         ({"model": "resnet-34"}, "unknown model 'resnet-34': did you mean 'resnet34'?"),
         ({"method": "atcm"}, "unknown method 'atcm': did you mean 'atmc'?"),
-        ({"method": "nat"}, "unknown method 'nat': did you mean 'nat-prune'?"),
+        ({"method": "natprune"}, "unknown method 'natprune': did you mean 'nat-prune'?"),
     ],
 )
 def test_an_unknown_name_is_told_the_nearest(given: dict[str, str], said: str) -> None:

@@ -90,3 +90,15 @@ def test_a_model_of_ones_own_is_refused(atmc, here):
     codec.write("own.atmc", codec.encode(codec.Artifact({}, (codec.Entry("b", bias),))))
     assert "own.atmc" in error(atmc("evaluate", "own.atmc", "--dataset", "digits"), 1)
     assert "--dataset" in error(atmc("evaluate", "own.atmc"), 1)
+
+
+def test_the_dense_start_of_a_run_folder(atmc, run):
+    dense = run / "dense.safetensors"
+    found = measured(atmc("evaluate", dense, "--attack", "fgsm", "--json"))
+    assert found["size"]["file_bits"] == 8 * dense.stat().st_size
+    assert found["size"]["parts"] is None
+
+
+def test_dense_weights_outside_a_run_folder_name_no_model(atmc, run, tmp_path):
+    alone = shutil.copy(run / "dense.safetensors", tmp_path)
+    assert "no run folder" in error(atmc("evaluate", alone), 1)

@@ -256,7 +256,6 @@ def test_dead_biases_are_dropped_and_no_others() -> None:
     model = net()
     factorize(model)
     with torch.no_grad():
-        model.parametrizations = None
         for module in (model.conv, model.wide, model.last):
             module.bias.fill_(1.0)
         weights = {w.name: w for w in factorized_weights(model)}

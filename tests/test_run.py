@@ -1,0 +1,406 @@
+"""One run and its folder: what is resumed, replaced and refused, and evaluation of its file."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from atmc import codec, data, models
+from atmc.artifact import load
+from atmc.data import Dataset
+from atmc.run import (
+    EpochFigures,
+    RunError,
+    evaluate_artifact,
+    new_folder,
+    read_settings,
+    run,
+)
+from atmc.settings import Settings, SettingsError, from_mapping, read_config
+from atmc.training import TrainingError
+
+TINY: dict[str, Any] = {
+    "budget_bits": 48_000,
+    "dense_epochs": 1,
+    "epochs": 1,
+    "level_epochs": 1,
+    "batch_size": 64,
+    "steps": 1,
+    "eval_steps": 2,
+    "threads": 1,
+    "precision": "float32",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_examples() -> Iterator[None]:
+    """The digits, but only as many as a tiny run needs."""
+    whole = data.load
+
+    def few(name: str, data_root: str | None = None) -> Dataset:
+        d = whole(name, data_root)
+        return Dataset(
+            *(d.name, d.x_train[:128], d.y_train[:128], d.x_val[:32], d.y_val[:32]),
+            *(d.x_test[:96], d.y_test[:96], d.num_classes, d.eps, d.eval_steps, d.model),
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", few)
+        yield
+
+
+def settings(**given: Any) -> Settings:
+    return from_mapping({**TINY, **given})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, few_examples: None) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    return folder, run(settings(), folder)
+
+
+@pytest.fixture
+def folder(finished: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+class Stop(Exception):
+    """Raised by a test to end a run where it is."""
+
+
+def stop_at(stage: str, epoch: int) -> Callable[[EpochFigures], None]:
+    def on_epoch(figures: EpochFigures) -> None:
+        if (figures.stage, figures.epoch) == (stage, epoch):
+            raise Stop
+
+    return on_epoch
+
+
+# ---- resume
+
+
+def test_resume_of_a_finished_run_is_its_report(finished: tuple[Path, Any]) -> None:
+    folder, report = finished
+    before = contents(folder)
+    assert run(read_settings(folder), folder, resume=True) == report
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert contents(folder) == before
+
+
+def test_a_run_without_its_report_is_finished_again(folder: Path, finished: Any) -> None:
+    expected = contents(folder)
+    (folder / "report.json").unlink()
+    (folder / "model.atmc").unlink()
+    epochs: list[str] = []
+    report = run(
+        read_settings(folder), folder, resume=True, on_epoch=lambda f: epochs.append(f.stage)
+    )
+    assert "dense" not in epochs
+    for key in ("size", "accuracy", "attacks", "budget_bits"):
+        assert report[key] == finished[1][key]
+    assert report["seconds"]["train"] == finished[1]["seconds"]["train"]
+    for name in ("model.atmc", "dense.safetensors", "config.yaml"):
+        assert (folder / name).read_bytes() == expected[name]
+
+
+@pytest.mark.parametrize("stage", ["dense", "compress", "levels"])
+def test_a_run_that_was_killed_resumes_to_the_same_bytes(
+    stage: str, finished: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    with pytest.raises(Stop):
+        run(settings(), folder, on_epoch=stop_at(stage, 0))
+    assert not (folder / "model.atmc").exists()
+    assert (folder / "dense.safetensors").exists() == (stage != "dense")
+    run(read_settings(folder), folder, resume=True)
+    for name in ("model.atmc", "dense.safetensors", "config.yaml"):
+        assert (folder / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+def test_resume_needs_nothing_but_the_folder(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    """The weights that the run started from may be gone, or be others by now."""
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(finished[0] / "dense.safetensors", weights)
+    given = settings(weights=str(weights), epochs=2)
+    whole = tmp_path / "whole"
+    run(given, whole)
+    for what in ("gone", "others"):
+        folder = tmp_path / what
+        with pytest.raises(Stop):
+            run(given, folder, on_epoch=stop_at("compress", 0))
+        if what == "gone":
+            kept = weights.read_bytes()
+            weights.unlink()
+        else:
+            save_file({n: v + 1 for n, v in load_file(weights).items()}, weights)
+        run(read_settings(folder), folder, resume=True)
+        assert (folder / "model.atmc").read_bytes() == (whole / "model.atmc").read_bytes()
+        weights.write_bytes(kept)
+
+
+def test_a_damaged_checkpoint_stops_a_resumed_run(folder: Path) -> None:
+    (folder / "report.json").unlink()
+    checkpoint = folder / "checkpoints" / "compress.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"compress\.pt cannot be read .*--overwrite"):
+        run(read_settings(folder), folder, resume=True)
+
+
+def test_there_is_no_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"config\.yaml is missing"):
+        read_settings(tmp_path)
+    with pytest.raises(RunError, match="no run to resume in .*: start one without --resume"):
+        run(settings(), tmp_path, resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- overwrite
+
+
+def test_overwrite_removes_only_what_a_run_leaves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = {
+        "notes.txt": b"a",
+        "checkpoints.bak": b"b",
+        ".hidden": b"c",
+        "model.atmc.old": b"d",
+        "events.txt": b"e",
+        "figures/model.atmc": b"f",
+        "figures/events.out.tfevents.1": b"g",
+    }
+    (folder / "figures").mkdir()
+    for name, content in mine.items():
+        (folder / name).write_bytes(content)
+    (folder / "checkpoints" / "stale.pt").write_bytes(b"stale")
+    old = set(contents(folder))
+    dense = (folder / "dense.safetensors").read_bytes()
+    with pytest.raises(Stop):
+        run(settings(seed=1), folder, overwrite=True, on_epoch=stop_at("compress", 0))
+    left = contents(folder)
+    assert {name: left[name] for name in mine} == mine
+    # Nothing of the old run is left: not its artifact, report, events or checkpoints.
+    assert not {"model.atmc", "report.json", "checkpoints/stale.pt"} & set(left)
+    events = {name for name in left if name.startswith("events.out")}
+    assert len(events) == 1
+    assert left["dense.safetensors"] != dense
+    assert read_settings(folder).seed == 1
+    assert set(left) - events <= old | set(mine) | {"figures"}
+
+
+def test_a_run_may_start_from_the_weights_it_overwrites(folder: Path) -> None:
+    dense = (folder / "dense.safetensors").read_bytes()
+    given = settings(weights=str(folder / "dense.safetensors"), budget_bits=24_000)
+    report = run(given, folder, overwrite=True)
+    assert (folder / "dense.safetensors").read_bytes() == dense
+    assert report["size"]["file_bits"] == 8 * (folder / "model.atmc").stat().st_size <= 24_000
+    assert report["seconds"]["train"] is None
+
+
+@pytest.mark.parametrize("flag", ["overwrite", "resume"])
+def test_what_is_refused_leaves_the_old_run_alone(folder: Path, flag: str) -> None:
+    before = contents(folder)
+    if flag == "overwrite":
+        with pytest.raises(ValueError, match="smallest possible"):
+            run(settings(budget_bits=100), folder, overwrite=True)
+        with pytest.raises(RunError, match="another model"):
+            run(settings(model="lenet5"), folder, overwrite=True)
+    else:
+        with pytest.raises(RunError, match="not empty: give another folder, --resume"):
+            run(settings(), folder)
+    assert contents(folder) == before
+
+
+# ---- weights
+
+
+def test_weights_of_another_model(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    state = load_file(finished[0] / "dense.safetensors")
+    cases = {
+        "missing": ({n: v for n, v in state.items() if n != "fc1.bias"}, "fc1.bias"),
+        "more": (state | {"fc3.weight": torch.zeros(2)}, "fc3.weight"),
+        "shape": (state | {"fc2.weight": torch.zeros(4, 128)}, "fc2.weight"),
+        "lenet5": (dict(models.create("lenet5").state_dict()), "conv1.weight"),
+    }
+    for name, (tensors, named) in cases.items():
+        path = tmp_path / f"{name}.safetensors"
+        save_file(tensors, path)
+        with pytest.raises(RunError, match=f"{path} belongs to another model: '{named}'"):
+            run(settings(weights=str(path)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_are_what_the_run_starts_from(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    weights = finished[0] / "dense.safetensors"
+    stages: list[str] = []
+    report = run(
+        settings(weights=str(weights)), tmp_path / "new", on_epoch=lambda f: stages.append(f.stage)
+    )
+    assert stages == ["compress", "levels"]
+    # The same start, settings and seed: the same file.
+    assert (tmp_path / "new/model.atmc").read_bytes() == (finished[0] / "model.atmc").read_bytes()
+    assert report["accuracy"] == finished[1]["accuracy"]
+
+
+def test_the_seed_decides_the_dense_start(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(settings(seed=5), tmp_path / "new", on_epoch=stop_at("compress", 0))
+    one = load_file(finished[0] / "dense.safetensors")
+    two = load_file(tmp_path / "new" / "dense.safetensors")
+    assert one.keys() == two.keys()
+    assert not torch.equal(one["fc1.weight"], two["fc1.weight"])
+
+
+# ---- the config
+
+
+def test_the_config_says_all_that_was_settled(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    written = read_config(folder / "config.yaml")
+    assert list(written) == list(Settings.model_fields)
+    open_ended = {"data_root", "weights", "step_size", "eval_step_size", "eval_examples"}
+    assert {key for key, value in written.items() if value is None} == open_ended
+    chosen = read_settings(folder)
+    assert chosen == chosen.resolved() == from_mapping(written)
+    assert chosen.model_dump() | TINY == chosen.model_dump()
+    assert (chosen.device, chosen.precision) == ("cpu", "float32")
+
+
+def test_the_usual_budget_is_a_hundredth_of_the_dense_size(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(settings(budget_bits=None), tmp_path / "new", on_epoch=stop_at("dense", 0))
+    assert read_settings(tmp_path / "new").budget_bits == atmc_dense_bits() // 100
+
+
+def atmc_dense_bits() -> int:
+    """32 bits for each weight of digits-cnn, counted by hand."""
+    return 32 * (32 * 9 + 64 * 32 * 9 + 128 * 1024 + 10 * 128)
+
+
+def test_a_config_that_was_edited_wrongly(folder: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"epoch": 3}))
+    with pytest.raises(SettingsError, match="did you mean 'epochs'"):
+        read_settings(folder)
+
+
+def test_new_folders_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for _ in range(3):
+        names.append(new_folder(settings()))
+        names[-1].mkdir(parents=True)
+    assert len(set(names)) == 3
+    assert all(str(name).startswith("runs/digits-atmc-") for name in names)
+
+
+# ---- what is told
+
+
+def test_epochs_are_told(tmp_path: Path) -> None:
+    told: list[EpochFigures] = []
+    run(settings(epochs=2), tmp_path / "new", on_epoch=told.append)
+    assert [(f.stage, f.epoch) for f in told] == [
+        *(("dense", 0), ("compress", 0), ("compress", 1), ("levels", 0)),
+    ]
+    assert all(0 <= f.robust <= f.clean <= 1 and f.seconds > 0 for f in told)
+    assert told[0].nonzeros is None and told[0].file_bits is None
+    sizes = [(f.nonzeros, f.file_bits) for f in told[1:3]]
+    assert all(n is not None and b is not None and b > n > 0 for n, b in sizes)
+    assert (told[3].nonzeros or 0) > 0 and told[3].file_bits is None
+    (events,) = (tmp_path / "new").glob("events.out.tfevents.*")
+    assert events.stat().st_size > 0
+
+
+# ---- evaluation of the file
+
+
+def found(path: Path, **given: Any) -> Any:
+    return evaluate_artifact(path, **{"attacks": ("pgd",), **given})
+
+
+def test_the_report_again_from_the_file(finished: tuple[Path, Any]) -> None:
+    folder, report = finished
+    again = evaluate_artifact(folder / "model.atmc")
+    assert again["accuracy"] == report["accuracy"]
+    assert again["attacks"] == report["attacks"]
+    assert again["size"] == report["size"]
+
+
+def test_restarts_and_the_margin_loss(finished: tuple[Path, Any]) -> None:
+    artifact = finished[0] / "model.atmc"
+    plain = found(artifact, eps=0.05, steps=3)
+    more = found(artifact, eps=0.05, steps=3, restarts=4)
+    margin = found(artifact, eps=0.05, steps=3, loss="margin", step_size=0.03)
+    assert (plain["attacks"][0]["restarts"], plain["attacks"][0]["loss"]) == (1, "ce")
+    assert (more["attacks"][0]["restarts"], more["attacks"][0]["loss"]) == (4, "ce")
+    assert margin["attacks"][0]["loss"] == "margin"
+    assert margin["attacks"][0]["step_size"] == 0.03
+    # The first restart is the same attack: more of them can only break more.
+    assert more["accuracy"]["pgd"] <= plain["accuracy"]["pgd"] <= plain["accuracy"]["clean"]
+    assert found(artifact, eps=0.05, steps=3, restarts=4) == more
+    for result in (plain, more, margin):
+        assert result["accuracy"]["worst"] == result["accuracy"]["pgd"]
+        assert result["accuracy"]["fgsm"] is None
+
+
+def test_examples_and_accuracy_are_of_the_decoded_model(finished: tuple[Path, Any]) -> None:
+    artifact = finished[0] / "model.atmc"
+    digits = data.load("digits")
+    model = load(artifact)
+    for examples in (1, 40, 96, None):
+        x, y = digits.x_test[:examples], digits.y_test[:examples]
+        with torch.no_grad():
+            right = float((model(x).argmax(1) == y).float().mean())
+        result = found(artifact, eps=0.0, steps=1, examples=examples)
+        assert result["accuracy"]["clean"] == pytest.approx(right)
+        assert result["accuracy"]["pgd"] == result["accuracy"]["clean"]
+        assert result["attacks"][0]["examples"] == len(x)
+
+
+def test_the_run_folder_says_eps_and_steps(folder: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for given in ({"eps": 0.0, "eval_steps": 5}, {"eps": "8/255"}):
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | given))
+        row = found(folder / "model.atmc")["attacks"][0]
+        assert row["eps"] == (8 / 255 if given["eps"] else 0.0)
+        assert row["steps"] == (5 if "eval_steps" in given else 2)
+        row = found(folder / "model.atmc", eps=0.2, steps=1)["attacks"][0]
+        assert (row["eps"], row["steps"]) == (0.2, 1)
+
+
+def test_an_artifact_by_itself_takes_the_usual_settings(
+    finished: tuple[Path, Any], tmp_path: Path
+) -> None:
+    alone = Path(shutil.copy(finished[0] / "model.atmc", tmp_path / "alone.atmc"))
+    row = found(alone, examples=2)["attacks"][0]
+    assert (row["eps"], row["steps"]) == (0.1, 20)
+
+
+def test_a_damaged_artifact(folder: Path) -> None:
+    content = (folder / "model.atmc").read_bytes()
+    (folder / "model.atmc").write_bytes(content[:-3])
+    with pytest.raises(codec.AtmcFormatError):
+        found(folder / "model.atmc")
