@@ -118,6 +118,8 @@ class CodebookOptimizer(torch.optim.Optimizer):
                 master = nn.Parameter(tensor.detach().clone())
                 alive = (tensor.detach() != 0).to(tensor.dtype)
                 self.parts[name] = _Dense(tensor, alive, width, master)
+        self._make = make
+        self._tensors: dict[str, Tensor] = {**named_factors(model), **dense_part(model)}
         self.inner = make([part.master for part in self.parts.values()])
         super().__init__(self.inner.param_groups, self.inner.defaults)
         self._share()
@@ -168,17 +170,21 @@ class CodebookOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: a state of other tensors than the model's.
         """
-        if differ := sorted(state_dict["parts"].keys() ^ self.parts.keys()):
-            raise ValueError(f"the state does not fit this model: {differ[0]!r} differs")
+        parts: dict[str, _Factor | _Dense] = {}
         for name, held in state_dict["parts"].items():
-            part = self.parts[name]
-            for key, value in held.items():
-                if key == "master":
-                    part.master.data = value.to(part.master).clone()
-                elif isinstance(value, Tensor):
-                    setattr(part, key, value.to(part.tensor.device).clone())
-                else:
-                    setattr(part, key, value)
+            tensor = self._tensors.get(name)
+            if tensor is None or held.get("alive", tensor).shape != tensor.shape:
+                raise ValueError(f"the state does not fit this model: {name!r} differs")
+            moved: dict[str, Any] = {
+                key: value.to(tensor.device, copy=True) if isinstance(value, Tensor) else value
+                for key, value in held.items()
+            }
+            moved["master"] = nn.Parameter(moved["master"])
+            factor = "positions" in held
+            parts[name] = _Factor(tensor, **moved) if factor else _Dense(tensor, **moved)
+        # Built anew: a factor whose levels have all rounded to zero since is not found by looking.
+        self.parts = parts
+        self.inner = self._make([part.master for part in parts.values()])
         self.inner.load_state_dict(state_dict["inner"])
         self._share()
         self._write()

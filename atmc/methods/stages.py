@@ -141,6 +141,8 @@ class CompressStage(Stage):
         prune_only: only the factor that starts as W may hold nonzeros; U and V stay the
             identity and C empty, so that W itself is pruned.
         warmup: share of the stage over which ε rises.
+        duplicate_every: steps between duplicates.
+        distortion: the error of quantization that chosen bits may leave, as a share of all.
     """
 
     name = "compress"
@@ -153,11 +155,11 @@ class CompressStage(Stage):
         *,
         importance: Importance = "effect",
         shrink: float = 0.6,
-        rho: float = 1.0,
+        rho: float = 20.0,
         prune_only: bool = False,
         warmup: float = 0.0,
         duplicate_every: int = 10,
-        distortion: float = 0.01,
+        distortion: float = 0.003,
     ) -> None:
         super().__init__(epochs, lr, warmup)
         self.target = target
