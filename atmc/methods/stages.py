@@ -34,6 +34,8 @@ _AUTO_GUESS = 4
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
 _AIM = 1.06
+# ρ × steps: below it levels and values are far apart at the end, above it nothing moves any more.
+_PULL = 4000.0
 _ROUNDS = 10  # of the closing loop
 
 
@@ -138,6 +140,8 @@ class CompressStage(Stage):
         importance: how entries are ranked.
         shrink: share of the stage over which k shrinks; 0 prunes at the first step.
         rho: the penalty weight at the end; it rises from zero as the square of the progress.
+            None sets it so that the pull towards the levels, summed over all steps, is the
+            same for a short stage as for a long one.
         prune_only: only the factor that starts as W may hold nonzeros; U and V stay the
             identity and C empty, so that W itself is pruned.
         warmup: share of the stage over which ε rises.
@@ -155,7 +159,7 @@ class CompressStage(Stage):
         *,
         importance: Importance = "effect",
         shrink: float = 0.6,
-        rho: float = 20.0,
+        rho: float | None = None,
         prune_only: bool = False,
         warmup: float = 0.0,
         duplicate_every: int = 10,
@@ -165,7 +169,7 @@ class CompressStage(Stage):
         self.target = target
         self.importance: Importance = importance
         self.shrink = shrink
-        self.rho_end = rho
+        self.rho = rho
         self.prune_only = prune_only
         self.duplicate_every = duplicate_every
         self.distortion = distortion
@@ -184,13 +188,14 @@ class CompressStage(Stage):
         carriers = [w.carrier for w in factorized_weights(model)]
         self.allowed = carriers if self.prune_only else self.names
         bits = _AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
+        rho = _PULL / max(1, self.total_steps) if self.rho is None else self.rho
         costs = {name: 1.0 if name in self.allowed else math.inf for name in self.names}
         self.optimizer = ATMC(
             model,
             torch.optim.Adam(model.parameters(), self.lr),
             self.k_at,
             bits,
-            rho=lambda step: self.rho_end * (step / max(1, self.total_steps)) ** 2,
+            rho=lambda step: rho * (step / max(1, self.total_steps)) ** 2,
             duplicate_every=self.duplicate_every,
             importance=self.importance,
             costs=costs if self.prune_only else None,
