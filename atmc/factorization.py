@@ -103,7 +103,8 @@ class Factorization(nn.Module):
 
     def forward(self, U: Tensor, V: Tensor, C: Tensor) -> Tensor:
         """W in the layer's own shape, formed in the factors' own precision under autocast too."""
-        with torch.autocast(U.device.type, enabled=False):
+        kind = U.device.type if torch.amp.is_autocast_available(U.device.type) else "cpu"
+        with torch.autocast(kind, enabled=False):
             W = self.layout.to_weight(self.matrix(U, V, C))
         return W.contiguous(memory_format=self.memory_format)
 

@@ -15,15 +15,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atmc.accounting import FLOAT_BITS, level_bits
+from atmc.accounting import FLOAT_BITS, choose_bits, level_bits
 from atmc.factorization import factorized_weights
-from atmc.importance import Importance, scores
+from atmc.importance import Importance, effect, scores
 from atmc.projection import topk_masks
 from atmc.quantization import quantize, quantized_codebook
 
 Schedule = Callable[[int], float]
-Bits = int | Mapping[str, int]
+Bits = int | Literal["auto"] | Mapping[str, int]
 Penalty = Literal["loss", "decoupled"]
+
+AUTO_GUESS = 4  # bits a value until "auto" has chosen
 
 
 def cubic(start: int, end: int, steps: int) -> Callable[[int], int]:
@@ -50,15 +52,17 @@ class ATMC(torch.optim.Optimizer):
 
     The penalty is part of the loss for plain gradient methods (add :meth:`penalty` to it).
     Optimizers that rescale gradients (Adam and its kind) would rescale ρ with them: there it
-    is applied decoupled, as the exact proximal step θ ← (θ + γρ(θ' - u)) / (1 + γρ), and
-    :meth:`penalty` is zero. So a loop always adds it.
+    is applied decoupled, as the proximal step θ ← (θ + γρ(θ' - u)) / (1 + γρ) with γ the group's
+    rate, and :meth:`penalty` is zero. So a loop always adds it. The fixed point is then that of
+    the rescaled gradient: under Adam levels settle nearer a median of what they stand for.
 
     Args:
         model: factorized already.
         optimizer: over the model's parameters, built after ``atmc.factorize``.
         k: nonzeros of all factors together; an int or a function of the step.
         bits: bits a value, for all factors or by name (``{"fc1.weight.V": 3}``); 32 means no
-            codebook.
+            codebook; "auto" chooses them by the error that quantization makes, anew whenever the
+            nonzeros have changed by a twentieth.
         rho: the penalty weight; a float or a function of the step. u is scaled, and rescaled
             by ρ_old / ρ_new when ρ changes.
         duplicate_every: steps between duplicates.
@@ -107,7 +111,9 @@ class ATMC(torch.optim.Optimizer):
         self.duplicate_every = duplicate_every
         self.importance: Importance = importance
         self.costs = self._by_name(costs, "costs") if costs is not None else None
-        self.set_bits(bits)
+        self.auto = bits == "auto"
+        self._chosen_at = 0  # nonzeros when bits were chosen last
+        self.set_bits(AUTO_GUESS if bits == "auto" else bits)
         if penalty is None:
             plain = isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD))
             penalty = "loss" if plain else "decoupled"
@@ -135,7 +141,7 @@ class ATMC(torch.optim.Optimizer):
             raise ValueError(f"{what} says nothing of {missing[0]!r}: name every factor")
         return dict(values)
 
-    def set_bits(self, bits: Bits) -> None:
+    def set_bits(self, bits: int | Mapping[str, int]) -> None:
         """Change the bits a value; takes effect with the next duplicate."""
         if isinstance(bits, int):
             bits = dict.fromkeys(self.factors, bits)
@@ -144,6 +150,34 @@ class ATMC(torch.optim.Optimizer):
             if b not in (*range(1, 9), FLOAT_BITS):
                 raise ValueError(f"bits of {name} is {b}: use 1 to 8, or 32 for no codebook")
         self.bits: dict[str, int] = bits
+
+    @torch.no_grad()
+    def choose_bits(self, k: int, distortion: float = 0.003) -> dict[str, int]:
+        """b per tensor by rate and distortion, for the ``k`` entries that rank best now.
+
+        Args:
+            k: nonzeros that will be kept.
+            distortion: the squared error allowed, as a share of the whole; the error of a layer
+                is relative to the layer, so that layers of small weights count as much.
+        """
+        masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
+        kept = {
+            name: factor.detach() * mask
+            for (name, factor), mask in zip(self.factors.items(), masks, strict=True)
+        }
+        sensitivity: dict[str, float] = {}
+        for weight in self.weights:
+            effects = [float(e.square().sum()) for e in effect(weight)]
+            for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
+                energy = float(factor.square().sum())
+                sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
+        return choose_bits(kept, sensitivity, distortion)
+
+    def _follow_nonzeros(self) -> None:
+        nonzeros = self.nonzeros
+        if self.auto and abs(nonzeros - self._chosen_at) > 0.05 * self._chosen_at:
+            self.set_bits(self.choose_bits(nonzeros))
+            self._chosen_at = nonzeros
 
     @property
     def nonzeros(self) -> int:
@@ -200,6 +234,7 @@ class ATMC(torch.optim.Optimizer):
                 self.duals[name].masked_fill_(~mask, 0)
 
     def _duplicate(self) -> None:
+        self._follow_nonzeros()
         for name, factor in self.factors.items():
             dual = self.duals.get(name)
             duplicate = self._quantized(name, factor if dual is None else factor + dual)
@@ -245,6 +280,7 @@ class ATMC(torch.optim.Optimizer):
             "duplicates": dict(self.duplicates),
             "duals": dict(self.duals),
             "bits": dict(self.bits),
+            "chosen_at": self._chosen_at,
             "steps": self.steps,
             "rho": self._rho_now,
             "finalized": self.finalized,
@@ -266,6 +302,7 @@ class ATMC(torch.optim.Optimizer):
         for key in ("duplicates", "duals"):
             held = {n: v.to(self.factors[n]).clone() for n, v in state_dict[key].items()}
             setattr(self, key, held)
+        self._chosen_at = state_dict["chosen_at"]
         self.steps = state_dict["steps"]
         self._rho_now = state_dict["rho"]
         self.finalized = state_dict["finalized"]

@@ -430,3 +430,32 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="use 1 to 8"):
         optimizer.set_bits(12)
     assert set(optimizer.bits.values()) == {4}
+
+
+def test_auto_bits_follow_the_nonzeros():
+    """Chosen while k shrinks, fixed once it has settled, and kept by the state."""
+    torch.manual_seed(0)
+    model = factorize(nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 4)))
+    opt = ATMC(
+        model,
+        torch.optim.SGD(model.parameters(), 0.05),
+        cubic(200, 40, 30),
+        "auto",
+        duplicate_every=5,
+    )
+    x, y = torch.rand(32, 12), torch.randint(0, 4, (32,))
+    seen = []
+    for _ in range(60):
+        opt.zero_grad()
+        (F.cross_entropy(model(x), y) + opt.penalty()).backward()
+        opt.step()
+        seen.append(dict(opt.bits))
+    assert set(seen[0].values()) == {4}
+    assert set(seen[-1].values()) != {4}
+    assert seen[45] == seen[-1]
+    twin = ATMC(model, torch.optim.SGD(model.parameters(), 0.05), 40, "auto", duplicate_every=5)
+    twin.load_state_dict(opt.state_dict())
+    assert twin.bits == opt.bits
+    opt.finalize()
+    for name, factor in opt.factors.items():
+        assert len(torch.unique(factor[factor != 0])) <= 2 ** opt.bits[name]

@@ -38,6 +38,10 @@ TINY: dict[str, Any] = {
 }
 
 
+# The weights of digits-cnn at 32 bits each, counted by hand.
+DENSE_BITS = 32 * (32 * 9 + 64 * 32 * 9 + 128 * 1024 + 10 * 128)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -54,8 +58,17 @@ def few_examples() -> Iterator[None]:
     def few(name: str, data_root: str | None = None) -> Dataset:
         d = whole(name, data_root)
         return Dataset(
-            *(d.name, d.x_train[:128], d.y_train[:128], d.x_val[:32], d.y_val[:32]),
-            *(d.x_test[:96], d.y_test[:96], d.num_classes, d.eps, d.eval_steps, d.model),
+            d.name,
+            d.x_train[:128],
+            d.y_train[:128],
+            d.x_val[:32],
+            d.y_val[:32],
+            d.x_test[:96],
+            d.y_test[:96],
+            d.num_classes,
+            d.eps,
+            d.eval_steps,
+            d.model,
         )
 
     with pytest.MonkeyPatch.context() as patch:
@@ -86,14 +99,14 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Raised by a test to end a run where it is."""
 
 
 def stop_at(stage: str, epoch: int) -> Callable[[EpochFigures], None]:
     def on_epoch(figures: EpochFigures) -> None:
         if (figures.stage, figures.epoch) == (stage, epoch):
-            raise Stop
+            raise StopError
 
     return on_epoch
 
@@ -130,7 +143,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_bytes(
     stage: str, finished: tuple[Path, Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(settings(), folder, on_epoch=stop_at(stage, 0))
     assert not (folder / "model.atmc").exists()
     assert (folder / "dense.safetensors").exists() == (stage != "dense")
@@ -148,7 +161,7 @@ def test_resume_needs_nothing_but_the_folder(finished: tuple[Path, Any], tmp_pat
     run(given, whole)
     for what in ("gone", "others"):
         folder = tmp_path / what
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             run(given, folder, on_epoch=stop_at("compress", 0))
         if what == "gone":
             kept = weights.read_bytes()
@@ -171,7 +184,7 @@ def test_a_damaged_checkpoint_stops_a_resumed_run(folder: Path) -> None:
 def test_there_is_no_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"config\.yaml is missing"):
         read_settings(tmp_path)
-    with pytest.raises(RunError, match="no run to resume in .*: start one without --resume"):
+    with pytest.raises(RunError, match=r"no run to resume in .*: start one without --resume"):
         run(settings(), tmp_path, resume=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -197,7 +210,7 @@ def test_overwrite_removes_only_what_a_run_leaves(
     (folder / "checkpoints" / "stale.pt").write_bytes(b"stale")
     old = set(contents(folder))
     dense = (folder / "dense.safetensors").read_bytes()
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(settings(seed=1), folder, overwrite=True, on_epoch=stop_at("compress", 0))
     left = contents(folder)
     assert {name: left[name] for name in mine} == mine
@@ -265,7 +278,7 @@ def test_weights_are_what_the_run_starts_from(finished: tuple[Path, Any], tmp_pa
 
 
 def test_the_seed_decides_the_dense_start(finished: tuple[Path, Any], tmp_path: Path) -> None:
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(settings(seed=5), tmp_path / "new", on_epoch=stop_at("compress", 0))
     one = load_file(finished[0] / "dense.safetensors")
     two = load_file(tmp_path / "new" / "dense.safetensors")
@@ -289,14 +302,9 @@ def test_the_config_says_all_that_was_settled(finished: tuple[Path, Any]) -> Non
 
 
 def test_the_usual_budget_is_a_hundredth_of_the_dense_size(tmp_path: Path) -> None:
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(settings(budget_bits=None), tmp_path / "new", on_epoch=stop_at("dense", 0))
-    assert read_settings(tmp_path / "new").budget_bits == atmc_dense_bits() // 100
-
-
-def atmc_dense_bits() -> int:
-    """32 bits for each weight of digits-cnn, counted by hand."""
-    return 32 * (32 * 9 + 64 * 32 * 9 + 128 * 1024 + 10 * 128)
+    assert read_settings(tmp_path / "new").budget_bits == DENSE_BITS // 100
 
 
 def test_a_config_that_was_edited_wrongly(folder: Path) -> None:

@@ -21,7 +21,7 @@ from atmc.settings import (
 SIZES = {
     1: 1,
     137_760: 137_760,
-    1.0: 1,
+    1e3: 1000,
     2.9: 2,
     "1": 1,
     "137760": 137_760,
@@ -100,7 +100,7 @@ def test_eps_outside_the_pixels(value: Any) -> None:
     ids=lambda value: repr(value)[:20],
 )
 def test_what_is_no_eps(value: Any) -> None:
-    with pytest.raises(ValueError, match="is no ε: give a number such as 0.3 or 8/255"):
+    with pytest.raises(ValueError, match=r"is no ε: give a number such as 0.3 or 8/255"):
         parse_eps(value)
 
 
@@ -151,7 +151,7 @@ def test_an_unknown_name_is_told_the_nearest(given: dict[str, str], said: str) -
     ],
 )
 def test_an_unknown_key_is_told_the_nearest(key: Any, nearest: str | None) -> None:
-    with pytest.raises(SettingsError, match="unknown setting .*: did you mean '(.*?)'") as caught:
+    with pytest.raises(SettingsError, match=r"unknown setting .*: did you mean '(.*?)'") as caught:
         from_mapping({"seed": 1, key: 5})
     assert str(caught.value).startswith(f"unknown setting {key!r}: did you mean '")
     if nearest is not None:
@@ -267,5 +267,5 @@ def test_a_config_that_cannot_be_read(tmp_path: Path, content: bytes | None, sai
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="cannot read the config .*: Is a directory"):
+    with pytest.raises(SettingsError, match=r"cannot read the config .*: Is a directory"):
         read_config(tmp_path)

@@ -1,5 +1,6 @@
 """The loop: derived seeds, schedules, the loss, checkpoints, and runs that were cut and resumed."""
 
+import itertools
 import math
 import signal
 from collections.abc import Iterator
@@ -218,7 +219,7 @@ def test_eps_rises_to_one_at_the_end_of_its_warm_up_and_stays() -> None:
         stage = Stage(1, 1.0, warmup)
         scales = [stage.eps_scale(i / 1000) for i in range(1001)]
         assert scales[0] == 0
-        assert all(a <= b for a, b in zip(scales, scales[1:], strict=False))
+        assert all(a <= b for a, b in itertools.pairwise(scales))
         assert max(scales) == 1
         assert stage.eps_scale(warmup) == 1
         assert stage.eps_scale(warmup / 2) == pytest.approx(0.5)
@@ -234,8 +235,8 @@ def test_the_rate_is_one_cycle() -> None:
     assert scales[200] == pytest.approx(1)
     assert scales[600] == pytest.approx(0.505)  # half way down the cosine
     assert scales[1000] == pytest.approx(0.01)
-    assert all(a < b for a, b in zip(scales[:200], scales[1:201], strict=True))
-    assert all(a > b for a, b in zip(scales[200:1000], scales[201:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(scales[:201]))
+    assert all(a > b for a, b in itertools.pairwise(scales[200:]))
     assert max(scales) == pytest.approx(1)
 
 
@@ -280,7 +281,9 @@ def test_each_step_is_given_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch
     calls.clear()
     objective = Objective(eps=0.2, steps=5, step_size=0.01, precision=torch.bfloat16)
     objective.attack(net(), *examples(), 0.25)
-    assert calls == [(pytest.approx(0.05), 5, pytest.approx(0.0025), torch.bfloat16)]
+    (call,) = calls
+    assert call[:3] == pytest.approx((0.05, 5, 0.0025))
+    assert call[3] is torch.bfloat16
 
 
 def test_the_attack_stays_within_the_scaled_eps() -> None:
@@ -397,7 +400,7 @@ class Bad:
             yield (x * self.value if step == self.at else x), y
 
 
-def trained(checkpoint: Path | None, loader: Loader, **options: Any) -> nn.Module:
+def trained(checkpoint: Path | None, loader: Loader, **options: Any) -> Any:
     model = net()
     stages = [Sgd(1, 1e-2)]
     Trainer(model, loader, stages, Objective(eps=0), checkpoint=checkpoint, **options).run()
@@ -428,9 +431,10 @@ class Explodes(Sgd):
     name = "explodes"
 
     def penalty(self) -> Tensor:
-        return self.weight.sum() * math.inf
+        total: Tensor = self.weight.sum()
+        return total * math.inf
 
-    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+    def start(self, model: Any) -> torch.optim.Optimizer:
         self.weight = model.fc.weight
         return super().start(model)
 
@@ -475,7 +479,7 @@ class Wrong(Sgd):
 
 
 def test_other_errors_of_a_step_are_not_renamed() -> None:
-    with pytest.raises(ValueError, match="^not my number$"):
+    with pytest.raises(ValueError, match=r"^not my number$"):
         Trainer(net(), in_memory(), [Wrong(1, 1e-2)], Objective(eps=0)).run()
 
 
@@ -527,7 +531,8 @@ class NoLength(torch.utils.data.IterableDataset[tuple[Tensor, Tensor]]):
 
 def test_a_loader_that_is_empty_or_has_no_length() -> None:
     endless = (batch for batch in Batches(*examples(), 8))
-    for loader in ([], endless, torch.utils.data.DataLoader(NoLength(), batch_size=8)):
+    loaders: list[Any] = [[], endless, torch.utils.data.DataLoader(NoLength(), batch_size=8)]
+    for loader in loaders:
         with pytest.raises(ValueError, match="empty or has no length: give a DataLoader"):
             Trainer(net(), loader, [Sgd(1, 1e-2)], Objective(eps=0))
 

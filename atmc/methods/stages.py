@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from atmc import codec
 from atmc.accounting import (
     FLOAT_BITS,
-    choose_bits,
     code_bits,
     dense_width,
     factor_bits,
@@ -23,14 +22,12 @@ from atmc.accounting import (
 )
 from atmc.artifact import to_artifact
 from atmc.factorization import dense_part, factorize, factorized_weights, named_factors
-from atmc.importance import Importance, effect, scores
+from atmc.importance import Importance, scores
 from atmc.levels import CodebookOptimizer, round_dense_part
-from atmc.optim import ATMC
+from atmc.optim import AUTO_GUESS, ATMC
 from atmc.projection import topk_masks
 from atmc.training import Stage
 
-# Expected bits a value while --bits auto has not chosen yet.
-_AUTO_GUESS = 4
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
 _AIM = 1.06
@@ -187,7 +184,7 @@ class CompressStage(Stage):
         self.names = list(named_factors(model))
         carriers = [w.carrier for w in factorized_weights(model)]
         self.allowed = carriers if self.prune_only else self.names
-        bits = _AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
+        bits = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
         rho = _PULL / max(1, self.total_steps) if self.rho is None else self.rho
         costs = {name: 1.0 if name in self.allowed else math.inf for name in self.names}
         self.optimizer = ATMC(
@@ -265,26 +262,9 @@ class CompressStage(Stage):
                 self._settle_bits(final=step >= self.shrink * self.total_steps)
 
     def _settle_bits(self, final: bool = True) -> None:
-        self.optimizer.set_bits(self._choose())
+        self.optimizer.set_bits(self.optimizer.choose_bits(self.k_target, self.distortion))
         self.chosen = final
         self._aim()
-
-    @torch.no_grad()
-    def _choose(self) -> dict[str, int]:
-        """b per tensor, for the entries that the budget will keep."""
-        ranks = scores(self.optimizer.weights, self.importance)
-        masks = topk_masks(ranks, self.k_target)
-        kept = {
-            name: factor.detach() * mask
-            for (name, factor), mask in zip(self.optimizer.factors.items(), masks, strict=True)
-        }
-        sensitivity: dict[str, float] = {}
-        for weight in self.optimizer.weights:
-            effects = [float(e.detach().square().sum()) for e in effect(weight)]
-            for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
-                energy = float(factor.detach().square().sum())
-                sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
-        return choose_bits(kept, sensitivity, self.distortion)
 
     def penalty(self) -> Tensor:
         """The optimizer's own term."""
@@ -310,7 +290,9 @@ class CompressStage(Stage):
                 break
             # The budget was aimed at: the answer is near the top of the range.
             k = max(fits, int(0.95 * over)) if fits == 0 else (fits + over) // 2
-        return fits
+        # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
+        # model would be no answer.
+        return fits or over - 1
 
     @torch.no_grad()
     def _file_bits(self, k: int) -> int:
