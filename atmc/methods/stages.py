@@ -24,7 +24,7 @@ from atmc.artifact import to_artifact
 from atmc.factorization import dense_part, factorize, factorized_weights, named_factors
 from atmc.importance import Importance, scores
 from atmc.levels import CodebookOptimizer, round_dense_part
-from atmc.optim import AUTO_GUESS, ATMC
+from atmc.optim import ATMC, AUTO_GUESS
 from atmc.projection import topk_masks
 from atmc.training import Stage
 
