@@ -72,7 +72,7 @@ def test_the_table(atmc, artifact, tmp_path):
     [
         (["--dataset", "mnits"], 2, "'mnist'"),
         (["--dataset", "mnist", "--data-root", "void"], 1, "void/MNIST/raw"),
-        (["--attack", "magic"], 2, "'fgsm', 'pgd', 'wrm'"),
+        (["--attack", "magic"], 2, "'fgsm', 'pgd', 'margin', 'wrm', 'autoattack'"),
         (["--eps", "-1"], 2, "0 to 1"),
         (["--eval-steps", "0"], 2, "greater than or equal to 1"),
         (["--step-size", "x"], 2, "0.3 or 8/255"),
@@ -89,7 +89,7 @@ def test_a_model_of_ones_own_is_refused(atmc, here):
     bias = codec.quantize_dense(np.zeros(3, np.float32), 8)
     codec.write("own.atmc", codec.encode(codec.Artifact({}, (codec.Entry("b", bias),))))
     assert "own.atmc" in error(atmc("evaluate", "own.atmc", "--dataset", "digits"), 1)
-    assert "--dataset" in error(atmc("evaluate", "own.atmc"), 1)
+    assert "not in the zoo" in error(atmc("evaluate", "own.atmc"), 1)
 
 
 def test_the_dense_start_of_a_run_folder(atmc, run):
