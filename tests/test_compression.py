@@ -25,14 +25,6 @@ from atmc.factorization import factorize, factorized_weights
 PARTS = {"header", "codebooks", "positions", "values", "dense"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Tiny(nn.Module):
     """A module of one's own: a convolution, a norm, a linear layer."""
 

@@ -42,14 +42,6 @@ TINY: dict[str, Any] = {
 DENSE_BITS = 32 * (32 * 9 + 64 * 32 * 9 + 128 * 1024 + 10 * 128)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def few_examples() -> Iterator[None]:
     """The digits, but only as many as a tiny run needs."""

@@ -22,14 +22,6 @@ from atmc.training import Loader, Objective, Stage, Trainer, TrainingError, deri
 STEPS = 4  # batches of an epoch
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Net(nn.Module):
     """A convolution, a norm, dropout and a linear layer, for 1 x 8 x 8 inputs."""
 

@@ -17,14 +17,6 @@ TINY = (
 PROCESS = (sys.executable, "-c", "from atmc_cli.main import main; main()")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty working folder: what a command leaves behind can be seen."""

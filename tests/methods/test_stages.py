@@ -1,7 +1,6 @@
 """The stages: how k and b move, what the closing loop may do, what the level stage may not."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,6 @@ from atmc.levels import round_dense_part
 from atmc.methods import Schedule, Target
 from atmc.methods.stages import CompressStage, LevelStage, drop_dead_biases, fit
 from atmc.training import Objective, Progress, Trainer
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Net(nn.Module):
