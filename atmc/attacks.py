@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atmc.factorization import plain_weights
+from atmc.thin_convolution import ThinConvolutions
 
 Loss = Literal["ce", "margin"]
 
@@ -68,7 +69,7 @@ def _gradient(
     precision: torch.dtype | None,
 ) -> Tensor:
     x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
+    with torch.enable_grad(), ThinConvolutions():
         # The sum, not the mean: an example's gradient does not depend on its batch.
         total = loss(_forward(model, x, precision), y).sum()
     return torch.autograd.grad(total, x)[0]

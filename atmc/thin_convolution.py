@@ -1,0 +1,159 @@
+"""Convolutions of few input channels, with an input gradient that keeps the processor busy.
+
+An attack asks for the gradient of the image, and the first layer of an image network has one
+or three input channels. Vectorized kernels run over channels, so that the last link of every
+attack step, small in arithmetic, is the slowest of all (for 1 -> 20 channels of 5x5, more than
+a third of the step). One matrix product over all positions and a shifted sum a tap do the same
+several times faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# Where the library's own kernel is the slower one, by measurement.
+_MOST_CHANNELS = 4
+_LEAST_RATIO = 8  # output channels to input channels, above one input channel
+_LEAST_POSITIONS = 2**14  # of the output, over the batch
+
+
+class _ThinConv2d(torch.autograd.Function):
+    """``F.conv2d`` with one group; the input gradient by taps, the others by the library."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias = None if bias is None else list(bias.shape)
+        ctx.geometry = stride, padding, dilation
+        return F.conv2d(x, weight, bias, stride, padding, dilation)
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        x, weight = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        first = input_gradient(gradient, weight, x.shape, *ctx.geometry) if wanted[0] else None
+        second = third = None
+        if wanted[1] or wanted[2]:
+            stride, padding, dilation = map(list, ctx.geometry)
+            _, second, third = torch.ops.aten.convolution_backward(
+                gradient, x, weight, ctx.bias, stride, padding, dilation, False, [0, 0], 1,
+                [False, *wanted[1:]],
+            )  # fmt: skip
+        return first, second, third, None, None, None
+
+
+def input_gradient(
+    gradient: Tensor,
+    weight: Tensor,
+    shape: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """The gradient of a convolution's input, by one product and one shifted sum a tap.
+
+    Args:
+        gradient: of the output, (n, out, oh, ow).
+        weight: (out, in, kh, kw).
+        shape: of the input, (n, in, h, w).
+        stride, padding, dilation: of the convolution, (rows, columns).
+
+    Returns:
+        (n, in, h, w) in the gradient's type, summed in float32 or better.
+    """
+    n, channels, height, width = shape
+    out, _, kh, kw = weight.shape
+    oh, ow = gradient.shape[2:]
+    # A row a tap and channel, so that each shifted sum reads memory in order.
+    taps = weight.permute(2, 3, 1, 0).reshape(kh * kw * channels, out)
+    products = taps @ gradient.permute(0, 2, 3, 1).reshape(-1, out).t()
+    total = torch.promote_types(gradient.dtype, torch.float32)
+    shifted = products.to(total).view(kh * kw, channels, n, oh, ow).unbind(0)
+    padded = (channels, n, height + 2 * padding[0], width + 2 * padding[1])
+    summed = gradient.new_zeros(padded, dtype=total)
+    planes, images, rows, columns = summed.stride()
+    strides = (planes, images, rows * stride[0], columns * stride[1])
+    for tap, values in enumerate(shifted):
+        i, j = divmod(tap, kw)
+        start = i * dilation[0] * rows + j * dilation[1] * columns
+        summed.as_strided((channels, n, oh, ow), strides, start).add_(values)
+    inside = summed[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    return inside.transpose(0, 1).to(gradient.dtype)
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """A convolution's setting as (rows, columns); None where it is written as a word."""
+    if isinstance(value, str):
+        return None
+    if isinstance(value, Iterable):
+        first, *rest = value
+        return int(first), int(rest[0] if rest else first)
+    return int(value), int(value)
+
+
+def _geometry(
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> list[tuple[int, int]] | None:
+    pairs = [_pair(value) for value in (stride, padding, dilation)]
+    return None if groups != 1 or None in pairs else cast(list[tuple[int, int]], pairs)
+
+
+def _is_thin(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
+    """Whether the taps are the faster way for this call."""
+    out, channels = weight.shape[:2]
+    positions = x.shape[0] * x.shape[2] * x.shape[3] // (stride[0] * stride[1])
+    wide = channels == 1 or out >= _LEAST_RATIO * channels
+    return channels <= _MOST_CHANNELS and wide and positions >= _LEAST_POSITIONS
+
+
+class ThinConvolutions(TorchFunctionMode):
+    """Inside, ``F.conv2d`` of few input channels on the CPU has the fast input gradient.
+
+    Values are those of ``F.conv2d``; the input gradient differs from the library's by rounding.
+    Autocast is followed as the library does.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Take over the calls that fit; pass every other on."""
+        if func is F.conv2d:
+            replaced = self._convolve(*args, **(kwargs or {}))
+            if replaced is not None:
+                return replaced
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _convolve(
+        input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor | None:
+        if not (input.requires_grad and input.device.type == "cpu" and input.dim() == 4):
+            return None
+        geometry = _geometry(*args, **kwargs)
+        if geometry is None or not _is_thin(input, weight, geometry[0]):
+            return None
+        if torch.is_autocast_enabled("cpu"):
+            kind = torch.get_autocast_dtype("cpu")
+            input, weight = input.to(kind), weight.to(kind)
+            bias = None if bias is None else bias.to(kind)
+        return cast(Tensor, _ThinConv2d.apply(input, weight, bias, *geometry))
