@@ -27,7 +27,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with plain_weights(model):
+        with plain_weights(model), ThinConvolutions():
             yield
     finally:
         for module, training in modes:
@@ -69,7 +69,7 @@ def _gradient(
     precision: torch.dtype | None,
 ) -> Tensor:
     x = x.detach().requires_grad_(True)
-    with torch.enable_grad(), ThinConvolutions():
+    with torch.enable_grad():
         # The sum, not the mean: an example's gradient does not depend on its batch.
         total = loss(_forward(model, x, precision), y).sum()
     return torch.autograd.grad(total, x)[0]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from atmc.accounting import FLOAT_BITS, choose_bits, level_bits
 from atmc.factorization import factorized_weights
 from atmc.importance import Importance, effect, scores
-from atmc.projection import topk_masks
+from atmc.projection import Selection, select, topk_masks
 from atmc.quantization import quantize, quantized_codebook
 
 Schedule = Callable[[int], float]
@@ -120,6 +120,7 @@ class ATMC(torch.optim.Optimizer):
         self.penalty_kind: Penalty = penalty
         self.steps = 0
         self.finalized = False
+        self._selection: Selection | None = None  # the last one: the next starts from it
         self.duplicates: dict[str, Tensor] = {}
         self.duals: dict[str, Tensor] = {}
         self._rho_now = float(_at(rho, 0))
@@ -226,8 +227,11 @@ class ATMC(torch.optim.Optimizer):
         return None if self.costs is None else [self.costs[name] for name in self.factors]
 
     def _project(self, k: int) -> None:
-        masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
-        for (name, factor), mask in zip(self.factors.items(), masks, strict=True):
+        ranks = scores(self.weights, self.importance)
+        last = self._selection
+        near, out = (0.0, None) if last is None else (last.threshold, last.masks)
+        self._selection = select(ranks, k, self._costs(), near, out)
+        for (name, factor), mask in zip(self.factors.items(), self._selection.masks, strict=True):
             factor.masked_fill_(~mask, 0)
             if name in self.duplicates:
                 self.duplicates[name].masked_fill_(~mask, 0)

@@ -8,7 +8,8 @@ and columns are those of Ye et al. (ICCV 2019).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,32 @@ __all__ = [
     "project_filters",
     "project_per_layer",
     "project_topk",
+    "select",
     "topk_masks",
 ]
 
 _DIGIT = 16
+
+# The narrowing pass: below _SMALL entries it does not pay; it works in blocks that stay in the
+# cache. A bracket is _AROUND a threshold that was given, or from a sample of _SAMPLED entries.
+_SMALL = 2**17
+_BLOCK = 2**19
+_AROUND = 0.02
+_SAMPLED = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The k best entries of all tensors.
+
+    Attributes:
+        masks: one bool mask a tensor, of its shape and on its device.
+        threshold: score / cost of the best entry that was not kept for want of budget; 0 where
+            none was.
+    """
+
+    masks: list[Tensor]
+    threshold: float
 
 
 def topk_masks(
@@ -55,6 +78,32 @@ def topk_masks(
         ValueError: ``k`` negative or NaN; a score negative, NaN or not floating point; a cost not
             positive, or not one for each tensor.
     """
+    return select(scores, k, costs).masks
+
+
+def select(
+    scores: Sequence[Tensor],
+    k: float,
+    costs: Sequence[float] | None = None,
+    near: float = 0.0,
+    out: Sequence[Tensor] | None = None,
+) -> Selection:
+    """``topk_masks``, with the threshold, by which the next selection is found faster.
+
+    One pass over the entries marks those that are certainly kept and collects the few in a bracket
+    around the threshold, among which the answer is then exact. The bracket is that around
+    ``near``, or comes from a sample; where it misses, every entry is ranked.
+
+    Args:
+        scores, k, costs: as in ``topk_masks``.
+        near: the threshold of an earlier selection whose scores and ``k`` were similar. It changes
+            the time, never the answer.
+        out: contiguous bool tensors of the scores' shapes to write the masks into: for many
+            entries, fresh memory costs as much as the selection.
+
+    Raises:
+        ValueError: as ``topk_masks``.
+    """
     if not k >= 0:
         raise ValueError(f"k must be 0 or more, got {k}")
     prices = [1.0] * len(scores) if costs is None else [float(cost) for cost in costs]
@@ -65,29 +114,37 @@ def topk_masks(
     scores = [score.detach() for score in scores]
     _check(scores)
 
-    masks = [torch.zeros_like(score, dtype=torch.bool) for score in scores]
+    masks = [s.new_empty(s.shape, dtype=torch.bool) for s in scores] if out is None else list(out)
     # Tensors of one cost share a histogram. Infinite costs are out of the competition.
     finite = dict.fromkeys(price for price in prices if price < math.inf)
     unit = {price: row for row, price in enumerate(finite)}
-    affordable = [index for index, price in enumerate(prices) if price in unit]
-    if not affordable:
-        return masks
     double = any(score.dtype == torch.float64 for score in scores)
-    bits = [_bits(scores[index], prices[index], double) for index in affordable]
-    rows = [unit[prices[index]] for index in affordable]
-    threshold, spent, ties = _threshold(bits, rows, list(unit), k, 64 if double else 32)
+    entries = [
+        _Entries(score.reshape(-1), mask.view(-1), price, unit[price], double)
+        for score, mask, price in zip(scores, masks, prices, strict=True)
+        if price in unit
+    ]
+    for mask, price in zip(masks, prices, strict=True):
+        if price not in unit:
+            mask.zero_()
+    if not entries:
+        return Selection(masks, 0.0)
+    above, rest = _narrow(entries, list(unit), k, near)
+    bits = [each.bits for each in rest]
+    rows = [each.row for each in entries]
+    threshold, spent, ties = _threshold(bits, rows, list(unit), k, 64 if double else 32, above)
 
     filling = threshold > 0
-    for index, row, pattern, tied in zip(affordable, rows, bits, ties, strict=True):
-        keep = pattern > threshold
+    for each, part, tied in zip(entries, rest, ties, strict=True):
+        keep = part.bits > threshold
         if filling:
-            fits = _most(spent, row, tied, list(unit), k)
-            spent[row] += fits
+            fits = _most(spent, each.row, tied, list(unit), k)
+            spent[each.row] += fits
             filling = fits == tied
             if fits:
-                keep[(pattern == threshold).nonzero()[:fits, 0]] = True
-        masks[index] = keep.reshape(scores[index].shape)
-    return masks
+                keep[(part.bits == threshold).nonzero()[:fits, 0]] = True
+        each.keep(part, keep)
+    return Selection(masks, _value(threshold, double))
 
 
 def project_topk(
@@ -176,6 +233,116 @@ def _bits(score: Tensor, price: float, double: bool) -> Tensor:
     return torch.maximum((flat / price).view(pattern), (flat > 0).to(pattern))
 
 
+def _pattern(value: float, double: bool) -> int:
+    """The pattern of one number."""
+    kind = np.float64 if double else np.float32
+    with np.errstate(over="ignore", under="ignore"):
+        return int(kind(value).view(np.int64 if double else np.int32))
+
+
+def _value(pattern: int, double: bool) -> float:
+    """The number of a pattern."""
+    kind = np.int64 if double else np.int32
+    return float(kind(pattern).view(np.float64 if double else np.float32))
+
+
+_WORD = 8  # bools that are looked at together
+
+
+def _padded(count: int) -> int:
+    """``count`` rounded up to whole words."""
+    return -(-count // _WORD) * _WORD
+
+
+def _places(mask: Tensor) -> Tensor:
+    """``mask.nonzero()[:, 0]`` for whole words, most of them empty: those are skipped at once."""
+    words = mask.view(torch.int64).nonzero()[:, 0]
+    inside = mask.view(-1, _WORD)[words].nonzero()
+    return words[inside[:, 0]] * _WORD + inside[:, 1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some entries of a tensor: their patterns, and where they are (None: all, in order)."""
+
+    bits: Tensor
+    places: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Entries:
+    """One tensor of the competition, flat, with its mask, price, and row in the histogram."""
+
+    score: Tensor
+    mask: Tensor
+    price: float
+    row: int
+    double: bool
+
+    def all(self) -> _Part:
+        """Every entry."""
+        return _Part(_bits(self.score, self.price, self.double), None)
+
+    def sample(self, stride: int) -> Tensor:
+        """Patterns of every ``stride``-th entry."""
+        return _bits(self.score[::stride], self.price, self.double)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Runs of entries: where they start, their patterns, their part of the mask."""
+        size = _BLOCK if self.score.device.type == "cpu" else max(1, self.score.numel())
+        for start in range(0, self.score.numel(), size):
+            score = self.score[start : start + size]
+            yield start, _bits(score, self.price, self.double), self.mask[start : start + size]
+
+    def split(self, low: int, high: int) -> tuple[int, _Part]:
+        """Mark and count the entries above ``high``; the part from ``low`` to ``high``."""
+        above = 0
+        places, found = [], []
+        between = self.mask.new_empty(0)
+        for start, bits, mask in self.blocks():
+            torch.gt(bits, high, out=mask)
+            above += int(torch.count_nonzero(mask))
+            if between.numel() != _padded(len(mask)):
+                between = mask.new_zeros(_padded(len(mask)))
+            torch.ge(bits, low, out=between[: len(mask)])
+            between[: len(mask)].logical_xor_(mask)
+            inside = _places(between)
+            found.append(bits[inside])
+            places.append(inside.add_(start))
+        if not places:
+            return 0, self.all()
+        return above, _Part(torch.cat(found), torch.cat(places))
+
+    def keep(self, part: _Part, chosen: Tensor) -> None:
+        """Mark the chosen entries of a part; what was marked before stays."""
+        if part.places is None:
+            self.mask.copy_(chosen)
+        else:
+            self.mask[part.places[chosen]] = True
+
+
+def _narrow(
+    entries: Sequence[_Entries], prices: Sequence[float], k: float, near: float
+) -> tuple[npt.NDArray[np.int64], list[_Part]]:
+    """Mark what is certainly kept; count it by price, and return what is left to rank."""
+    total = sum(each.score.numel() for each in entries)
+    if total >= _SMALL:
+        for low, high in _brackets(entries, prices, k, near, total):
+            above = np.zeros(len(prices), dtype=np.int64)
+            upto = above.copy()
+            parts = []
+            for each in entries:
+                count, part = each.split(low, high)
+                above[each.row] += count
+                upto[each.row] += count + part.bits.numel()
+                parts.append(part)
+            # The first entry that does not fit must be in the bracket, unless all of them are.
+            fits = _total(above[:, None], prices)[0] <= k
+            if fits and (low == 1 or _total(upto[:, None], prices)[0] > k):
+                return above, parts
+    return np.zeros(len(prices), dtype=np.int64), [each.all() for each in entries]
+
+
 def _total(counts: npt.NDArray[np.int64], prices: Sequence[float]) -> npt.NDArray[np.float64]:
     """Cost of ``counts`` (prices x ...) entries; monotone in them, in spite of rounding."""
     total = np.zeros(counts.shape[1:])
@@ -201,8 +368,36 @@ def _most(
     return low
 
 
+def _brackets(
+    entries: Sequence[_Entries], prices: Sequence[float], k: float, near: float, total: int
+) -> Iterator[tuple[int, int]]:
+    """Patterns between which the threshold should lie: around ``near``, then from a sample."""
+    double = entries[0].double
+    if 0 < near < math.inf:
+        low, high = (_pattern(near * side, double) for side in (1 - _AROUND, 1 + _AROUND))
+        yield max(1, low), high
+    stride = total // _SAMPLED | 1  # odd: in step with fewer of the tensors' own strides
+    samples = [each.sample(stride).cpu().numpy() for each in entries]
+    patterns = np.concatenate(samples).clip(min=0)
+    cost = np.concatenate(
+        [np.full(len(s), prices[each.row]) for s, each in zip(samples, entries, strict=True)]
+    )
+    order = np.argsort(-patterns, kind="stable")
+    crossed = int(np.searchsorted(np.cumsum(cost[order]), k / stride))
+    margin = 8 + int(6 * math.sqrt(crossed))
+    last = len(order) - 1
+    high = patterns[order[crossed - margin]] if crossed >= margin else np.iinfo(np.int64).max
+    low = patterns[order[crossed + margin]] if crossed + margin <= last else 1
+    yield max(1, int(low)), max(1, int(min(high, _pattern(math.inf, double))))
+
+
 def _threshold(
-    bits: Sequence[Tensor], rows: Sequence[int], prices: Sequence[float], k: float, width: int
+    bits: Sequence[Tensor],
+    rows: Sequence[int],
+    prices: Sequence[float],
+    k: float,
+    width: int,
+    start: npt.NDArray[np.int64],
 ) -> tuple[int, npt.NDArray[np.int64], list[int]]:
     """The first pattern, from the largest, whose entries do not all fit into the budget ``k``.
 
@@ -215,13 +410,14 @@ def _threshold(
         prices: distinct prices.
         k: the budget.
         width: bits of a pattern.
+        start: entries kept already at each price; every pattern given is below theirs.
 
     Returns:
         The threshold (0 where all positive entries fit), the number of entries above it at each
         price, and the number of entries equal to it in each tensor.
     """
     threshold = 0
-    above = np.zeros(len(prices), dtype=np.int64)
+    above = start
     rest = list(bits)
     for shift in range(width - _DIGIT, -1, -_DIGIT):
         # Without the sign, so that zeros of negative sign count as zeros.

@@ -1,5 +1,6 @@
 import itertools
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atmc import projection
 from atmc.projection import (
     project_columns,
     project_filters,
     project_per_layer,
     project_topk,
+    select,
     topk_masks,
 )
 
@@ -96,6 +99,59 @@ def test_equal_costs_only_change_the_unit(scores, k, cost):
     finite = [torch.nan_to_num(s, posinf=100.0).clamp(max=100.0) for s in scores]
     exact = [s * (s > 1e-7) for s in finite]
     same(topk_masks(exact, k * cost, [cost] * len(exact)), topk_masks(exact, k))
+
+
+@contextmanager
+def narrowing():
+    """Small inputs take the narrowing pass too, in several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "_SMALL", 0)
+        patch.setattr(projection, "_BLOCK", 5)
+        patch.setattr(projection, "_SAMPLED", 4)
+        yield
+
+
+@given(
+    score_lists(),
+    st.floats(0, 40, allow_nan=False),
+    st.lists(st.sampled_from([1.0, 1.0, 2.0, 0.3, math.inf]), min_size=4, max_size=4),
+    st.sampled_from([*WIDE, 0.49, 0.51, 1.04, 2.2]),
+)
+@settings(max_examples=600, deadline=None)
+def test_a_bracket_never_changes_the_answer(scores, k, costs, near):
+    costs = costs[: len(scores)]
+    plain = select(scores, k, costs)
+    with narrowing():
+        narrowed = select(scores, k, costs, near=near)
+        held = [torch.ones(s.shape, dtype=torch.bool) for s in scores]
+        again = select(scores, k, costs, near=narrowed.threshold, out=held)
+    assert all(mask is own for mask, own in zip(again.masks, held, strict=True))
+    same(plain.masks, reference(scores, k, costs))
+    for other in (narrowed, again):
+        same(other.masks, plain.masks)
+        assert other.threshold == plain.threshold
+
+
+@pytest.mark.parametrize("near", [0.0, 1e-3, 0.9, 1.0, 1.1, 50.0])
+@pytest.mark.parametrize("spread", ["normal", "ties", "zeros", "striped"])
+def test_the_narrowing_pass_at_its_own_size(near, spread):
+    generator = torch.Generator().manual_seed(1)
+    scores = [torch.randn(n, generator=generator).abs() for n in (300_000, 7, 150_001)]
+    if spread == "ties":
+        scores = [(score * 4).round() / 4 for score in scores]
+    elif spread == "zeros":
+        scores = [score * (torch.rand(score.shape, generator=generator) < 0.01) for score in scores]
+    elif spread == "striped":
+        scores[0].view(-1, 3)[:, 0] *= 100
+    order = torch.cat(scores).sort(descending=True, stable=True)
+    for k in (0, 1, 4000, 200_000, 450_008):
+        found = select(scores, k, near=near)
+        expected = torch.zeros(len(order.values), dtype=torch.bool)
+        expected[order.indices[:k]] = True
+        expected &= torch.cat(scores) > 0
+        assert torch.equal(torch.cat(found.masks), expected)
+        rest = torch.cat(scores)[~expected]
+        assert found.threshold == (float(rest.max()) if len(rest) else 0.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
