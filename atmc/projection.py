@@ -303,7 +303,8 @@ class _Entries:
             torch.gt(bits, high, out=mask)
             above += int(torch.count_nonzero(mask))
             if between.numel() != _padded(len(mask)):
-                between = mask.new_zeros(_padded(len(mask)))
+                between = mask.new_empty(_padded(len(mask)))
+            between[len(mask) :] = False
             torch.ge(bits, low, out=between[: len(mask)])
             between[: len(mask)].logical_xor_(mask)
             inside = _places(between)
