@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from atmc.buckets import Buckets
+
 __all__ = [
     "QuantizedCodebook",
     "codebook",
@@ -34,6 +36,10 @@ EXPONENT_MIN, EXPONENT_MAX = -126, 100
 _CANDIDATES = 512
 _CELLS = 8
 _SEARCHED = 512
+# Above _MERGED values, values that agree to a thousandth are one point, as long as there are _PARTS
+# points a level: the error that this adds is far below the 1 % that is promised.
+_MERGED = 2**16
+_PARTS = 16
 # Refinement: steps to either side that a bound may move at a time; relative gain that ends it.
 _WINDOW = 6
 _CONVERGED = 1e-6
@@ -68,34 +74,9 @@ def codebook(values: Tensor, levels: int, init: Tensor | None = None) -> tuple[T
         raise ValueError(f"levels must be at least 1, got {levels}")
     if not values.is_floating_point():
         raise ValueError(f"values must be a float tensor, got {values.dtype}; convert it first")
-    nonzeros = _nonzeros(values)
-    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    ordered = np.sort(nonzeros.to("cpu", wide).numpy()).astype(np.float64, copy=False)
-    if ordered.size == 0:
-        return nonzeros, nonzeros.new_zeros(0, dtype=torch.int64)
-    # NaN sorts last, so the two ends tell.
-    if not (math.isfinite(ordered[0]) and math.isfinite(ordered[-1])):
-        raise ValueError("values must be finite, got NaN or infinity; find where it arose")
-
-    line = _Line(ordered)
-    if line.points.size <= levels:
-        found = line.points
-    else:
-        bounds = None
-        if init is not None:
-            start = np.unique(init.detach().to("cpu", torch.float64).numpy())
-            bounds = line.bounds(start) if start.size == levels else None
-        if bounds is None or bounds.size != levels + 1:
-            bounds = _search(line, levels)
-        found = line.centroids(_refine(line, bounds))
-    chosen = torch.from_numpy(found).to(values.dtype)
-    if bool((chosen == 0).any()):
-        # Values of both signs share this level: those next to zero are its members.
-        split = int(np.searchsorted(line.points, 0.0))
-        below, above = line.points[split - 1], line.points[split]
-        chosen[chosen == 0] = float(below if -below <= above else above)
-    chosen = chosen.to(values.device)
-    return chosen, nearest(nonzeros, chosen)
+    nonzeros = _Nonzeros(values)
+    chosen = nonzeros.levels(levels, init).to(values.device)
+    return chosen, nonzeros.codes(chosen)
 
 
 def nearest(values: Tensor, levels: Tensor) -> Tensor:
@@ -184,34 +165,85 @@ def quantized_codebook(values: Tensor, levels: int, level_bits: int) -> Quantize
     ``round_levels`` do.
     """
     # Levels of 16-bit values are not rounded to 16 bits on the way.
-    exact, _ = codebook(values if values.dtype == torch.float64 else values.float(), levels)
-    integers, exponent = round_levels(exact, level_bits)
+    nonzeros = _Nonzeros(values if values.dtype == torch.float64 else values.float())
+    integers, exponent = round_levels(nonzeros.levels(levels), level_bits)
     integers = torch.unique(integers)
-    rounded = integers.double() * 2.0**exponent
-    codes = nearest(_nonzeros(values), rounded)
-    used = torch.bincount(codes, minlength=integers.numel()) > 0
-    return QuantizedCodebook(integers[used], exponent, (used.cumsum(0) - 1)[codes])
+    codes = nonzeros.codes(integers.to(values.device).double() * 2.0**exponent)
+    used = torch.bincount(codes, minlength=integers.numel()).cpu() > 0
+    held = integers[used].to(values.device)
+    if not bool(used.all()):
+        codes = (used.cumsum(0) - 1).to(values.device)[codes]
+    return QuantizedCodebook(held, exponent, codes)
 
 
-def _nonzeros(values: Tensor) -> Tensor:
-    flat = values.detach().reshape(-1)
-    return flat[flat != 0]
+class _Nonzeros:
+    """The nonzeros of a tensor in flat order, and what its codebooks are made from."""
+
+    def __init__(self, values: Tensor) -> None:
+        if not values.is_floating_point():
+            raise ValueError(f"values must be a float tensor, got {values.dtype}; convert it first")
+        flat = values.detach().reshape(-1)
+        self._kept = flat[flat != 0]
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        self._host = self._kept.to("cpu", wide).numpy()
+        # Sums of the ends are finite where both are; NaN wins every comparison.
+        with np.errstate(over="ignore", invalid="ignore"):
+            ends = self._host[:0] if not self._host.size else [self._host.min(), self._host.max()]
+        if not np.isfinite(ends).all():
+            raise ValueError("values must be finite, got NaN or infinity; find where it arose")
+        many = wide == torch.float32 and self._host.size > _MERGED
+        self._buckets = Buckets(self._host) if many else None
+
+    def levels(self, count: int, init: Tensor | None = None) -> Tensor:
+        """At most ``count`` levels in the values' type, on the host."""
+        if count < 1:
+            raise ValueError(f"levels must be at least 1, got {count}")
+        if self._host.size == 0:
+            return self._kept.cpu()
+        buckets = self._buckets
+        if buckets is not None and buckets.points.size >= _PARTS * count:
+            line = _Line(buckets.points, buckets.counts)
+        else:
+            ordered = np.sort(self._host).astype(np.float64, copy=False)
+            first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+            line = _Line(ordered[first], np.diff(np.append(first, ordered.size)))
+        if line.points.size <= count:
+            found = line.points
+        else:
+            bounds = None
+            if init is not None:
+                start = np.unique(init.detach().to("cpu", torch.float64).numpy())
+                bounds = line.bounds(start) if start.size == count else None
+            if bounds is None or bounds.size != count + 1:
+                bounds = _search(line, count)
+            found = line.centroids(_refine(line, bounds))
+        chosen = torch.from_numpy(found).to(self._kept.dtype)
+        if bool((chosen == 0).any()):
+            # Values of both signs share this level: those next to zero are its members.
+            below = self._host[self._host < 0].max()
+            above = self._host[self._host > 0].min()
+            chosen[chosen == 0] = float(below if -below <= above else above)
+        return chosen
+
+    def codes(self, levels: Tensor) -> Tensor:
+        """The index of the nearest level for each nonzero, where the values are."""
+        if self._buckets is None or self._kept.device.type != "cpu":
+            return nearest(self._kept, levels)
+        return torch.from_numpy(self._buckets.nearest(levels.double().numpy()))
 
 
 class _Line:
-    """Distinct sorted values with their counts, and the squared error of any run of them.
+    """Distinct points, ascending, with their counts; the squared error of any run of them.
 
     A partition is given by its bounds: indices into ``points``, from 0 to their number, ascending.
     """
 
-    def __init__(self, ordered: _Floats) -> None:
-        first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        self.points: _Floats = ordered[first]
-        self.weight: _Floats = np.append(first, ordered.size).astype(np.float64)
+    def __init__(self, points: _Floats, counts: _Ints) -> None:
+        self.points = points
+        self.weight: _Floats = np.concatenate(([0.0], np.cumsum(counts, dtype=np.float64)))
         # Powers of two are exact, and keep squares of any float64 within range.
-        self._scale = math.frexp(max(-ordered[0], ordered[-1]))[1]
-        scaled = np.ldexp(self.points, -self._scale)
-        counts = np.diff(self.weight)
+        self._scale = math.frexp(max(-points[0], points[-1]))[1]
+        scaled = np.ldexp(points, -self._scale)
         # Sums run outward from the middle, where they are smallest, so that differences of two
         # prefixes lose little to cancellation.
         middle = scaled.size // 2

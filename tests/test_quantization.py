@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atmc import quantization
 from atmc.quantization import (
     QuantizedCodebook,
     codebook,
@@ -256,6 +257,49 @@ def test_warm_start():
     # A start that leaves levels without members would waste them, so it is not used.
     for poor in (levels[:5], torch.full((16,), math.nan), torch.arange(100.0, 116.0)):
         assert torch.equal(codebook(nudged, 16, init=poor)[0], cold)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("count", [2, 16, 256])
+def test_buckets_add_no_error_that_counts(distribution, count, monkeypatch):
+    size = quantization._MERGED + 30_000
+    values = torch.from_numpy(distribution(np.random.default_rng(9), size)).float()
+    levels, codes = codebook(values, count)
+    assert torch.equal(codes, nearest(values[values != 0], levels))
+    monkeypatch.setattr(quantization, "_MERGED", math.inf)
+    exact, _ = codebook(values, count)
+    wide = values.double().numpy()
+    assert squared_error(wide, levels) <= 1.001 * squared_error(wide, exact)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(-2, 2, width=32),
+            st.floats(allow_nan=False, allow_infinity=False, width=32),
+            st.sampled_from([1.0, 1.0 + 2**-12, -1.0, 1e-45, -1e-45, 3.4e38]),
+        ),
+        min_size=1,
+        max_size=60,
+    ),
+    st.integers(1, 3),
+)
+@settings(max_examples=300, deadline=None)
+def test_promises_hold_for_buckets(values, count):
+    tensor = torch.tensor(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantization, "_MERGED", 0)
+        patch.setattr(quantization, "_PARTS", 1)
+        levels, codes = codebook(tensor, count)
+    check(tensor, levels, codes, count)
+    assert torch.equal(codes, nearest(tensor[tensor != 0], levels))
+
+
+def test_buckets_that_are_too_few_give_way_to_the_values():
+    crowded = 1 + torch.arange(100_000) % 7000 * 2.0**-23
+    levels, codes = codebook(crowded, 256)
+    check(crowded[:2000], levels, codes[:2000], 256)
+    assert levels.numel() == 256
 
 
 def test_nearest_breaks_ties_downwards():
