@@ -67,12 +67,14 @@ def _gradient(
     y: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
     precision: torch.dtype | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the input, and the logits."""
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
+        logits = _forward(model, x, precision)
         # The sum, not the mean: an example's gradient does not depend on its batch.
-        total = loss(_forward(model, x, precision), y).sum()
-    return torch.autograd.grad(total, x)[0]
+        total = loss(logits, y).sum()
+    return torch.autograd.grad(total, x)[0], logits.detach()
 
 
 def _check(eps: float, steps: int, restarts: int = 1) -> None:
@@ -102,7 +104,7 @@ def fgsm(
     """
     _check(eps, 1)
     with frozen(model):
-        gradient = _gradient(model, x, y, _example_loss("ce"), precision)
+        gradient, _ = _gradient(model, x, y, _example_loss("ce"), precision)
     return (x + eps * gradient.sign()).clamp(0, 1)
 
 
@@ -117,6 +119,7 @@ def pgd(
     restarts: int = 1,
     random_start: bool = True,
     loss: Loss = "ce",
+    stop_when_fooled: bool = False,
     generator: torch.Generator | None = None,
     precision: torch.dtype | None = None,
 ) -> Tensor:
@@ -132,6 +135,8 @@ def pgd(
         restarts: runs from different random points; each example keeps its worst.
         random_start: start from a uniform point of the ball instead of ``x``.
         loss: "ce" (cross entropy) or "margin" (Carlini-Wagner).
+        stop_when_fooled: an example that is misclassified takes no further step and leaves the
+            batch. For evaluation: cheaper, and what was broken on the way stays broken.
         generator: source of the random starts, on the device of ``x``.
         precision: run the layers under autocast in this type.
 
@@ -152,9 +157,14 @@ def pgd(
             if random_start:
                 noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
                 adv = torch.clamp(x + (2 * noise - 1) * eps, low, high)
-            for _ in range(steps):
-                gradient = _gradient(model, adv, y, example_loss, precision)
-                adv = torch.clamp(adv.add(gradient.sign_(), alpha=step), low, high)
+            if stop_when_fooled:
+                adv = _ascend_until_fooled(
+                    model, adv, y, low, high, steps, step, example_loss, precision
+                )
+            else:
+                for _ in range(steps):
+                    gradient, _logits = _gradient(model, adv, y, example_loss, precision)
+                    adv = torch.clamp(adv.add(gradient.sign_(), alpha=step), low, high)
             if restarts == 1:
                 return adv
             with torch.no_grad():
@@ -169,6 +179,36 @@ def pgd(
                 worst[better], worst_loss[better] = adv[better], score[better]
     assert worst is not None
     return worst
+
+
+def _ascend_until_fooled(
+    model: nn.Module,
+    start: Tensor,
+    y: Tensor,
+    low: Tensor,
+    high: Tensor,
+    steps: int,
+    step_size: float,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    precision: torch.dtype | None,
+) -> Tensor:
+    """Signed steps for the examples that are still classified rightly."""
+    reached = start.clone()
+    left = torch.arange(len(y), device=y.device)
+    adv = start
+    for _ in range(steps):
+        gradient, logits = _gradient(model, adv, y, loss, precision)
+        stands = logits.argmax(1) == y
+        if not bool(stands.all()):
+            reached[left] = adv
+            left, adv, y, low, high, gradient = (
+                value[stands] for value in (left, adv, y, low, high, gradient)
+            )
+            if len(left) == 0:
+                return reached
+        adv = torch.clamp(adv.add(gradient.sign_(), alpha=step_size), low, high)
+    reached[left] = adv
+    return reached
 
 
 def wrm(
@@ -203,7 +243,7 @@ def wrm(
     example_loss = _example_loss("ce")
     with frozen(model):
         for t in range(steps):
-            gradient = _gradient(model, adv, y, example_loss, precision)
+            gradient, _ = _gradient(model, adv, y, example_loss, precision)
             ascent = gamma * gradient - (adv - x)
             adv = torch.clamp(adv + ascent / (t + 1) ** 0.5, 0, 1)
     return adv

@@ -52,6 +52,7 @@ class Attack:
             self.steps or 40,
             step_size=self.step_size,
             loss=self.loss or "ce",
+            stop_when_fooled=True,
             generator=generator,
         )
 
@@ -117,8 +118,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Clean accuracy, accuracy under each attack, and the worst case over all of them.
 
-    Each example counts as broken by an attack when any restart breaks it; broken examples
-    leave the batch, so that further restarts are spent on the rest.
+    Each example counts as broken by an attack when any step of any restart breaks it; broken
+    examples leave the batch, so that further steps and restarts are spent on the rest.
 
     Args:
         model: a classifier of inputs in [0, 1].

@@ -149,6 +149,42 @@ def test_restarts_never_weaken() -> None:
     assert int(fooled[-1].sum()) > int(fooled[0].sum())
 
 
+@pytest.mark.parametrize("random_start", [False, True])
+def test_stopping_when_fooled_is_a_loop_over_examples(random_start: bool) -> None:
+    model = network().double().eval()
+    x, _ = batch(24)
+    x = x.double()
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+    y = model(x).argmax(1).detach()
+    y[::5] = (y[::5] + 1) % 3  # wrong from the start
+    eps, steps, step = 0.1, 6, 0.03
+    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    start = (x + (2 * noise - 1) * eps).clamp(low, high) if random_start else x
+    lengths = set()
+    expected = start.clone()
+    for i in range(len(y)):
+        for done in range(steps + 1):
+            point = expected[i : i + 1].clone().requires_grad_(True)
+            logits = model(point)
+            lengths.add(done)
+            if done == steps or int(logits.argmax()) != int(y[i]):
+                break
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y[i : i + 1]), point)
+            expected[i] = (expected[i] + step * gradient[0].sign()).clamp(low[i], high[i])
+    got = pgd(
+        model, x, y, eps, steps, step_size=step, random_start=random_start,
+        stop_when_fooled=True, generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    torch.testing.assert_close(got, expected)
+    assert len(lengths) > 2, "examples that stop at several steps"
+    whole = pgd(model, x, y, eps, steps, step_size=step, random_start=False)
+    stopped = pgd(
+        model, x, y, eps, steps, step_size=step, random_start=False, stop_when_fooled=True
+    )
+    broken = model(whole).argmax(1) != y
+    assert bool((model(stopped).argmax(1) != y)[broken].all()), "never weaker"
+
+
 def test_the_generator_decides() -> None:
     model, (x, y) = network(), batch()
 
