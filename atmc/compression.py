@@ -65,6 +65,8 @@ class Training:
         seed: of everything random.
         precision: "bfloat16" runs training and its attack under autocast; "auto" does so where
             the processor has the instructions. Evaluation is always in float32.
+        fast: keep convolutions in channels_last and give thin ones the faster input gradient;
+            results differ by rounding. Off: as plain PyTorch has it.
     """
 
     eps: float
@@ -78,6 +80,7 @@ class Training:
     lr: float = 2e-3
     seed: int = 0
     precision: Precision = "auto"
+    fast: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before any training."""
@@ -114,6 +117,11 @@ def _fast_bfloat16() -> bool:
     return bool(capability()) if capability is not None else False
 
 
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay convolutions out as processors and GPUs run them fastest, in place; values stay."""
+    return model.to(memory_format=torch.channels_last)
+
+
 @dataclass
 class Job:
     """One model on its way through a method, phase by phase; resumable where it has a folder.
@@ -146,6 +154,8 @@ class Job:
     def __post_init__(self) -> None:
         """Refuse, before any training, what cannot be."""
         self.recipe = get(self.method)
+        if self.training.fast:
+            channels_last(self.model)
         self.target = Target.of(self.model, self.budget_bits, self.bits, self.meta)
 
     def _objective(self, teacher: nn.Module | None) -> Objective:
@@ -158,6 +168,7 @@ class Job:
             teacher=teacher,
             distill=t.distill if teacher is not None else 0.0,
             precision=t.autocast,
+            fast=t.fast,
         )
 
     def _train(self, phase: str, index: int, stages: list[Stage], objective: Objective) -> None:

@@ -81,9 +81,15 @@ def attack(
 ) -> Attack:
     """The attack of that name, one of :data:`ATTACKS`, with its settings resolved.
 
+    ``pgd-100`` and ``margin-100`` take that many steps instead of ``steps``, and the step size
+    that follows from them.
+
     Raises:
         ValueError: no such attack, a setting that cannot be, or a package that is missing.
     """
+    name, own_steps = parse_attack(name)
+    if own_steps is not None:
+        steps, step_size = own_steps, None
     if not eps >= 0 or steps < 1 or restarts < 1:
         raise ValueError("eps must be at least 0, steps and restarts at least 1")
     if name == "fgsm":
@@ -95,9 +101,21 @@ def attack(
         if importlib.util.find_spec("pyautoattack") is None:
             raise ValueError("autoattack needs pyautoattack: pip install 'atmc[eval]'")
         return Attack("autoattack", eps=eps, loss=None)
-    if name == "wrm":
-        return Attack("wrm", steps=15, restarts=1, norm="l2-penalty")
-    raise ValueError(f"unknown attack {name!r} (known: {', '.join(ATTACKS)})")
+    return Attack("wrm", steps=15, restarts=1, norm="l2-penalty")
+
+
+def parse_attack(name: str) -> tuple[str, int | None]:
+    """An attack's name, and its number of steps where it is written as in ``pgd-100``.
+
+    Raises:
+        ValueError: no such attack.
+    """
+    base, dash, digits = name.partition("-")
+    counted = base in ("pgd", "margin") and digits.isdecimal() and int(digits) > 0
+    if base not in ATTACKS or (dash and not counted):
+        known = ", ".join(ATTACKS)
+        raise ValueError(f"unknown attack {name!r} (known: {known}; pgd-100 for 100 steps)")
+    return base, int(digits) if dash else None
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from atmc import codec, data, models
 from atmc.accounting import dense_bits
 from atmc.artifact import from_artifact, load
 from atmc.attacks import Loss, frozen, pgd
-from atmc.compression import Job, Training, size_report
+from atmc.compression import Job, Training, channels_last, size_report
 from atmc.data import Batches, Dataset
 from atmc.evaluation import attack, evaluate, predict
 from atmc.settings import Settings, from_mapping, parse_eps, read_config, write_config
@@ -228,7 +228,7 @@ def run(
         }
     )
     job = Job(
-        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        model.to(device),
         Batches(dataset.x_train, dataset.y_train, settings.batch_size, shuffle=True),
         budget,
         training,
@@ -256,7 +256,7 @@ def run(
     artifact = job.compress()
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()
-    decoded = load(output / "model.atmc").to(device)
+    decoded = channels_last(load(output / "model.atmc").to(device))
     measured = _test(decoded, dataset, settings, training.eps)
     report = {
         "schema": 1,
@@ -313,6 +313,7 @@ def _training(settings: Settings) -> Training:
         lr=settings.lr,
         seed=settings.seed,
         precision=settings.precision,
+        fast=settings.fast,
     )
 
 
@@ -353,7 +354,7 @@ def evaluate_artifact(
         path: the artifact, or the ``dense.safetensors`` of a run folder.
         dataset: its data set; None for that of the run folder around it, else the model's own.
         data_root: where the data lies; None for that of the run folder.
-        attacks: names, run one after the other.
+        attacks: names as :func:`atmc.evaluation.attack` takes them, run one after the other.
         eps: the ℓ∞ radius; None for the run folder's, else the data set's usual one.
         steps: of PGD; likewise.
         step_size: of PGD; None for 4/3 · ε / steps.
@@ -416,4 +417,4 @@ def _read_model(
         size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
         size["parts"] = dict(sizes.parts)
     size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
-    return model.eval(), size, name
+    return channels_last(model.eval()), size, name

@@ -116,6 +116,7 @@ class Settings(BaseModel):
     eval_step_size: Eps | None = None
     eval_examples: Positive | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    fast: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
 

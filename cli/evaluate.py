@@ -7,13 +7,24 @@ from pathlib import Path
 
 import click
 
-from atmc.evaluation import ATTACKS
+from atmc.evaluation import ATTACKS, parse_attack
 from atmc.run import evaluate_artifact
 from atmc.settings import from_mapping
 
 from .errors import about
 from .options import setting
 from .tables import accuracy_pairs, show_pairs
+
+
+def _known(
+    context: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    for name in names:
+        try:
+            parse_attack(name)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return names
 
 
 @click.command("evaluate")
@@ -34,10 +45,12 @@ from .tables import accuracy_pairs, show_pairs
 @click.option(
     "--attack",
     "attacks",
-    type=click.Choice(ATTACKS),
     multiple=True,
     default=("fgsm", "pgd"),
-    help="An attack; may be given again. [default: fgsm and pgd]",
+    callback=_known,
+    metavar="NAME",
+    help=f"{', '.join(ATTACKS)}; pgd-100 for 100 steps. May be given again. "
+    "[default: fgsm and pgd]",
 )
 @setting("seed", help="Seed of the random starts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, keys as in report.json.")

@@ -21,6 +21,7 @@ from atmc.compression import Job, Training, size_report
 from atmc.data import Batches
 from atmc.evaluation import attack
 from atmc.factorization import factorize, factorized_weights
+from atmc.thin_convolution import ThinConvolutions
 
 PARTS = {"header", "codebooks", "positions", "values", "dense"}
 
@@ -259,6 +260,25 @@ def test_the_smallest_budget_is_told_and_kept() -> None:
 def test_a_loader_without_batches() -> None:
     with pytest.raises(ValueError, match="empty or has no length"):
         atmc.compress(tiny(), [], 3000, 0.1)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_fast_path_can_be_switched_off(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    class Watched(ThinConvolutions):
+        def __enter__(self) -> Any:
+            seen.append(True)
+            return super().__enter__()
+
+    monkeypatch.setattr("atmc.attacks.ThinConvolutions", Watched)
+    given = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+    job = Job(given, loader(), 40_000, Training(0.1, fast=fast))
+    assert given[1].weight.is_contiguous() is not fast
+    assert given[1].weight.is_contiguous(memory_format=torch.channels_last) is fast
+    x, y = next(iter(loader()))
+    job._objective(None).attack(given, x, y, 1.0)
+    assert bool(seen) is fast
 
 
 def test_precision() -> None:

@@ -115,8 +115,12 @@ def test_settings_are_resolved() -> None:
     assert (fgsm.steps, fgsm.step_size, fgsm.restarts) == (1, 0.2, 1)
     wrm = attack("wrm", eps=0.2)
     assert wrm.eps is None and wrm.norm == "l2-penalty"
-    with pytest.raises(ValueError, match="unknown attack 'cw'"):
-        attack("cw", eps=0.1)
+    hundred = attack("pgd-100", eps=0.3, steps=40, step_size=0.5, restarts=2)
+    assert hundred == Attack("pgd", 0.3, 100, default_step_size(0.3, 100), 2, "ce", "linf")
+    assert attack("margin-7", eps=0.3).steps == 7
+    for unknown in ("cw", "pgd-", "pgd-0", "pgd-x", "fgsm-3", "pgd--3", ""):
+        with pytest.raises(ValueError, match=f"unknown attack '{unknown}'"):
+            attack(unknown, eps=0.1)
     for bad in ({"eps": -1.0}, {"eps": 0.1, "steps": 0}, {"eps": 0.1, "restarts": 0}):
         with pytest.raises(ValueError, match="at least"):
             attack("pgd", **bad)  # type: ignore[arg-type]

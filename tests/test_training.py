@@ -244,7 +244,9 @@ def test_each_step_is_given_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch
         *,
         step_size: float,
         precision: torch.dtype | None,
+        fast: bool,
     ) -> Tensor:
+        assert fast
         calls.append((eps, steps, step_size, precision))
         return x
 
