@@ -106,7 +106,9 @@ class Factorization(nn.Module):
         kind = U.device.type if torch.amp.is_autocast_available(U.device.type) else "cpu"
         with torch.autocast(kind, enabled=False):
             W = self.layout.to_weight(self.matrix(U, V, C))
-        return W.contiguous(memory_format=self.memory_format)
+        # Not contiguous(): it leaves the strides of one input channel, which fit either format, as
+        # they are, and the convolution takes the slower one for everything that follows.
+        return W.clone(memory_format=self.memory_format)
 
     @torch.no_grad()
     def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,6 +172,15 @@ def _matches(name: str, patterns: str | Sequence[str]) -> bool:
     return any(fnmatchcase(name, p) or fnmatchcase(layer, p) for p in patterns)
 
 
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    """The memory format that the strides say, also where the shape would fit either."""
+    if weight.dim() == 4:
+        last = torch.empty_like(weight, memory_format=torch.channels_last, device="meta")
+        if weight.stride() == last.stride():
+            return torch.channels_last
+    return torch.contiguous_format
+
+
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
@@ -226,11 +237,7 @@ def factorize(
         raise ValueError("no weight to factorize: no layer of a known kind matches the patterns")
     for key, layout in layouts.items():
         weight = weights[key]
-        last = (
-            torch.channels_last
-            if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-            else torch.contiguous_format
-        )
+        last = _memory_format(weight)
         tied: list[nn.Module] = []
         for module, name in places[key]:
             parametrize.register_parametrization(module, name, Factorization(layout, rank, last))

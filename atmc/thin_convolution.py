@@ -24,7 +24,7 @@ _LEAST_POSITIONS = 2**14  # of the output, over the batch
 
 
 class _ThinConv2d(torch.autograd.Function):
-    """``F.conv2d`` with one group; the input gradient by taps, the others by the library."""
+    """``F.conv2d`` with one group, differentiable in the input alone, by taps."""
 
     @staticmethod
     def forward(
@@ -36,26 +36,14 @@ class _ThinConv2d(torch.autograd.Function):
         padding: tuple[int, int],
         dilation: tuple[int, int],
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias = None if bias is None else list(bias.shape)
-        ctx.geometry = stride, padding, dilation
+        ctx.save_for_backward(weight)
+        ctx.geometry = x.shape, stride, padding, dilation
         return F.conv2d(x, weight, bias, stride, padding, dilation)
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
-        x, weight = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:3])
-        first = input_gradient(gradient, weight, x.shape, *ctx.geometry) if wanted[0] else None
-        second = third = None
-        if wanted[1] or wanted[2]:
-            stride, padding, dilation = map(list, ctx.geometry)
-            _, second, third = torch.ops.aten.convolution_backward(
-                gradient, x, weight, ctx.bias, stride, padding, dilation, False, [0, 0], 1,
-                [False, *wanted[1:]],
-            )  # fmt: skip
-        return first, second, third, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (weight,) = ctx.saved_tensors
+        return input_gradient(gradient, weight, *ctx.geometry), None, None, None, None, None
 
 
 def input_gradient(
@@ -126,7 +114,9 @@ class ThinConvolutions(TorchFunctionMode):
     """Inside, ``F.conv2d`` of few input channels on the CPU has the fast input gradient.
 
     Values are those of ``F.conv2d``; the input gradient differs from the library's by rounding.
-    Autocast is followed as the library does.
+    Weights and biases of those layers get no gradient: an attack asks for none, and what a
+    function of our own offers is computed whether it is asked for or not. Autocast is followed as
+    the library does.
     """
 
     def __torch_function__(
@@ -156,4 +146,5 @@ class ThinConvolutions(TorchFunctionMode):
             kind = torch.get_autocast_dtype("cpu")
             input, weight = input.to(kind), weight.to(kind)
             bias = None if bias is None else bias.to(kind)
-        return cast(Tensor, _ThinConv2d.apply(input, weight, bias, *geometry))
+        bias = None if bias is None else bias.detach()
+        return cast(Tensor, _ThinConv2d.apply(input, weight.detach(), bias, *geometry))

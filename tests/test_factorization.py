@@ -471,3 +471,16 @@ def test_named_state_holds_every_parameter_and_buffer_once() -> None:
     assert list(dense_part(factorize(model))) == [
         n for n in state if n not in ("0.weight", "2.a.weight")
     ]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_stays_in_all_strides(channels: int) -> None:
+    """One input channel too: its strides fit either format, and decide over what follows."""
+    layer = nn.Conv2d(channels, 4, 3).to(memory_format=torch.channels_last)
+    strides = layer.weight.stride()
+    factorize(layer)
+    assert layer.weight.stride() == strides
+    with plain_weights(layer):
+        assert layer.weight.stride() == strides
+        out = layer(torch.rand(2, channels, 8, 8))
+    assert out.is_contiguous(memory_format=torch.channels_last)

@@ -72,7 +72,11 @@ def test_the_table(atmc, artifact, tmp_path):
     [
         (["--dataset", "mnits"], 2, "'mnist'"),
         (["--dataset", "mnist", "--data-root", "void"], 1, "void/MNIST/raw"),
-        (["--attack", "magic"], 2, "known: fgsm, pgd, margin, wrm, autoattack; pgd-100 for 100 steps"),
+        (
+            ["--attack", "magic"],
+            2,
+            "known: fgsm, pgd, margin, wrm, autoattack; pgd-100 for 100 steps",
+        ),
         (["--eps", "-1"], 2, "0 to 1"),
         (["--eval-steps", "0"], 2, "greater than or equal to 1"),
         (["--step-size", "x"], 2, "0.3 or 8/255"),

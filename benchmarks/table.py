@@ -1,0 +1,65 @@
+"""What every benchmark shares: interleaved timings, rows, the printed table, the JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+Row = dict[str, str | float]
+
+
+def arguments(description: str | None, threads: int = 2) -> argparse.Namespace:
+    """The options of a benchmark; sets the number of threads."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--repeat", type=int, default=7, help="repetitions; the least is taken")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    return given
+
+
+def least(routines: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, float]:
+    """Least seconds of each routine over ``repeat`` rounds; all of them run in every round.
+
+    So a slow stretch of the machine hits them alike. One round before is not counted.
+    """
+    best = dict.fromkeys(routines, float("inf"))
+    for round_ in range(repeat + 1):
+        for name, routine in routines.items():
+            started = time.perf_counter()
+            routine()
+            if round_ > 0:
+                best[name] = min(best[name], time.perf_counter() - started)
+    return best
+
+
+def row(name: str, ours: float, peer: float, peer_name: str, unit: str) -> Row:
+    """One row; the ratio is ours / peer."""
+    return {
+        "name": name,
+        "ours": ours,
+        "peer": peer,
+        "peer_name": peer_name,
+        "unit": unit,
+        "ratio": ours / peer,
+    }
+
+
+def show(rows: list[Row], path: Path | None) -> None:
+    """Print the rows, and write them where a file is given."""
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'name':22} {'ours':>12} {'peer':>12} {'unit':8} {'ratio':>8}  peer is")
+    for each in rows:
+        print(
+            f"{each['name']:22} {each['ours']:12.5g} {each['peer']:12.5g} {each['unit']:8} "
+            f"{each['ratio']:8.3g}  {each['peer_name']}"
+        )
+    if path is not None:
+        path.write_text(json.dumps(rows, indent=2) + "\n")
