@@ -70,6 +70,8 @@ class ATMC(torch.optim.Optimizer):
             what they change in W.
         costs: cost of an entry by tensor name; then k is a budget in that unit.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.
+        state_dtype: of duplicates and duals, None for that of the factors. bfloat16 halves their
+            memory; the quantized model is formed from the factors and keeps their precision.
 
     Raises:
         ValueError: a model that is not factorized, an optimizer that does not hold the
@@ -88,6 +90,7 @@ class ATMC(torch.optim.Optimizer):
         importance: Importance = "magnitude",
         costs: Mapping[str, float] | None = None,
         penalty: Penalty | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         self.weights = factorized_weights(model)
         if not self.weights:
@@ -118,6 +121,7 @@ class ATMC(torch.optim.Optimizer):
             plain = isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD))
             penalty = "loss" if plain else "decoupled"
         self.penalty_kind: Penalty = penalty
+        self.state_dtype = state_dtype
         self.steps = 0
         self.finalized = False
         self._selection: Selection | None = None  # the last one: the next starts from it
@@ -220,8 +224,9 @@ class ATMC(torch.optim.Optimizer):
     def _proximal(self) -> None:
         for name, duplicate in self.duplicates.items():
             pull = float(self._groups[name]["lr"]) * self._rho_now
-            target = duplicate - self.duals[name]
-            self.factors[name].lerp_(target, pull / (1 + pull))
+            factor = self.factors[name]
+            target = duplicate.to(factor.dtype) - self.duals[name]
+            factor.lerp_(target, pull / (1 + pull))
 
     def _costs(self) -> list[float] | None:
         return None if self.costs is None else [self.costs[name] for name in self.factors]
@@ -242,9 +247,10 @@ class ATMC(torch.optim.Optimizer):
         for name, factor in self.factors.items():
             dual = self.duals.get(name)
             duplicate = self._quantized(name, factor if dual is None else factor + dual)
-            gap = factor - duplicate
+            kind = self.state_dtype or factor.dtype
+            gap = (factor - duplicate).to(kind)
             self.duals[name] = gap if dual is None else dual.add_(gap)
-            self.duplicates[name] = duplicate
+            self.duplicates[name] = duplicate.to(kind)
 
     def _quantized(self, name: str, values: Tensor) -> Tensor:
         """The nearest tensor with at most 2^b levels; zeros stay: the support can only shrink."""
@@ -304,7 +310,12 @@ class ATMC(torch.optim.Optimizer):
         self.inner.load_state_dict(state_dict["inner"])
         self._share()
         for key in ("duplicates", "duals"):
-            held = {n: v.to(self.factors[n]).clone() for n, v in state_dict[key].items()}
+            held = {
+                n: v.to(
+                    self.factors[n].device, self.state_dtype or self.factors[n].dtype, copy=True
+                )
+                for n, v in state_dict[key].items()
+            }
             setattr(self, key, held)
         self._chosen_at = state_dict["chosen_at"]
         self.steps = state_dict["steps"]

@@ -94,6 +94,19 @@ def test_fixed_point_of_least_squares(make: Make, penalty: str, rho: float) -> N
     assert torch.equal(model.weight, ANSWER)
 
 
+def test_duplicate_and_dual_in_half_the_memory_reach_the_same_point() -> None:
+    model, optimizer = least_squares(
+        lambda p: torch.optim.SGD(p, 0.1), "decoupled", 1.0, torch.bfloat16
+    )
+    held = (*optimizer.duplicates.values(), *optimizer.duals.values())
+    assert {tensor.dtype for tensor in held} == {torch.bfloat16}
+    V = optimizer.factors["weight.V"].detach()
+    assert torch.allclose(V, ANSWER, atol=2e-2)
+    optimizer.finalize()
+    assert torch.allclose(model.weight, ANSWER, atol=1e-2)
+    assert len(torch.unique(model.weight.detach())) == 3
+
+
 def test_least_squares_under_adam() -> None:
     """Adam weighs entries by their gradients' size, so the levels are means of a kind only."""
     model, optimizer = least_squares(lambda p: torch.optim.Adam(p, 0.03), None, 1.0)
@@ -102,7 +115,9 @@ def test_least_squares_under_adam() -> None:
     assert torch.allclose(model.weight, ANSWER, atol=0.2)
 
 
-def least_squares(make: Make, penalty: str | None, rho: float) -> tuple[nn.Linear, ATMC]:
+def least_squares(
+    make: Make, penalty: str | None, rho: float, kept: torch.dtype | None = None
+) -> tuple[nn.Linear, ATMC]:
     """min ½‖X V' - Y‖² with XᵀX = I is min ½‖V - T‖²: the sparse, two-level answer is known."""
     torch.manual_seed(0)
     model = nn.Linear(5, 3, bias=False)
@@ -119,6 +134,7 @@ def least_squares(make: Make, penalty: str | None, rho: float) -> tuple[nn.Linea
         duplicate_every=5,
         costs=costs,
         penalty=penalty,  # type: ignore[arg-type]
+        state_dtype=kept,
     )
     with torch.no_grad():  # the start must not decide the support
         named_factors(model)["weight.V"].copy_(TARGET + 0.1 * torch.randn(3, 5))
@@ -347,7 +363,10 @@ def test_closure() -> None:
 
 @pytest.mark.parametrize("make", [sgd, adam])
 @pytest.mark.parametrize("stop", [2, 7, 9])
-def test_a_resumed_run_is_the_uninterrupted_one(make: Make, stop: int) -> None:
+@pytest.mark.parametrize("kept", [None, torch.bfloat16])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    make: Make, stop: int, kept: torch.dtype | None
+) -> None:
     def start(model: nn.Module) -> ATMC:
         return ATMC(
             model,
@@ -357,6 +376,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: Make, stop: int) -> None:
             rho=lambda step: 0.02 * step * step,
             duplicate_every=3,
             importance="effect",
+            state_dtype=kept,
         )
 
     whole = network()
@@ -377,6 +397,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: Make, stop: int) -> None:
         assert one.steps == two.steps
         for kind in ("factors", "duplicates", "duals"):
             mine, other = getattr(one, kind), getattr(two, kind)
+            assert all(
+                t.dtype == (kept if kept and kind != "factors" else torch.float32)
+                for t in mine.values()
+            )
             assert mine.keys() == other.keys()
             assert all(torch.equal(mine[name], other[name]) for name in mine)
     optimizer.finalize()

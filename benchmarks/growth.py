@@ -1,0 +1,124 @@
+"""Time of a step and memory against the number of weights and the size of the batch.
+
+    python benchmarks/growth.py [--json FILE]
+
+A net of three square-ish linear layers, PGD-2, k of 1 %, a duplicate at every tenth step. Each
+point is a process of its own, whose peak memory the system tells.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+from table import Row, arguments, row, show
+from torch import nn
+
+import atmc
+from atmc.optim import ATMC
+from atmc.training import Objective
+
+WEIGHTS = (10**5, 10**6, 10**7, 5 * 10**7)
+BATCHES = (32, 128, 512)
+INPUTS, STEPS = 784, 2
+
+
+def net(weights: int) -> nn.Module:
+    """784 -> w -> w -> 10 with about so many weights."""
+    width = round((math.sqrt((INPUTS + 10) ** 2 + 4 * weights) - INPUTS - 10) / 2)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(INPUTS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+        nn.Linear(width, 10),
+    )  # fmt: skip
+
+
+def point(weights: int, batch: int, compressed: bool, threads: int) -> dict[str, float]:
+    """Seconds a step, and bytes, of one configuration; run in a process of its own."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = net(weights)
+    dense = 4 * sum(layer.weight.numel() for layer in model if isinstance(layer, nn.Linear))
+    if compressed:
+        atmc.factorize(model)
+    inner = torch.optim.Adam(model.parameters(), 1e-4)
+    optimizer = (
+        ATMC(model, inner, k=dense // 400, bits=4, importance="effect") if compressed else inner
+    )
+    goal = Objective(0.1, STEPS)
+    x, y = torch.rand(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
+
+    def step() -> None:
+        adv = goal.attack(model, x, y, 1.0)
+        optimizer.zero_grad()
+        loss, _ = goal.loss(model, x, adv, y)
+        if isinstance(optimizer, ATMC):
+            loss = loss + optimizer.penalty()
+        loss.backward()
+        optimizer.step()
+
+    for _ in range(11):
+        step()
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        for _ in range(10):
+            step()
+        times.append((time.perf_counter() - started) / 10)
+    held = 0
+    if isinstance(optimizer, ATMC):
+        tensors = [*optimizer.factors.values(), *optimizer.duplicates.values()]
+        held = sum(t.numel() * t.element_size() for t in (*tensors, *optimizer.duals.values()))
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": min(times), "dense": dense, "held": held, "peak": peak}
+
+
+def apart(weights: int, batch: int, compressed: bool, threads: int) -> dict[str, float]:
+    """``point`` in a fresh process."""
+    command = [
+        sys.executable,
+        __file__,
+        "--point",
+        str(weights),
+        str(batch),
+        str(int(compressed)),
+        str(threads),
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """The sweep and its fit."""
+    given = arguments(__doc__)
+    rows: list[Row] = []
+    points = [(weights, 128) for weights in WEIGHTS] + [(10**6, batch) for batch in BATCHES]
+    sizes, seconds = [], []
+    for weights, batch in dict.fromkeys(points):
+        plain, ours = (apart(weights, batch, kind, given.threads) for kind in (False, True))
+        name = f"{weights:.0e}-batch-{batch}".replace("+0", "")
+        rows.append(
+            row(f"step-{name}", ours["seconds"], plain["seconds"], "plain adversarial step", "s")
+        )
+        rows.append(row(f"held-{name}", ours["held"], ours["dense"], "dense weights", "B"))
+        rows.append(row(f"peak-{name}", ours["peak"], plain["peak"], "plain adversarial step", "B"))
+        if batch == 128:
+            sizes.append(weights)
+            seconds.append(ours["seconds"])
+    slope = np.polyfit(np.log(sizes[1:]), np.log(seconds[1:]), 1)[0]
+    print(f"from {sizes[1]:.0e} weights on, time grows as weights ** {slope:.2f}")
+    show(rows, given.json)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--point"]:
+        weights_, batch_, kind_, threads_ = map(int, sys.argv[2:])
+        print(json.dumps(point(weights_, batch_, bool(kind_), threads_)))
+    else:
+        main()
