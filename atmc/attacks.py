@@ -1,4 +1,4 @@
-"""The inner maximization: FGSM, PGD and WRM on inputs in [0, 1].
+"""The inner maximization: FGSM, N-FGSM, PGD and WRM on inputs in [0, 1].
 
 Any normalization belongs inside the model, so that ε is in pixels. Every attack forms each
 factorized weight once, runs the model in eval mode, asks for the gradient of the input alone,
@@ -109,6 +109,49 @@ def fgsm(
     with frozen(model):
         gradient, _ = _gradient(model, x, y, _example_loss("ce"), precision)
     return (x + eps * gradient.sign()).clamp(0, 1)
+
+
+def n_fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    *,
+    noise: float = 2.0,
+    generator: torch.Generator | None = None,
+    precision: torch.dtype | None = None,
+    fast: bool = True,
+) -> Tensor:
+    """One signed step of length ε from a point of uniform noise (de Jorge et al., NeurIPS 2022).
+
+    For training: the noise is wider than the ball and stays in, since pulling the sum back into
+    the ball is what lets single-step training collapse. No bound on ‖δ‖∞ below ``(1 + noise) · ε``
+    is kept.
+
+    Args:
+        model: a classifier of inputs in [0, 1].
+        x: inputs (n, ...) in [0, 1].
+        y: labels (n,), int64.
+        eps: the ℓ∞ radius, in pixels of [0, 1].
+        noise: half the width of the noise, in units of ε.
+        generator: source of the noise, on the device of ``x``.
+        precision: run the layers under autocast in this type.
+        fast: let thin convolutions take the faster way; the gradient differs by rounding.
+
+    Returns:
+        The attacked inputs, in [0, 1].
+
+    Raises:
+        ValueError: a negative or NaN ε or noise.
+    """
+    _check(eps, 1)
+    if not noise >= 0:
+        raise ValueError(f"noise is {noise}: give a number of at least 0")
+    spread = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    start = x + (2 * spread - 1) * (noise * eps)
+    with frozen(model, fast):
+        gradient, _ = _gradient(model, start, y, _example_loss("ce"), precision)
+    return (start + eps * gradient.sign()).clamp(0, 1)
 
 
 def pgd(

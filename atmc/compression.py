@@ -21,7 +21,8 @@ from atmc.evaluation import Attack, attack, evaluate
 from atmc.factorization import factorized_weights, named_factors
 from atmc.methods import Schedule, Target, get
 from atmc.methods.stages import DenseStage, fit
-from atmc.training import Loader, Objective, Progress, Stage, Trainer
+from atmc.objective import Objective, TrainAttack
+from atmc.training import Loader, Progress, Stage, Trainer
 
 Precision = Literal["auto", "float32", "bfloat16"]
 OnEpoch = Callable[[nn.Module, Stage, int], None]
@@ -54,6 +55,8 @@ class Training:
 
     Args:
         eps: the ℓ∞ radius of the training-time attack, in pixels of [0, 1].
+        train_attack: "pgd", or "n-fgsm": a single step from noise, in a fraction of the time; where
+            it collapses, PGD takes over for a while, and the report counts it.
         steps: its PGD steps.
         step_size: length of a step; None for 2 ε / steps.
         clean_weight: share of the clean loss, 0 to 1.
@@ -70,6 +73,7 @@ class Training:
     """
 
     eps: float
+    train_attack: TrainAttack = "pgd"
     steps: int = 7
     step_size: float | None = None
     clean_weight: float = 0.0
@@ -95,9 +99,10 @@ class Training:
             raise ValueError(f"lr is {self.lr}: give a positive number")
         if self.step_size is not None and not 0 <= self.step_size < math.inf:
             raise ValueError(f"step_size is {self.step_size}: give a number of at least 0")
-        if self.precision not in get_args(Precision):
-            known = ", ".join(get_args(Precision))
-            raise ValueError(f"unknown precision {self.precision!r} (known: {known})")
+        for name, kind in (("precision", Precision), ("train_attack", TrainAttack)):
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise ValueError(f"unknown {name} {getattr(self, name)!r} (known: {known})")
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -137,6 +142,8 @@ class Job:
         checkpoints: folder for checkpoints, or None.
         on_step: called after each step.
         on_epoch: called with the model, the stage and the epoch.
+        seconds: of each phase, once it has run.
+        collapses: of single-step training, over all phases.
     """
 
     model: nn.Module
@@ -150,6 +157,7 @@ class Job:
     on_step: Callable[[Progress], None] | None = None
     on_epoch: OnEpoch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    collapses: int = 0
 
     def __post_init__(self) -> None:
         """Refuse, before any training, what cannot be."""
@@ -162,6 +170,7 @@ class Job:
         t = self.training
         return Objective(
             eps=t.eps if self.recipe.attacked else 0.0,
+            train_attack=t.train_attack,
             steps=t.steps,
             step_size=t.step_size,
             clean_weight=t.clean_weight,
@@ -185,6 +194,11 @@ class Job:
         )
         trainer.run()
         self.seconds[phase] = sum(trainer.seconds.values())
+        self.collapses += trainer.guard.collapses
+
+    def train_attack_report(self) -> dict[str, Any]:
+        """The training-time attack, and how often single steps collapsed and were helped."""
+        return {"name": self.training.train_attack, "collapses": self.collapses}
 
     def train_dense(self) -> None:
         """The dense start: the model trained under the method's attack, ε warmed up."""
@@ -288,6 +302,7 @@ def compress(
         "dataset": None,
         "seed": job.training.seed,
         "budget_bits": budget_bits,
+        "train_attack": job.train_attack_report(),
         "size": size_report(job.model, job.target, data),
         **measured,
         "seconds": {

@@ -250,9 +250,10 @@ def run(
     else:
         if not dense_file.is_file():
             job.train_dense()
-            _write_json(times, {"seconds": job.seconds["dense"]})
+            _write_json(times, {"seconds": job.seconds["dense"], "collapses": job.collapses})
             codec.write(dense_file, _dense_bytes(job.model))
-        train_seconds = json.loads(times.read_text())["seconds"]
+        dense_phase = json.loads(times.read_text())
+        train_seconds, job.collapses = dense_phase["seconds"], dense_phase["collapses"]
     artifact = job.compress()
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()
@@ -265,6 +266,7 @@ def run(
         "dataset": settings.dataset,
         "seed": settings.seed,
         "budget_bits": budget,
+        "train_attack": job.train_attack_report(),
         "size": size_report(job.model, job.target, artifact),
         **measured,
         "seconds": {
@@ -303,6 +305,7 @@ def _training(settings: Settings) -> Training:
     assert settings.level_epochs is not None
     return Training(
         eps=settings.eps,
+        train_attack=settings.train_attack,
         steps=settings.steps,
         step_size=settings.step_size,
         clean_weight=settings.clean_weight,

@@ -102,6 +102,7 @@ class Settings(BaseModel):
     budget_bits: Size | None = None
     bits: BitsPerValue = "auto"
     eps: Eps | None = None
+    train_attack: Literal["pgd", "n-fgsm"] = "pgd"
     steps: Positive = 7
     step_size: Eps | None = None
     clean_weight: Share = 0.0

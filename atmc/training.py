@@ -21,87 +21,27 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atmc.attacks import frozen, pgd
 from atmc.codec import read, write
+from atmc.objective import Guard, Objective
 
 Batch = tuple[Tensor, Tensor]
 Loader = Iterable[Batch]
 
-_SAVED = {"stage", "step", "model", "optimizer", "extra", "seconds"}  # what a checkpoint holds
+_SAVED = {
+    "stage",
+    "step",
+    "model",
+    "optimizer",
+    "extra",
+    "guard",
+    "seconds",
+}  # what a checkpoint holds
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on: what happened, when, and what to do."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimized: the loss on attacked inputs, with ε warmed up.
-
-    Args:
-        eps: the ℓ∞ radius; 0 trains without an attack.
-        steps: PGD steps of the training-time attack.
-        step_size: length of a step at full ε; None for 2 ε / steps.
-        clean_weight: share of the loss on the clean batch, 0 to 1.
-        teacher: a robust model whose predictions on the clean batch are a second target.
-        distill: share of the loss on those predictions, 0 to 1.
-        precision: autocast type of the layers, or None for float32.
-        fast: let the attack take the faster way through thin convolutions.
-    """
-
-    eps: float
-    steps: int = 7
-    step_size: float | None = None
-    clean_weight: float = 0.0
-    teacher: nn.Module | None = None
-    distill: float = 0.0
-    precision: torch.dtype | None = None
-    fast: bool = True
-
-    def attack(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
-        """``x`` attacked within ``scale`` · ε."""
-        eps = self.eps * scale
-        if eps == 0:
-            return x
-        step = 2 * self.eps / self.steps if self.step_size is None else self.step_size
-        return pgd(
-            model,
-            x,
-            y,
-            eps,
-            self.steps,
-            step_size=step * scale,
-            precision=self.precision,
-            fast=self.fast,
-        )
-
-    def _one(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-        loss = F.cross_entropy(logits, y)
-        if target is None:
-            return loss
-        soft = F.kl_div(logits.log_softmax(1), target, reduction="batchmean", log_target=True)
-        return (1 - self.distill) * loss + self.distill * soft
-
-    def loss(self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the logits on the attacked batch."""
-        target = None
-        if self.teacher is not None and self.distill > 0:
-            with torch.no_grad(), frozen(self.teacher), self.autocast(x):
-                target = self.teacher(x).float().log_softmax(1)
-        with self.autocast(x):
-            logits = model(adv).float()
-            clean = model(x).float() if self.clean_weight > 0 else None
-        loss = self._one(logits, y, target)
-        if clean is not None:
-            loss = (1 - self.clean_weight) * loss + self.clean_weight * self._one(clean, y, target)
-        return loss, logits
-
-    def autocast(self, x: Tensor) -> torch.autocast:
-        """The autocast context of the layers."""
-        return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
 
 
 class Stage:
@@ -239,6 +179,7 @@ class Trainer:
         self.loader = loader
         self.stages = list(stages)
         self.objective = objective
+        self.guard = Guard(objective)
         self.seed = seed
         self.checkpoint = checkpoint
         self.every_seconds = every_seconds
@@ -280,6 +221,7 @@ class Trainer:
                         self.model.load_state_dict(resumed["model"])
                         optimizer.load_state_dict(resumed["optimizer"])
                         stage.load_state_dict(resumed["extra"])
+                        self.guard.load_state_dict(resumed["guard"])
                     self.seconds = dict(resumed["seconds"])
                 self._run_stage(index, stage, optimizer, step, interrupted)
                 with self._finite(stage, optimizer, stage.total_steps):
@@ -323,7 +265,7 @@ class Trainer:
                 progress = step / stage.total_steps
                 for group in optimizer.param_groups:
                     group["lr"] = stage.lr * stage.lr_scale(progress)
-                adv = objective.attack(self.model, x, y, stage.eps_scale(progress))
+                adv = self.guard.attack(self.model, x, y, stage.eps_scale(progress), step)
                 self.model.train()
                 optimizer.zero_grad()
                 loss, logits = objective.loss(self.model, x, adv, y)
@@ -396,6 +338,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "extra": stage.state_dict(),
+            "guard": self.guard.state_dict(),
             "seconds": self.seconds,
         }
         torch.save(state, buffer)

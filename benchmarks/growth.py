@@ -21,8 +21,8 @@ from table import Row, arguments, row, show
 from torch import nn
 
 import atmc
+from atmc.objective import Objective
 from atmc.optim import ATMC
-from atmc.training import Objective
 
 WEIGHTS = (10**5, 10**6, 10**7, 5 * 10**7)
 BATCHES = (32, 128, 512)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import atmc
 from atmc.compression import channels_last
+from atmc.objective import Objective
 from atmc.optim import ATMC
-from atmc.training import Objective
 
 BATCH, STEPS, EPS = 256, 16, 76 / 255
 K = 4305  # 1 % of the weights

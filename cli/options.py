@@ -22,6 +22,7 @@ HELP = {
     ),
     "bits": ("auto|1..8|32", "Bits per value; auto chooses them per tensor."),
     "eps": ("E", "Attack radius (linf), as in 0.3 or 8/255; that of the data set if not given."),
+    "train_attack": ("pgd|n-fgsm", "Attack in training; n-fgsm is a single step, watched."),
     "steps": ("S", "PGD steps of the attack in training."),
     "step_size": ("A", "Their length; 2 eps / steps if not given."),
     "clean_weight": ("SHARE", "Share of the loss on the clean batch, 0 to 1."),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atmc.attacks import default_step_size, fgsm, frozen, margin_loss, pgd, wrm
+from atmc.attacks import default_step_size, fgsm, frozen, margin_loss, n_fgsm, pgd, wrm
 from atmc.factorization import Factorization, factorize, named_factors
 
 
@@ -30,6 +30,7 @@ def batch(count: int = 16) -> tuple[Tensor, Tensor]:
 
 
 ATTACKS = {
+    "n-fgsm": lambda model, x, y: n_fgsm(model, x, y, 0.1),
     "fgsm": lambda model, x, y: fgsm(model, x, y, 0.1),
     "pgd": lambda model, x, y: pgd(model, x, y, 0.1, 5),
     "pgd restarts": lambda model, x, y: pgd(model, x, y, 0.1, 3, restarts=3),
@@ -52,7 +53,8 @@ def test_within_the_ball_and_the_box(name: str, factorized: bool) -> None:
     assert not adv.requires_grad and adv.shape == x.shape and adv.dtype == x.dtype
     assert float(adv.min()) >= 0 and float(adv.max()) <= 1
     if name != "wrm":
-        assert float((adv - x).abs().max()) <= 0.1 + 1e-6
+        radius = 0.3 if name == "n-fgsm" else 0.1
+        assert float((adv - x).abs().max()) <= radius + 1e-6
     assert not torch.equal(adv, x)
     with frozen(model), torch.no_grad():
         before, after = (F.cross_entropy(model(each), y) for each in (x, adv))
@@ -120,6 +122,24 @@ def test_fgsm_is_one_step() -> None:
     model, (x, y) = network(), batch()
     one = pgd(model, x, y, 0.1, 1, step_size=0.1, random_start=False)
     assert torch.allclose(fgsm(model, x, y, 0.1), one, atol=1e-7)
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_n_fgsm_is_one_step_from_noise(noise: float) -> None:
+    model = network().eval()
+    x, y = batch()
+    generator = torch.Generator().manual_seed(2)
+    spread = torch.rand(x.shape, generator=torch.Generator().manual_seed(2))
+    start = (x + (2 * spread - 1) * 0.1 * noise).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), y), start)
+    expected = (start + 0.1 * gradient.sign()).clamp(0, 1)
+    got = n_fgsm(model, x, y, 0.1, noise=noise, generator=generator)
+    torch.testing.assert_close(got, expected)
+    if noise == 0:
+        torch.testing.assert_close(got, fgsm(model, x, y, 0.1))
+    for bad in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="noise is"):
+            n_fgsm(model, x, y, 0.1, noise=bad)
 
 
 def test_random_start_is_used_and_uniform() -> None:

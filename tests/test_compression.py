@@ -135,7 +135,7 @@ def test_the_report(done: Any) -> None:
     _, _, result = done
     report = result.report
     assert set(report) == {
-        *("schema", "method", "model", "dataset", "seed", "budget_bits", "size"),
+        *("schema", "method", "model", "dataset", "seed", "budget_bits", "train_attack", "size"),
         *("accuracy", "attacks", "seconds"),
     }
     assert (report["schema"], report["method"], report["model"]) == (1, "atmc", "Tiny")

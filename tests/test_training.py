@@ -4,7 +4,9 @@ import itertools
 import math
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atmc import objective as objective_module
 from atmc import training
 from atmc.data import Batches
 from atmc.factorization import factorize
 from atmc.methods.stages import CompressStage, LevelStage, Target
-from atmc.training import Loader, Objective, Stage, Trainer, TrainingError, derive
+from atmc.objective import Guard, Objective
+from atmc.training import Loader, Stage, Trainer, TrainingError, derive
 
 STEPS = 4  # batches of an epoch
 
@@ -181,6 +185,35 @@ def test_a_run_cut_many_times(tmp_path: Path) -> None:
     assert_same_state(whole, resumed)
 
 
+def test_a_run_on_single_steps_cut_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Any accuracy under the single step counts as too much: the guard is busy.
+    eager = partial(Guard, every=3, cure=2, share=math.inf)
+    monkeypatch.setattr(training, "Guard", eager)
+
+    def part(checkpoint: Path | None = None, cut: int | None = None) -> tuple[nn.Module, Trainer]:
+        model = net()
+        objective = Objective(eps=0.1, steps=2, train_attack="n-fgsm")
+        on_step = Cut(cut) if cut is not None else None
+        stages = recipe(model)
+        trainer = Trainer(
+            model, in_memory(), stages, objective, checkpoint=checkpoint, on_step=on_step
+        )
+        with pytest.raises(KeyboardInterrupt) if cut is not None else nullcontext():
+            trainer.run()
+        return model, trainer
+
+    whole, uncut = part()
+    assert 1 < uncut.guard.collapses < TOTAL / 3
+    for cut in (1, 2, 5, 10, 17):
+        checkpoint = tmp_path / f"{cut}.pt"
+        part(checkpoint, cut)
+        resumed, trainer = part(checkpoint)
+        assert_same_state(whole, resumed)
+        assert trainer.guard.state_dict() == uncut.guard.state_dict()
+
+
 def test_the_seed_decides_and_the_global_generator_does_not() -> None:
     def final(seed: int, before: int) -> Any:
         model = net()
@@ -250,7 +283,7 @@ def test_each_step_is_given_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch
         calls.append((eps, steps, step_size, precision))
         return x
 
-    monkeypatch.setattr(training, "pgd", attack)
+    monkeypatch.setattr(objective_module, "pgd", attack)
     rates: list[float] = []
 
     class Watched(torch.optim.SGD):
@@ -278,76 +311,6 @@ def test_each_step_is_given_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch
     (call,) = calls
     assert call[:3] == pytest.approx((0.05, 5, 0.0025))
     assert call[3] is torch.bfloat16
-
-
-def test_the_attack_stays_within_the_scaled_eps() -> None:
-    x, y = examples()
-    model = net()
-    for scale in (0.1, 0.5, 1.0):
-        adv = Objective(eps=0.2, steps=4).attack(model, x, y, scale)
-        assert float((adv - x).abs().max()) == pytest.approx(0.2 * scale, abs=1e-6)
-        assert float(adv.min()) >= 0 and float(adv.max()) <= 1
-    for eps, scale in ((0.2, 0.0), (0.0, 1.0)):
-        assert Objective(eps=eps).attack(model, x, y, scale) is x
-
-
-# ---- the loss
-
-
-def plain_loss(
-    logits: Tensor, clean: Tensor, y: Tensor, teacher: Tensor, clean_weight: float, distill: float
-) -> Tensor:
-    """Σ over both batches of weight · ((1 - d) · CE + d · KL(teacher || model)), written out."""
-    total = torch.zeros(())
-    for weight, outputs in ((1 - clean_weight, logits), (clean_weight, clean)):
-        p = outputs.double().softmax(1)
-        q = teacher.double().softmax(1)
-        for i in range(len(y)):
-            hard = -math.log(float(p[i, y[i]]))
-            soft = sum(float(q[i, c] * (q[i, c] / p[i, c]).log()) for c in range(p.shape[1]))
-            total = total + weight * ((1 - distill) * hard + distill * soft) / len(y)
-    return total
-
-
-@pytest.mark.parametrize("clean_weight", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("distill", [0.0, 0.5, 1.0])
-def test_the_loss_is_its_formula(clean_weight: float, distill: float) -> None:
-    x, y = examples()
-    adv = (x + 0.1 * torch.randn(x.shape)).clamp(0, 1)
-    model = net().eval()
-    torch.manual_seed(8)
-    teacher = Net()
-    teacher.norm.running_mean = torch.tensor([0.1, -0.2, 0.3])
-    objective = Objective(eps=0.1, clean_weight=clean_weight, teacher=teacher, distill=distill)
-    loss, logits = objective.loss(model, x, adv, y)
-    assert torch.equal(logits, model(adv))
-    assert teacher.training  # as it was found; it is asked in eval mode
-    with torch.no_grad():
-        target = teacher.eval()(x)
-        expected = plain_loss(model(adv), model(x), y, target, clean_weight, distill)
-    assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-5)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert all(p.grad is None for p in teacher.parameters())
-
-
-def test_a_teacher_without_a_share_is_not_asked() -> None:
-    class Mute(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            raise AssertionError("asked")
-
-    x, y = examples()
-    model = net().eval()
-    loss, _ = Objective(eps=0.1, teacher=Mute(), distill=0.0).loss(model, x, x, y)
-    assert torch.equal(loss, F.cross_entropy(model(x), y))
-
-
-def test_autocast_is_of_the_layers_alone() -> None:
-    x, y = examples()
-    model = net().eval()
-    loss, logits = Objective(eps=0.1, precision=torch.bfloat16).loss(model, x, x, y)
-    assert loss.dtype == logits.dtype == torch.float32
-    assert torch.equal(logits, logits.bfloat16().float())
-    assert not torch.is_autocast_enabled("cpu")
 
 
 # ---- modes

@@ -16,7 +16,8 @@ from atmc.factorization import dense_part, factorize, factorized_weights, named_
 from atmc.levels import round_dense_part
 from atmc.methods import Schedule, Target
 from atmc.methods.stages import CompressStage, LevelStage, drop_dead_biases, fit
-from atmc.training import Objective, Progress, Trainer
+from atmc.objective import Objective
+from atmc.training import Progress, Trainer
 
 
 class Net(nn.Module):
