@@ -127,7 +127,7 @@ class ThinConvolutions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Take over the calls that fit; pass every other on."""
-        if func is F.conv2d:
+        if func is F.conv2d and not torch.compiler.is_compiling():  # compiled models have their own
             replaced = self._convolve(*args, **(kwargs or {}))
             if replaced is not None:
                 return replaced
@@ -142,7 +142,7 @@ class ThinConvolutions(TorchFunctionMode):
         geometry = _geometry(*args, **kwargs)
         if geometry is None or not _is_thin(input, weight, geometry[0]):
             return None
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
             kind = torch.get_autocast_dtype("cpu")
             input, weight = input.to(kind), weight.to(kind)
             bias = None if bias is None else bias.to(kind)
