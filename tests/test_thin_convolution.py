@@ -138,7 +138,9 @@ def test_a_single_image_without_a_batch_is_passed_on(taps: list[torch.Size]) -> 
 
 
 @pytest.mark.parametrize("factorized", [False, True])
-def test_a_compiled_model_is_attacked_as_it_is(taps: list[torch.Size], factorized: bool) -> None:
+def test_a_compiled_model_is_attacked_like_any_other(
+    taps: list[torch.Size], factorized: bool
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 20, 5), nn.ReLU(), nn.Flatten(), nn.Linear(1280, 10))
     if factorized:
@@ -146,6 +148,4 @@ def test_a_compiled_model_is_attacked_as_it_is(taps: list[torch.Size], factorize
     x, y = torch.rand(4, 1, 12, 12), torch.randint(0, 10, (4,))
     compiled = torch.compile(model, backend="eager")
     got = pgd(compiled, x, y, 0.1, 3, random_start=False)  # type: ignore[arg-type]
-    assert not taps, "what is compiled has kernels of its own"
     torch.testing.assert_close(got, pgd(model, x, y, 0.1, 3, random_start=False))
-    assert len(taps) == 3
