@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 import torch
+from step import step
 from table import Row, arguments, row, show
 from torch import nn
 
@@ -53,22 +54,13 @@ def point(weights: int, batch: int, compressed: bool, threads: int) -> dict[str,
     goal = Objective(0.1, STEPS)
     x, y = torch.rand(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
 
-    def step() -> None:
-        adv = goal.attack(model, x, y, 1.0)
-        optimizer.zero_grad()
-        loss, _ = goal.loss(model, x, adv, y)
-        if isinstance(optimizer, ATMC):
-            loss = loss + optimizer.penalty()
-        loss.backward()
-        optimizer.step()
-
     for _ in range(11):
-        step()
+        step(model, optimizer, goal, x, y)
     times = []
     for _ in range(2):
         started = time.perf_counter()
         for _ in range(10):
-            step()
+            step(model, optimizer, goal, x, y)
         times.append((time.perf_counter() - started) / 10)
     held = 0
     if isinstance(optimizer, ATMC):

@@ -77,7 +77,31 @@ def _scatter(shape: tuple[int, ...], positions: Int64Array, values: Float32Array
 
 
 @dataclass(frozen=True, eq=False)
-class SparseTensor(_ByValue):
+class _Sparse(_ByValue):
+    """A shape, and the flat indices of what is not zero in it."""
+
+    shape: tuple[int, ...]
+    positions: Int64Array
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "shape", _checked_shape(self.shape))
+        put(self, "positions", _integers(self.positions, "positions", np.int64))
+        _check_positions(self.positions, self.elements)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements, zeros included."""
+        return math.prod(self.shape)
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of coded positions."""
+        return int(self.positions.size)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor(_Sparse):
     """A factor whose nonzeros share a codebook: value = level * 2**exponent, exactly, in float32.
 
     positions: int64, the nonzeros' flat (C order) indices, ascending. codes: int64, one per
@@ -86,22 +110,18 @@ class SparseTensor(_ByValue):
     the codebook says nothing: it is set to no levels, exponent 0, level_bits 2.
     """
 
-    shape: tuple[int, ...]
-    positions: Int64Array
     codes: Int64Array
     levels: NDArray[np.int32]
     exponent: int
     level_bits: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         put = object.__setattr__
-        put(self, "shape", _checked_shape(self.shape))
-        put(self, "positions", _integers(self.positions, "positions", np.int64))
         put(self, "codes", _integers(self.codes, "codes", np.int64))
         put(self, "levels", _integers(self.levels, "levels", np.int32))
         put(self, "exponent", int(self.exponent))
         put(self, "level_bits", int(self.level_bits))
-        _check_positions(self.positions, self.elements)
         if self.codes.size != self.positions.size:
             raise ValueError(f"{self.codes.size} codes for {self.positions.size} positions")
         if self.nonzeros == 0:
@@ -128,16 +148,6 @@ class SparseTensor(_ByValue):
         if int(self.codes.min()) < 0 or int(self.codes.max()) >= levels.size:
             raise ValueError(f"codes: outside a codebook of {levels.size} levels")
 
-    @property
-    def elements(self) -> int:
-        """Number of elements, zeros included."""
-        return math.prod(self.shape)
-
-    @property
-    def nonzeros(self) -> int:
-        """Number of coded positions."""
-        return int(self.positions.size)
-
     def dense(self) -> Float32Array:
         """The tensor as a float32 array of ``shape``."""
         table = np.ldexp(self.levels.astype(np.float64), self.exponent).astype(np.float32)
@@ -145,36 +155,22 @@ class SparseTensor(_ByValue):
 
 
 @dataclass(frozen=True, eq=False)
-class FloatSparseTensor(_ByValue):
+class FloatSparseTensor(_Sparse):
     """A factor without a codebook (b = 32): each nonzero is a float32, finite and not zero."""
 
-    shape: tuple[int, ...]
-    positions: Int64Array
     values: Float32Array
 
     def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "shape", _checked_shape(self.shape))
-        put(self, "positions", _integers(self.positions, "positions", np.int64))
+        super().__post_init__()
         values = np.asarray(self.values)
         if values.size and values.dtype != np.float32:
             raise ValueError(f"values: give float32, not {values.dtype}")
-        put(self, "values", _frozen(values.reshape(-1).astype(np.float32, copy=False)))
-        _check_positions(self.positions, self.elements)
+        kept = _frozen(values.reshape(-1).astype(np.float32, copy=False))
+        object.__setattr__(self, "values", kept)
         if self.values.size != self.positions.size:
             raise ValueError(f"{self.values.size} values for {self.positions.size} positions")
         if not bool(np.isfinite(self.values).all()) or bool((self.values == 0).any()):
             raise ValueError("values: must be finite and not zero")
-
-    @property
-    def elements(self) -> int:
-        """Number of elements, zeros included."""
-        return math.prod(self.shape)
-
-    @property
-    def nonzeros(self) -> int:
-        """Number of coded positions."""
-        return int(self.positions.size)
 
     def dense(self) -> Float32Array:
         """The tensor as a float32 array of ``shape``."""

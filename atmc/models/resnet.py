@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atmc.models.initialize import kaiming
 from atmc.models.normalize import rgb_normalize
 
 
@@ -54,9 +55,7 @@ class ResNet34(nn.Module):
         self.layer3 = _stage(128, 256, blocks=6, stride=2)
         self.layer4 = _stage(256, 512, blocks=3, stride=2)
         self.fc = nn.Linear(512, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, of shape (N, num_classes), for x of shape (N, 3, H, W)."""
