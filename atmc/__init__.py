@@ -43,6 +43,7 @@ _MODULES = [
     "levels",
     "methods",
     "models",
+    "objective",
     "optim",
     "projection",
     "quantization",

@@ -46,6 +46,14 @@ class Buckets:
         self._held = np.flatnonzero(counts)
         self.counts: _Ints = counts[self._held]
         self.points: _Floats = sums[self._held] / self.counts
+        patterns = ((self._held + self._first) << _DROPPED).astype(np.int32)
+        self._lowest = _flip(patterns).view(np.float32)
+        self._highest = _flip(patterns | np.int32((1 << _DROPPED) - 1)).view(np.float32)
+
+    def spread(self) -> float:
+        """About the squared error of the points as levels: values even within each bucket."""
+        width = self._highest.astype(np.float64) - self._lowest
+        return float((self.counts * width * width).sum() / 12)
 
     def nearest(self, levels: _Floats) -> _Ints:
         """Code of the nearest of the ascending ``levels`` for each value, the lower on a tie.
@@ -54,10 +62,8 @@ class Buckets:
         one by one, so that the answer is exact.
         """
         middles = levels[:-1] / 2 + levels[1:] / 2
-        patterns = ((self._held + self._first) << _DROPPED).astype(np.int32)
-        lowest = _flip(patterns).view(np.float32)
-        highest = _flip(patterns | np.int32((1 << _DROPPED) - 1)).view(np.float32)
-        low, high = (np.searchsorted(middles, ends, side="left") for ends in (lowest, highest))
+        ends = (self._lowest, self._highest)
+        low, high = (np.searchsorted(middles, end, side="left") for end in ends)
         table = np.zeros(int(self._held[-1]) + 1, dtype=np.int32)
         table[self._held] = np.where(low == high, low, -1)
         codes = table[self._index].astype(np.int64)

@@ -68,8 +68,8 @@ class Training:
         seed: of everything random.
         precision: "bfloat16" runs training and its attack under autocast; "auto" does so where
             the processor has the instructions. Evaluation is always in float32.
-        fast: keep convolutions in channels_last and give thin ones the faster input gradient;
-            results differ by rounding. Off: as plain PyTorch has it.
+        fast: give the training-time attack the faster input gradient of thin convolutions; results
+            differ by rounding. A model given in channels_last stays in it, and is faster again.
     """
 
     eps: float
@@ -162,8 +162,6 @@ class Job:
     def __post_init__(self) -> None:
         """Refuse, before any training, what cannot be."""
         self.recipe = get(self.method)
-        if self.training.fast:
-            channels_last(self.model)
         self.target = Target.of(self.model, self.budget_bits, self.bits, self.meta)
 
     def _objective(self, teacher: nn.Module | None) -> Objective:
@@ -197,8 +195,9 @@ class Job:
         self.collapses += trainer.guard.collapses
 
     def train_attack_report(self) -> dict[str, Any]:
-        """The training-time attack, and how often single steps collapsed and were helped."""
-        return {"name": self.training.train_attack, "collapses": self.collapses}
+        """The training-time attack, and how often single steps collapsed; null: does not apply."""
+        name = self.training.train_attack if self._objective(None).eps > 0 else None
+        return {"name": name, "collapses": self.collapses if name == "n-fgsm" else None}
 
     def train_dense(self) -> None:
         """The dense start: the model trained under the method's attack, ε warmed up."""

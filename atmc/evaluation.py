@@ -137,7 +137,8 @@ def evaluate(
     """Clean accuracy, accuracy under each attack, and the worst case over all of them.
 
     Each example counts as broken by an attack when any step of any restart breaks it; broken
-    examples leave the batch, so that further steps and restarts are spent on the rest.
+    examples leave the batch, so that further steps and restarts are spent on the rest. (What PGD
+    stopped at is classified once more to be counted.)
 
     Args:
         model: a classifier of inputs in [0, 1].

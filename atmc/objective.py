@@ -126,7 +126,7 @@ class Guard:
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, scale: float, step: int) -> Tensor:
         """``x`` attacked for step number ``step`` of a stage."""
         objective = self.objective
-        if objective.train_attack == "pgd":
+        if objective.train_attack == "pgd" or objective.eps * scale == 0:
             return objective.attack(model, x, y, scale)
         if self.left == 0 and step % self.every == 0 and self._collapsed(model, x, y, scale):
             self.collapses += 1

@@ -106,6 +106,8 @@ class ATMC(torch.optim.Optimizer):
             raise ValueError(f"duplicate_every is {duplicate_every}: give at least 1")
         if importance not in get_args(Importance):
             raise ValueError(f"unknown importance {importance!r}: use 'effect' or 'magnitude'")
+        if state_dtype is not None and not state_dtype.is_floating_point:
+            raise ValueError(f"state_dtype is {state_dtype}: use a floating-point type")
         if penalty not in (None, *get_args(Penalty)):
             raise ValueError(f"unknown penalty {penalty!r}: use 'loss', 'decoupled' or None")
         self.inner = optimizer
@@ -225,7 +227,8 @@ class ATMC(torch.optim.Optimizer):
         for name, duplicate in self.duplicates.items():
             pull = float(self._groups[name]["lr"]) * self._rho_now
             factor = self.factors[name]
-            target = duplicate.to(factor.dtype) - self.duals[name]
+            wide = torch.promote_types(duplicate.dtype, factor.dtype)
+            target = (duplicate.to(wide) - self.duals[name]).to(factor.dtype)
             factor.lerp_(target, pull / (1 + pull))
 
     def _costs(self) -> list[float] | None:

@@ -36,10 +36,11 @@ EXPONENT_MIN, EXPONENT_MAX = -126, 100
 _CANDIDATES = 512
 _CELLS = 8
 _SEARCHED = 512
-# Above _MERGED values, values that agree to a thousandth are one point, as long as there are _PARTS
-# points a level: the error that this adds is far below the 1 % that is promised.
+# Above _MERGED values, values that agree to a thousandth are one point, as long as the error within
+# the points is at most the share _SPREAD of that between them: what such points cannot see is
+# where a bound cuts through one of them, far below the 1 % that is promised.
 _MERGED = 2**16
-_PARTS = 16
+_SPREAD = 0.01
 # Refinement: steps to either side that a bound may move at a time; relative gain that ends it.
 _WINDOW = 6
 _CONVERGED = 1e-6
@@ -200,23 +201,20 @@ class _Nonzeros:
             raise ValueError(f"levels must be at least 1, got {count}")
         if self._host.size == 0:
             return self._kept.cpu()
+        found = None
         buckets = self._buckets
-        if buckets is not None and buckets.points.size >= _PARTS * count:
+        if buckets is not None and buckets.points.size > count:
             line = _Line(buckets.points, buckets.counts)
-        else:
+            bounds = _partition(line, count, init)
+            # Fine enough where the values lie, or the buckets decide instead of the values.
+            if buckets.spread() <= _SPREAD * line.total(bounds):
+                found = line.centroids(bounds)
+        if found is None:
             ordered = np.sort(self._host).astype(np.float64, copy=False)
             first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
             line = _Line(ordered[first], np.diff(np.append(first, ordered.size)))
-        if line.points.size <= count:
-            found = line.points
-        else:
-            bounds = None
-            if init is not None:
-                start = np.unique(init.detach().to("cpu", torch.float64).numpy())
-                bounds = line.bounds(start) if start.size == count else None
-            if bounds is None or bounds.size != count + 1:
-                bounds = _search(line, count)
-            found = line.centroids(_refine(line, bounds))
+            few = line.points.size <= count
+            found = line.points if few else line.centroids(_partition(line, count, init))
         chosen = torch.from_numpy(found).to(self._kept.dtype)
         if bool((chosen == 0).any()):
             # Values of both signs share this level: those next to zero are its members.
@@ -230,6 +228,17 @@ class _Nonzeros:
         if self._buckets is None or self._kept.device.type != "cpu":
             return nearest(self._kept, levels)
         return torch.from_numpy(self._buckets.nearest(levels.double().numpy()))
+
+
+def _partition(line: "_Line", count: int, init: Tensor | None) -> _Ints:
+    """Bounds of a near-optimal partition into ``count`` parts; there are more points than that."""
+    bounds = None
+    if init is not None:
+        start = np.unique(init.detach().to("cpu", torch.float64).numpy())
+        bounds = line.bounds(start) if start.size == count else None
+    if bounds is None or bounds.size != count + 1:
+        bounds = _search(line, count)
+    return _refine(line, bounds)
 
 
 class _Line:
@@ -260,6 +269,11 @@ class _Line:
         total = self._sum[stop] - self._sum[start]
         spread = self._square[stop] - self._square[start]
         return np.maximum(spread - total * total / np.maximum(count, 1.0), 0.0)
+
+    def total(self, bounds: _Ints) -> float:
+        """Squared error of a partition, unscaled."""
+        error = float(self.error(bounds[:-1], bounds[1:]).sum())
+        return math.ldexp(error, 2 * self._scale) if error > 0 else 0.0
 
     def means(self, bounds: _Ints) -> _Floats:
         """Scaled means of the parts; each lies between the smallest and largest of its part."""

@@ -228,7 +228,7 @@ def run(
         }
     )
     job = Job(
-        model.to(device),
+        channels_last(model.to(device)) if settings.fast else model.to(device),
         Batches(dataset.x_train, dataset.y_train, settings.batch_size, shuffle=True),
         budget,
         training,
@@ -253,7 +253,7 @@ def run(
             _write_json(times, {"seconds": job.seconds["dense"], "collapses": job.collapses})
             codec.write(dense_file, _dense_bytes(job.model))
         dense_phase = json.loads(times.read_text())
-        train_seconds, job.collapses = dense_phase["seconds"], dense_phase["collapses"]
+        train_seconds, job.collapses = dense_phase["seconds"], dense_phase.get("collapses", 0)
     artifact = job.compress()
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()

@@ -115,8 +115,8 @@ class ThinConvolutions(TorchFunctionMode):
 
     Values are those of ``F.conv2d``; the input gradient differs from the library's by rounding.
     Weights and biases of those layers get no gradient: an attack asks for none, and what a
-    function of our own offers is computed whether it is asked for or not. Autocast is followed as
-    the library does.
+    function of our own offers is computed whether it is asked for or not. So a weight that is
+    itself computed from the input is taken as a constant. Autocast is followed as the library does.
     """
 
     def __torch_function__(

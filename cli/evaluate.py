@@ -49,8 +49,8 @@ def _known(
     default=("fgsm", "pgd"),
     callback=_known,
     metavar="NAME",
-    help=f"{', '.join(ATTACKS)}; pgd-100 for 100 steps. May be given again. "
-    "[default: fgsm and pgd]",
+    help=f"{', '.join(ATTACKS)}; pgd-100 for 100 steps (their length follows). "
+    "May be given again. [default: fgsm and pgd]",
 )
 @setting("seed", help="Seed of the random starts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, keys as in report.json.")

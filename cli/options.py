@@ -37,7 +37,10 @@ HELP = {
     "eval_step_size": ("A", "Their length; follows eps and steps if not given."),
     "eval_examples": ("N", "Evaluate on the first N test examples; on all if not given."),
     "precision": ("auto|float32|bfloat16", "Arithmetic of training; evaluation is in float32."),
-    "fast": ("true|false", "channels_last and faster input gradients; false is plain PyTorch."),
+    "fast": (
+        "true|false",
+        "Train in channels_last, with faster input gradients; or as plain PyTorch.",
+    ),
     "device": ("auto|cpu|cuda", "Where to compute."),
     "threads": ("N", "Threads of the arithmetic on the processor."),
 }

@@ -186,8 +186,8 @@ def test_stopping_when_fooled_is_a_loop_over_examples(random_start: bool) -> Non
         for done in range(steps + 1):
             point = expected[i : i + 1].clone().requires_grad_(True)
             logits = model(point)
-            lengths.add(done)
             if done == steps or int(logits.argmax()) != int(y[i]):
+                lengths.add(done)
                 break
             (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y[i : i + 1]), point)
             expected[i] = (expected[i] + step * gradient[0].sign()).clamp(low[i], high[i])

@@ -263,7 +263,7 @@ def test_a_loader_without_batches() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_the_fast_path_can_be_switched_off(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_gradient_can_be_switched_off(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
     class Watched(ThinConvolutions):
@@ -272,13 +272,54 @@ def test_the_fast_path_can_be_switched_off(fast: bool, monkeypatch: pytest.Monke
             return super().__enter__()
 
     monkeypatch.setattr("atmc.attacks.ThinConvolutions", Watched)
-    given = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
-    job = Job(given, loader(), 40_000, Training(0.1, fast=fast))
-    assert given[1].weight.is_contiguous() is not fast
-    assert given[1].weight.is_contiguous(memory_format=torch.channels_last) is fast
-    x, y = next(iter(loader()))
-    job._objective(None).attack(given, x, y, 1.0)
+    job = Job(tiny(), loader(), 40_000, Training(0.1, fast=fast))
+    job._objective(None).attack(job.model, *next(iter(loader())), 1.0)
     assert bool(seen) is fast
+
+
+class Viewed(nn.Module):
+    """Flattens by a view, which asks for the strides that a convolution usually leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(144, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(F.relu(self.conv(x)).view(x.size(0), -1))
+        return out
+
+
+class Volume(nn.Module):
+    """Convolves in three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, (1, 3, 3))
+        self.fc = nn.Linear(72, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(F.relu(self.conv(x[:, None])).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("kind", [Viewed, Volume])
+def test_a_model_keeps_its_own_strides(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    result = compress(kind(), 8000)
+    assert 8 * len(result.data) <= 8000
+    assert result.report["size"]["nonzeros"] > 0
+
+
+def test_the_training_attack_is_reported() -> None:
+    def reported(**given: Any) -> Any:
+        return compress(**given).report["train_attack"]
+
+    assert reported() == {"name": "pgd", "collapses": None}
+    single = reported(train_attack="n-fgsm")
+    assert single["name"] == "n-fgsm" and 0 <= single["collapses"] <= 3
+    assert reported(method="nat-prune") == {"name": None, "collapses": None}
+    assert reported(eps=0.0) == {"name": None, "collapses": None}
 
 
 def test_precision() -> None:

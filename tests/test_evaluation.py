@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,20 @@ def test_restarts_are_spent_on_what_still_stands() -> None:
         found = evaluate(Threshold(), [(x, y)], [Flip("pgd", restarts=3, digit=0.0, works=works)])
         assert found["accuracy"]["pgd"] == 3 / 6
         assert runs == RUNS
+
+
+def test_what_any_step_of_pgd_breaks_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+
+    def watched(model: nn.Module, x: Tensor, *rest: object, **options: Any) -> Tensor:
+        given.append(options["stop_when_fooled"])
+        return x
+
+    monkeypatch.setattr("atmc.evaluation.pgd", watched)
+    torch.manual_seed(0)
+    x, y = torch.rand(9, 4), torch.randint(0, 3, (9,))
+    evaluate(nn.Linear(4, 3), [(x, y)], [attack("pgd", eps=0.1), attack("margin", eps=0.1)])
+    assert given == [True, True]
 
 
 def test_seeds_and_batches() -> None:

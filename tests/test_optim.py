@@ -107,6 +107,23 @@ def test_duplicate_and_dual_in_half_the_memory_reach_the_same_point() -> None:
     assert len(torch.unique(model.weight.detach())) == 3
 
 
+def test_state_wider_than_the_factors() -> None:
+    model = network().bfloat16()
+    optimizer = ATMC(
+        model, adam(model.parameters()), k=50, duplicate_every=1, state_dtype=torch.float32
+    )
+    for step in range(3):
+        x, y = data(step)
+        loss = F.cross_entropy(model(x.bfloat16()).float(), y) + optimizer.penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert {factor.dtype for factor in optimizer.factors.values()} == {torch.bfloat16}
+    assert {dual.dtype for dual in optimizer.duals.values()} == {torch.float32}
+    with pytest.raises(ValueError, match="floating-point"):
+        ATMC(model, adam(model.parameters()), k=50, state_dtype=torch.int8)
+
+
 def test_least_squares_under_adam() -> None:
     """Adam weighs entries by their gradients' size, so the levels are means of a kind only."""
     model, optimizer = least_squares(lambda p: torch.optim.Adam(p, 0.03), None, 1.0)

@@ -289,10 +289,32 @@ def test_promises_hold_for_buckets(values, count):
     tensor = torch.tensor(values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization, "_MERGED", 0)
-        patch.setattr(quantization, "_PARTS", 1)
+        patch.setattr(quantization, "_SPREAD", math.inf)
         levels, codes = codebook(tensor, count)
     check(tensor, levels, codes, count)
     assert torch.equal(codes, nearest(tensor[tensor != 0], levels))
+
+
+def log_uniform(rng, n):
+    return 10 ** rng.uniform(-12, -4, n)
+
+
+@pytest.mark.parametrize("count", [16, 64, 256])
+@pytest.mark.parametrize(
+    "bulk_and_rest",
+    [
+        lambda rng: (rng.uniform(1, 1.01, 90_000), log_uniform(rng, 6000)),
+        lambda rng: (rng.normal(1, 0.01, 90_000), rng.normal(0, 1e-3, 10_000)),
+        lambda rng: (rng.normal(1, 0.02, 90_000), rng.normal(0, 1e-2, 10_000)),
+    ],
+)
+def test_buckets_that_are_too_wide_where_the_values_lie_give_way(bulk_and_rest, count, monkeypatch):
+    values = torch.from_numpy(np.concatenate(bulk_and_rest(np.random.default_rng(1)))).float()
+    levels, _ = codebook(values, count)
+    monkeypatch.setattr(quantization, "_MERGED", math.inf)
+    exact, _ = codebook(values, count)
+    wide = values.double().numpy()
+    assert squared_error(wide, levels) <= 1.005 * squared_error(wide, exact)
 
 
 def test_buckets_that_are_too_few_give_way_to_the_values():
