@@ -19,9 +19,11 @@ from atmc.accounting import dense_bits
 from atmc.artifact import from_artifact, to_artifact
 from atmc.evaluation import Attack, attack, evaluate
 from atmc.factorization import factorized_weights, named_factors
+from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
 from atmc.methods.stages import DenseStage, fit
 from atmc.objective import Objective, TrainAttack
+from atmc.processor import fast_bfloat16
 from atmc.training import Loader, Progress, Stage, Trainer
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -68,8 +70,10 @@ class Training:
         seed: of everything random.
         precision: "bfloat16" runs training and its attack under autocast; "auto" does so where
             the processor has the instructions. Evaluation is always in float32.
-        fast: give the training-time attack the faster input gradient of thin convolutions; results
-            differ by rounding. A model given in channels_last stays in it, and is faster again.
+        fast: give the training-time attack the faster input gradient of thin convolutions (results
+            differ by rounding), and let the process keep the memory that it has freed
+            (:func:`atmc.memory.keep_freed`). A model given in channels_last stays in it, and is
+            faster again.
     """
 
     eps: float
@@ -109,17 +113,9 @@ class Training:
         """The autocast type, or None for float32."""
         if self.precision == "float32":
             return None
-        if self.precision == "bfloat16" or _fast_bfloat16():
+        if self.precision == "bfloat16" or fast_bfloat16():
             return torch.bfloat16
         return None
-
-
-def _fast_bfloat16() -> bool:
-    """Whether bfloat16 is faster than float32 here, by the processor's instructions."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    capability = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(capability()) if capability is not None else False
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -161,6 +157,8 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse, before any training, what cannot be."""
+        if self.training.fast:
+            keep_freed()
         self.recipe = get(self.method)
         self.target = Target.of(self.model, self.budget_bits, self.bits, self.meta)
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from atmc.sparse_product import product
+
 Identity = Literal["left", "right", "none"]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -94,7 +96,7 @@ class Factorization(nn.Module):
 
     def matrix(self, U: Tensor, V: Tensor, C: Tensor) -> Tensor:
         """W as a matrix (rows, rest), or (groups, rows, rest)."""
-        W = U @ V
+        W = product(U, V)
         if self.identity == "left":
             W = V + W
         elif self.identity == "right":
@@ -310,18 +312,23 @@ def defactorize(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def plain_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, every factorized weight is a plain detached tensor, formed once.
+def plain_weights(model: nn.Module, graph: bool = False) -> Iterator[None]:
+    """Inside, every factorized weight is a plain tensor, formed once.
 
     An attack runs dozens of passes on the same weights; forming U V + C in each of them
     would cost more than the attack. Each parametrized module takes its plain class back for
     the time being, so that no copy of the model is made and nothing can go stale.
     (``parametrize.cached`` would hand the graphless W to a training pass in the same block.)
     Blocks may be nested; threads may not share a model.
+
+    Args:
+        model: any module.
+        graph: whether gradients reach the factors: the passes of one training step share W, and
+            the way back through U V + C is gone once. Without, W is detached.
     """
     formed: dict[int, Tensor] = {}
     plain: dict[nn.Module, dict[str, Tensor]] = {}
-    with torch.no_grad():
+    with torch.set_grad_enabled(graph):
         for _, module, name, entry in _slots(model):
             if name in module.__dict__:  # plain already: an outer block has formed it
                 continue
@@ -329,7 +336,8 @@ def plain_weights(model: nn.Module) -> Iterator[None]:
             if all(_is_ours(e) for e in cast(nn.ModuleDict, module.parametrizations).values()):
                 key = id(entry.original0)
                 if key not in formed:
-                    formed[key] = getattr(module, name).detach()
+                    W = getattr(module, name)
+                    formed[key] = W if graph else W.detach()
                 plain.setdefault(module, {})[name] = formed[key]
     classes = {module: type(module) for module in plain}
     try:

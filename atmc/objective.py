@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atmc.attacks import frozen, n_fgsm, pgd
+from atmc.factorization import plain_weights
 
 TrainAttack = Literal["pgd", "n-fgsm"]
 
@@ -77,7 +78,7 @@ class Objective:
         if self.teacher is not None and self.distill > 0:
             with torch.no_grad(), frozen(self.teacher), self.autocast(x):
                 target = self.teacher(x).float().log_softmax(1)
-        with self.autocast(x):
+        with plain_weights(model, graph=True), self.autocast(x):
             logits = model(adv).float()
             clean = model(x).float() if self.clean_weight > 0 else None
         loss = self._one(logits, y, target)

@@ -24,6 +24,7 @@ from atmc.attacks import Loss, frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report
 from atmc.data import Batches, Dataset
 from atmc.evaluation import attack, evaluate, predict
+from atmc.memory import keep_freed
 from atmc.settings import Settings, from_mapping, parse_eps, read_config, write_config
 from atmc.training import Progress, Stage, derive
 
@@ -372,6 +373,7 @@ def evaluate_artifact(
     Raises:
         AtmcFormatError, DataError, ValueError: see their messages.
     """
+    keep_freed()
     config = path.parent / "config.yaml"
     beside = read_config(config) if config.is_file() else {}
     model, size, name = _read_model(path, beside)

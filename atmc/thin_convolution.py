@@ -4,7 +4,7 @@ An attack asks for the gradient of the image, and the first layer of an image ne
 or three input channels. Vectorized kernels run over channels, so that the last link of every
 attack step, small in arithmetic, is the slowest of all (for 1 -> 20 channels of 5x5, more than
 a third of the step). One matrix product over all positions and a shifted sum a tap do the same
-several times faster.
+several times faster; in bfloat16, on processors with matrix units, a transposed convolution does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from atmc.processor import matrix_units
 
 # Where the library's own kernel is the slower one, by measurement.
 _MOST_CHANNELS = 4
@@ -54,7 +56,7 @@ def input_gradient(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """The gradient of a convolution's input, by one product and one shifted sum a tap.
+    """The gradient of a convolution's input, the faster of two ways.
 
     Args:
         gradient: of the output, (n, out, oh, ow).
@@ -65,6 +67,39 @@ def input_gradient(
     Returns:
         (n, in, h, w) in the gradient's type, summed in float32 or better.
     """
+    if gradient.dtype == torch.bfloat16 and matrix_units():
+        return _transposed(gradient, weight, shape, stride, padding, dilation)
+    return _by_taps(gradient, weight, shape, stride, padding, dilation)
+
+
+def _transposed(
+    gradient: Tensor,
+    weight: Tensor,
+    shape: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """By the library's transposed convolution."""
+    # Rows and columns at the end that no output has seen.
+    unseen = [
+        shape[2 + i]
+        - ((gradient.shape[2 + i] - 1) * stride[i] - 2 * padding[i])
+        - (dilation[i] * (weight.shape[2 + i] - 1) + 1)
+        for i in range(2)
+    ]
+    return F.conv_transpose2d(gradient, weight, None, stride, padding, unseen, 1, dilation)
+
+
+def _by_taps(
+    gradient: Tensor,
+    weight: Tensor,
+    shape: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """By one product over all positions and one shifted sum a tap."""
     n, channels, height, width = shape
     out, _, kh, kw = weight.shape
     oh, ow = gradient.shape[2:]

@@ -21,6 +21,7 @@ from atmc.attacks import pgd
 from atmc.compression import channels_last
 from atmc.data import Batches
 from atmc.evaluation import attack, evaluate, predict
+from atmc.memory import keep_freed
 
 ARTIFACTS = Path(__file__).parents[1] / "docs/results/artifacts"
 EPS, STEPS, BATCH = 0.3, 40, 500
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--auto", type=int, default=200, help="examples of AutoAttack")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_freed()
     mnist = data.load("mnist", given.data_root)
     x, y = mnist.x_test[: given.examples], mnist.y_test[: given.examples]
     rows: list[Row] = []

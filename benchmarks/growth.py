@@ -22,6 +22,7 @@ from table import Row, arguments, row, show
 from torch import nn
 
 import atmc
+from atmc.memory import keep_freed
 from atmc.objective import Objective
 from atmc.optim import ATMC
 
@@ -43,6 +44,7 @@ def net(weights: int) -> nn.Module:
 def point(weights: int, batch: int, compressed: bool, threads: int) -> dict[str, float]:
     """Seconds a step, and bytes, of one configuration; run in a process of its own."""
     torch.set_num_threads(threads)
+    keep_freed()
     torch.manual_seed(0)
     model = net(weights)
     dense = 4 * sum(layer.weight.numel() for layer in model if isinstance(layer, nn.Linear))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import atmc
 from atmc.compression import channels_last
+from atmc.memory import keep_freed
 from atmc.objective import Objective
 from atmc.optim import ATMC
 
@@ -83,6 +84,7 @@ def arithmetic() -> float:
 def main() -> None:
     """The step against the machine's rate, and the compression against the plain step."""
     given = arguments(__doc__)
+    keep_freed()
     torch.manual_seed(0)
     x, y = torch.rand(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
     flops = arithmetic()

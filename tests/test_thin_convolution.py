@@ -63,8 +63,9 @@ def test_the_input_gradient_is_the_librarys(
     y = F.conv2d(x, weight, None, stride, padding, dilation)
     gradient = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     (expected,) = torch.autograd.grad(y, x, gradient)
-    got = input_gradient(gradient, weight, x.shape, stride, padding, dilation)
-    torch.testing.assert_close(got, expected)
+    for way in (thin_convolution._by_taps, thin_convolution._transposed):
+        got = way(gradient, weight, x.shape, stride, padding, dilation)
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -149,3 +150,20 @@ def test_a_compiled_model_is_attacked_like_any_other(
     compiled = torch.compile(model, backend="eager")
     got = pgd(compiled, x, y, 0.1, 3, random_start=False)  # type: ignore[arg-type]
     torch.testing.assert_close(got, pgd(model, x, y, 0.1, 3, random_start=False))
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_matrix_units_take_bfloat16_alone(monkeypatch: pytest.MonkeyPatch, units: bool) -> None:
+    taken: list[torch.dtype] = []
+
+    def transposed(gradient: Tensor, *rest: object) -> Tensor:
+        taken.append(gradient.dtype)
+        return thin_convolution._by_taps(gradient, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(thin_convolution, "_transposed", transposed)
+    monkeypatch.setattr(thin_convolution, "matrix_units", lambda: units)
+    weight, shape = torch.randn(8, 1, 3, 3), torch.Size((2, 1, 6, 6))
+    for kind in (torch.float32, torch.bfloat16):
+        gradient = torch.randn(2, 8, 4, 4).to(kind)
+        input_gradient(gradient, weight.to(kind), shape, (1, 1), (0, 0), (1, 1))
+    assert taken == ([torch.bfloat16] if units else [])
