@@ -9,6 +9,7 @@ DESIGN of the step (θ is any of U, V, C; Gui et al., NeurIPS 2019, algorithm 1)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -26,6 +27,10 @@ Bits = int | Literal["auto"] | Mapping[str, int]
 Penalty = Literal["loss", "decoupled"]
 
 AUTO_GUESS = 4  # bits a value until "auto" has chosen
+# Codebooks are searched from the last ones, and by the whole search at every tenth duplicate.
+_COLD_EVERY = 10
+# How far from the last threshold of the projection the next is looked for, as a share of it.
+_LEAST_MOVE, _MOST_MOVE = 0.02, 0.5
 
 
 def cubic(start: int, end: int, steps: int) -> Callable[[int], int]:
@@ -127,8 +132,10 @@ class ATMC(torch.optim.Optimizer):
         self.steps = 0
         self.finalized = False
         self._selection: Selection | None = None  # the last one: the next starts from it
+        self._moves = _LEAST_MOVE
         self.duplicates: dict[str, Tensor] = {}
         self.duals: dict[str, Tensor] = {}
+        self._centroids: dict[str, Tensor] = {}  # of the last codebooks
         self._rho_now = float(_at(rho, 0))
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share()
@@ -238,7 +245,10 @@ class ATMC(torch.optim.Optimizer):
         ranks = scores(self.weights, self.importance)
         last = self._selection
         near, out = (0.0, None) if last is None else (last.threshold, last.masks)
-        self._selection = select(ranks, k, self._costs(), near, out)
+        self._selection = select(ranks, k, self._costs(), near, out, self._moves)
+        if 0 < near < math.inf:  # the next move should be like this one
+            move = abs(self._selection.threshold / near - 1)
+            self._moves = min(max(2 * move, _LEAST_MOVE), _MOST_MOVE)
         for (name, factor), mask in zip(self.factors.items(), self._selection.masks, strict=True):
             factor.masked_fill_(~mask, 0)
             if name in self.duplicates:
@@ -247,22 +257,32 @@ class ATMC(torch.optim.Optimizer):
 
     def _duplicate(self) -> None:
         self._follow_nonzeros()
+        if self.steps // self.duplicate_every % _COLD_EVERY == 0:
+            self._centroids.clear()
         for name, factor in self.factors.items():
             dual = self.duals.get(name)
-            duplicate = self._quantized(name, factor if dual is None else factor + dual)
+            values = factor if dual is None else factor + dual
+            duplicate, centroids = self._quantized(name, values, self._centroids.get(name))
+            if centroids is not None:
+                self._centroids[name] = centroids
             kind = self.state_dtype or factor.dtype
             gap = (factor - duplicate).to(kind)
             self.duals[name] = gap if dual is None else dual.add_(gap)
             self.duplicates[name] = duplicate.to(kind)
 
-    def _quantized(self, name: str, values: Tensor) -> Tensor:
-        """The nearest tensor with at most 2^b levels; zeros stay: the support can only shrink."""
+    def _quantized(
+        self, name: str, values: Tensor, init: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The nearest tensor with at most 2^b levels, and what the next search may start from.
+
+        Zeros stay: the support can only shrink.
+        """
         values = values.detach()
         bits = self.bits[name]
         if bits == FLOAT_BITS:
-            return values.clone()
-        book = quantized_codebook(values, 2**bits, level_bits(bits))
-        return quantize(values, book.levels.to(values), book.codes)
+            return values.clone(), None
+        book = quantized_codebook(values, 2**bits, level_bits(bits), init)
+        return quantize(values, book.levels.to(values), book.codes), book.centroids
 
     @torch.no_grad()
     def quantized(self, k: int) -> dict[str, Tensor]:
@@ -272,7 +292,7 @@ class ATMC(torch.optim.Optimizer):
         for (name, factor), mask in zip(self.factors.items(), masks, strict=True):
             dual = self.duals.get(name)
             values = factor if dual is None else factor + dual
-            found[name] = self._quantized(name, values * mask)
+            found[name], _ = self._quantized(name, values * mask)
         return found
 
     @torch.no_grad()
@@ -292,6 +312,7 @@ class ATMC(torch.optim.Optimizer):
             "inner": self.inner.state_dict(),
             "duplicates": dict(self.duplicates),
             "duals": dict(self.duals),
+            "centroids": dict(self._centroids),
             "bits": dict(self.bits),
             "chosen_at": self._chosen_at,
             "steps": self.steps,
@@ -320,6 +341,7 @@ class ATMC(torch.optim.Optimizer):
                 for n, v in state_dict[key].items()
             }
             setattr(self, key, held)
+        self._centroids = dict(state_dict["centroids"])
         self._chosen_at = state_dict["chosen_at"]
         self.steps = state_dict["steps"]
         self._rho_now = state_dict["rho"]

@@ -28,9 +28,12 @@ __all__ = [
 _DIGIT = 16
 
 # The narrowing pass: below _SMALL entries it does not pay; it works in blocks that stay in the
-# cache. A bracket is _AROUND a threshold that was given, or from a sample of _SAMPLED entries.
+# cache. A bracket is around a threshold that was given, or from a sample of _SAMPLED entries.
+# Neighbours of up to _TINY entries are joined: a call costs more than they do.
 _SMALL = 2**17
-_BLOCK = 2**19
+_TINY = 2**15
+_SORTED = 2**15  # entries that are sorted sooner than counted, as those in a bracket are
+_BLOCK = 2**17
 _AROUND = 0.02
 _SAMPLED = 2**16
 
@@ -87,6 +90,7 @@ def select(
     costs: Sequence[float] | None = None,
     near: float = 0.0,
     out: Sequence[Tensor] | None = None,
+    around: float = _AROUND,
 ) -> Selection:
     """``topk_masks``, with the threshold, by which the next selection is found faster.
 
@@ -100,6 +104,8 @@ def select(
             the time, never the answer.
         out: contiguous bool tensors of the scores' shapes to write the masks into: for many
             entries, fresh memory costs as much as the selection.
+        around: half the width of the bracket around ``near``, as a share of it: by how much the
+            threshold may have moved. It changes the time, never the answer.
 
     Raises:
         ValueError: as ``topk_masks``.
@@ -119,17 +125,17 @@ def select(
     finite = dict.fromkeys(price for price in prices if price < math.inf)
     unit = {price: row for row, price in enumerate(finite)}
     double = any(score.dtype == torch.float64 for score in scores)
-    entries = [
-        _Entries(score.reshape(-1), mask.view(-1), price, unit[price], double)
-        for score, mask, price in zip(scores, masks, prices, strict=True)
-        if price in unit
-    ]
     for mask, price in zip(masks, prices, strict=True):
         if price not in unit:
             mask.zero_()
+    runs = list(_runs(scores, prices))
+    entries = [
+        _Entries(score, mask, price, unit[price], double)
+        for score, mask, price in (_joined(scores, masks, prices, run) for run in runs)
+    ]
     if not entries:
         return Selection(masks, 0.0)
-    above, rest = _narrow(entries, list(unit), k, near)
+    above, rest = _narrow(entries, list(unit), k, near, around)
     bits = [each.bits for each in rest]
     rows = [each.row for each in entries]
     threshold, spent, ties = _threshold(bits, rows, list(unit), k, 64 if double else 32, above)
@@ -144,7 +150,41 @@ def select(
             if fits:
                 keep[(part.bits == threshold).nonzero()[:fits, 0]] = True
         each.keep(part, keep)
+    for run, each in zip(runs, entries, strict=True):
+        if len(run) > 1:
+            parts = torch.split(each.mask, [masks[index].numel() for index in run])
+            for index, mask in zip(run, parts, strict=True):
+                masks[index].view(-1).copy_(mask)
     return Selection(masks, _value(threshold, double))
+
+
+def _runs(scores: Sequence[Tensor], prices: Sequence[float]) -> Iterator[list[int]]:
+    """Indices of the tensors in competition, in order; small neighbours of one kind together."""
+    run: list[int] = []
+    for index, (score, price) in enumerate(zip(scores, prices, strict=True)):
+        if price == math.inf:
+            continue
+        if run:
+            last = scores[run[-1]]
+            alike = price == prices[run[-1]] and score.dtype == last.dtype
+            if alike and score.device == last.device and max(score.numel(), last.numel()) <= _TINY:
+                run.append(index)
+                continue
+            yield run
+        run = [index]
+    if run:
+        yield run
+
+
+def _joined(
+    scores: Sequence[Tensor], masks: Sequence[Tensor], prices: Sequence[float], run: Sequence[int]
+) -> tuple[Tensor, Tensor, float]:
+    """Score, mask and price of a run, flat; the mask of more than one tensor is a new one."""
+    first = run[0]
+    if len(run) == 1:
+        return scores[first].reshape(-1), masks[first].view(-1), prices[first]
+    score = torch.cat([scores[index].reshape(-1) for index in run])
+    return score, score.new_empty(score.shape, dtype=torch.bool), prices[first]
 
 
 def project_topk(
@@ -246,21 +286,6 @@ def _value(pattern: int, double: bool) -> float:
     return float(kind(pattern).view(np.float64 if double else np.float32))
 
 
-_WORD = 8  # bools that are looked at together
-
-
-def _padded(count: int) -> int:
-    """``count`` rounded up to whole words."""
-    return -(-count // _WORD) * _WORD
-
-
-def _places(mask: Tensor) -> Tensor:
-    """``mask.nonzero()[:, 0]`` for whole words, most of them empty: those are skipped at once."""
-    words = mask.view(torch.int64).nonzero()[:, 0]
-    inside = mask.view(-1, _WORD)[words].nonzero()
-    return words[inside[:, 0]] * _WORD + inside[:, 1]
-
-
 @dataclass(frozen=True, eq=False)
 class _Part:
     """Some entries of a tensor: their patterns, and where they are (None: all, in order)."""
@@ -287,32 +312,34 @@ class _Entries:
         """Patterns of every ``stride``-th entry."""
         return _bits(self.score[::stride], self.price, self.double)
 
-    def blocks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Runs of entries: where they start, their patterns, their part of the mask."""
-        size = _BLOCK if self.score.device.type == "cpu" else max(1, self.score.numel())
-        for start in range(0, self.score.numel(), size):
-            score = self.score[start : start + size]
-            yield start, _bits(score, self.price, self.double), self.mask[start : start + size]
-
     def split(self, low: int, high: int) -> tuple[int, _Part]:
         """Mark and count the entries above ``high``; the part from ``low`` to ``high``."""
+        if self.score.device.type == "cpu":
+            return self._split_in_blocks(low, high)
+        bits = _bits(self.score, self.price, self.double)
+        torch.gt(bits, high, out=self.mask)
+        inside = ((bits >= low) ^ self.mask).nonzero()[:, 0]
+        return int(torch.count_nonzero(self.mask)), _Part(bits[inside], inside)
+
+    def _split_in_blocks(self, low: int, high: int) -> tuple[int, _Part]:
+        # By numpy, whose comparisons write bools several times faster than torch's.
         above = 0
-        places, found = [], []
-        between = self.mask.new_empty(0)
-        for start, bits, mask in self.blocks():
-            torch.gt(bits, high, out=mask)
-            above += int(torch.count_nonzero(mask))
-            if between.numel() != _padded(len(mask)):
-                between = mask.new_empty(_padded(len(mask)))
-            between[len(mask) :] = False
-            torch.ge(bits, low, out=between[: len(mask)])
-            between[: len(mask)].logical_xor_(mask)
-            inside = _places(between)
-            found.append(bits[inside])
-            places.append(inside.add_(start))
-        if not places:
-            return 0, self.all()
-        return above, _Part(torch.cat(found), torch.cat(places))
+        places, found = [np.empty(0, dtype=np.int64)], []
+        mask, between = self.mask.numpy(), np.empty(_BLOCK, dtype=np.bool_)
+        for start in range(0, self.score.numel(), _BLOCK):
+            score = self.score[start : start + _BLOCK]
+            bits = _bits(score, self.price, self.double).numpy()
+            over, inside = mask[start : start + _BLOCK], between[: len(bits)]
+            np.greater(bits, high, out=over)
+            above += int(np.count_nonzero(over))
+            np.greater_equal(bits, low, out=inside)
+            np.bitwise_xor(inside, over, out=inside)
+            at = np.flatnonzero(inside)
+            found.append(bits[at])
+            places.append(at + start)
+        kind = np.int64 if self.double else np.int32
+        chosen = np.concatenate(found) if found else np.empty(0, dtype=kind)
+        return above, _Part(torch.from_numpy(chosen), torch.from_numpy(np.concatenate(places)))
 
     def keep(self, part: _Part, chosen: Tensor) -> None:
         """Mark the chosen entries of a part; what was marked before stays."""
@@ -323,12 +350,12 @@ class _Entries:
 
 
 def _narrow(
-    entries: Sequence[_Entries], prices: Sequence[float], k: float, near: float
+    entries: Sequence[_Entries], prices: Sequence[float], k: float, near: float, around: float
 ) -> tuple[npt.NDArray[np.int64], list[_Part]]:
     """Mark what is certainly kept; count it by price, and return what is left to rank."""
     total = sum(each.score.numel() for each in entries)
     if total >= _SMALL:
-        for low, high in _brackets(entries, prices, k, near, total):
+        for low, high in _brackets(entries, prices, k, near, around, total):
             above = np.zeros(len(prices), dtype=np.int64)
             upto = above.copy()
             parts = []
@@ -370,12 +397,17 @@ def _most(
 
 
 def _brackets(
-    entries: Sequence[_Entries], prices: Sequence[float], k: float, near: float, total: int
+    entries: Sequence[_Entries],
+    prices: Sequence[float],
+    k: float,
+    near: float,
+    around: float,
+    total: int,
 ) -> Iterator[tuple[int, int]]:
     """Patterns between which the threshold should lie: around ``near``, then from a sample."""
     double = entries[0].double
     if 0 < near < math.inf:
-        low, high = (_pattern(near * side, double) for side in (1 - _AROUND, 1 + _AROUND))
+        low, high = (_pattern(near * side, double) for side in (1 - around, 1 + around))
         yield max(1, low), high
     stride = total // _SAMPLED | 1  # odd: in step with fewer of the tensors' own strides
     samples = [each.sample(stride).cpu().numpy() for each in entries]
@@ -417,6 +449,8 @@ def _threshold(
         The threshold (0 where all positive entries fit), the number of entries above it at each
         price, and the number of entries equal to it in each tensor.
     """
+    if len(prices) == 1 and sum(left.numel() for left in bits) <= _SORTED:
+        return _threshold_by_sorting(bits, prices, k, start)
     threshold = 0
     above = start
     rest = list(bits)
@@ -438,3 +472,21 @@ def _threshold(
         # The digits are formed again: kept, they would be a copy of every tensor at once.
         rest = [left[(left >> shift) & mask == found] for left in rest]
     return threshold, above, [left.numel() for left in rest]
+
+
+def _threshold_by_sorting(
+    bits: Sequence[Tensor],
+    prices: Sequence[float],
+    k: float,
+    start: npt.NDArray[np.int64],
+) -> tuple[int, npt.NDArray[np.int64], list[int]]:
+    """``_threshold`` of few entries at one price."""
+    held = [np.maximum(left.cpu().numpy(), 0) for left in bits]  # zeros of negative sign
+    ranked = np.sort(np.concatenate(held))
+    positive = ranked.size - int(np.searchsorted(ranked, 0, side="right"))
+    fits = _most(start, 0, positive, prices, k)
+    if fits == positive:
+        return 0, start + positive, [0] * len(held)
+    threshold = int(ranked[-1 - fits])
+    above = ranked.size - int(np.searchsorted(ranked, threshold, side="right"))
+    return threshold, start + above, [int((left == threshold).sum()) for left in held]

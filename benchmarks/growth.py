@@ -25,6 +25,7 @@ import atmc
 from atmc.memory import keep_freed
 from atmc.objective import Objective
 from atmc.optim import ATMC
+from atmc.training import adam
 
 WEIGHTS = (10**5, 10**6, 10**7, 5 * 10**7)
 BATCHES = (32, 128, 512)
@@ -50,7 +51,7 @@ def point(weights: int, batch: int, compressed: bool, threads: int) -> dict[str,
     dense = 4 * sum(layer.weight.numel() for layer in model if isinstance(layer, nn.Linear))
     if compressed:
         atmc.factorize(model)
-    inner: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    inner: torch.optim.Optimizer = adam(model.parameters(), 1e-4)
     optimizer = inner
     if compressed:
         optimizer = ATMC(model, inner, k=dense // 400, duplicate_every=EVERY, importance="effect")

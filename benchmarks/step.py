@@ -19,6 +19,7 @@ from atmc.compression import channels_last
 from atmc.memory import keep_freed
 from atmc.objective import Objective
 from atmc.optim import ATMC
+from atmc.training import adam
 
 BATCH, STEPS, EPS = 256, 16, 76 / 255
 K = 4305  # 1 % of the weights
@@ -48,7 +49,7 @@ def step(
 def plain(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], None]:
     """EVERY adversarial steps of the dense model."""
     model = channels_last(atmc.models.create("lenet5"))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    optimizer = adam(model.parameters(), 1e-4)
     goal = objective(precision)
     return lambda: [step(model, optimizer, goal, x, y) for _ in range(EVERY)] and None
 
@@ -59,7 +60,7 @@ def compressed(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[
     atmc.factorize(model)
     optimizer = ATMC(
         model,
-        torch.optim.Adam(model.parameters(), 1e-4),
+        adam(model.parameters(), 1e-4),
         k=K,
         bits=4,
         duplicate_every=EVERY,

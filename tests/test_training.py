@@ -1,5 +1,6 @@
 """The loop: derived seeds, schedules, the loss, checkpoints, and runs that were cut and resumed."""
 
+import copy
 import itertools
 import math
 import signal
@@ -21,7 +22,7 @@ from atmc.data import Batches
 from atmc.factorization import factorize
 from atmc.methods.stages import CompressStage, LevelStage, Target
 from atmc.objective import Guard, Objective
-from atmc.training import Loader, Stage, Trainer, TrainingError, derive
+from atmc.training import Loader, Stage, Trainer, TrainingError, adam, derive
 
 STEPS = 4  # batches of an epoch
 
@@ -555,3 +556,24 @@ def test_the_interrupt_handler_is_put_back() -> None:
     with pytest.raises(KeyboardInterrupt):
         cut.run()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("factorized", [False, True])
+def test_adam_is_the_librarys_whatever_the_memory_format(factorized: bool) -> None:
+    """The one-pass kernel takes parameter and gradient to lie alike in memory."""
+    torch.manual_seed(0)
+    results = []
+    start = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    x = torch.randn(6, 3, 4, 4)
+    for make in (adam, torch.optim.Adam):
+        model = copy.deepcopy(start).to(memory_format=torch.channels_last)
+        if factorized:
+            factorize(model)
+        optimizer = make(model.parameters(), 1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        results.append(list(model.parameters()))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -26,7 +26,7 @@ from atmc.importance import Importance, scores
 from atmc.levels import CodebookOptimizer, round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
 from atmc.projection import topk_masks
-from atmc.training import Stage
+from atmc.training import Stage, adam
 
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
@@ -189,7 +189,7 @@ class CompressStage(Stage):
         costs = {name: 1.0 if name in self.allowed else math.inf for name in self.names}
         self.optimizer = ATMC(
             model,
-            torch.optim.Adam(model.parameters(), self.lr),
+            adam(model.parameters(), self.lr),
             self.k_at,
             bits,
             rho=lambda step: rho * (step / max(1, self.total_steps)) ** 2,
