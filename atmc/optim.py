@@ -21,10 +21,9 @@ from atmc.factorization import factorized_weights
 from atmc.importance import Importance, effect, scores
 from atmc.projection import Selection, select, topk_masks
 from atmc.quantization import quantize, quantized_codebook
+from atmc.splitting import Penalty, Schedule, Splitting, at
 
-Schedule = Callable[[int], float]
 Bits = int | Literal["auto"] | Mapping[str, int]
-Penalty = Literal["loss", "decoupled"]
 
 AUTO_GUESS = 4  # bits a value until "auto" has chosen
 # Codebooks are searched from the last ones, and by the whole search at every tenth duplicate.
@@ -43,11 +42,7 @@ def cubic(start: int, end: int, steps: int) -> Callable[[int], int]:
     return schedule
 
 
-def _at(value: float | Schedule, step: int) -> float:
-    return value(step) if callable(value) else value
-
-
-class ATMC(torch.optim.Optimizer):
+class ATMC(Splitting):
     """Any torch optimizer, under k nonzeros and 2^b levels a tensor.
 
     The inner optimizer moves all parameters; factors are then projected. Its state
@@ -55,11 +50,7 @@ class ATMC(torch.optim.Optimizer):
     an entry that was cut can come back, and it never moves a parameter that the projection
     has zeroed, since the projection comes last.
 
-    The penalty is part of the loss for plain gradient methods (add :meth:`penalty` to it).
-    Optimizers that rescale gradients (Adam and its kind) would rescale ρ with them: there it
-    is applied decoupled, as the proximal step θ ← (θ + γρ(θ' - u)) / (1 + γρ) with γ the group's
-    rate, and :meth:`penalty` is zero. So a loop always adds it. The fixed point is then that of
-    the rescaled gradient: under Adam levels settle nearer a median of what they stand for.
+    Where the penalty goes, :class:`~atmc.splitting.Splitting` says; a loop always adds it.
 
     Args:
         model: factorized already.
@@ -101,52 +92,22 @@ class ATMC(torch.optim.Optimizer):
         if not self.weights:
             raise ValueError("the model has no factors: call atmc.factorize(model) first")
         self.factors = {n: f for weight in self.weights for n, f in weight.factors.items()}
-        held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        if missing := [name for name, factor in self.factors.items() if id(factor) not in held]:
-            raise ValueError(
-                f"the optimizer does not hold {missing[0]}: build it from model.parameters() "
-                "after atmc.factorize(model)"
-            )
         if duplicate_every < 1:
             raise ValueError(f"duplicate_every is {duplicate_every}: give at least 1")
         if importance not in get_args(Importance):
             raise ValueError(f"unknown importance {importance!r}: use 'effect' or 'magnitude'")
-        if state_dtype is not None and not state_dtype.is_floating_point:
-            raise ValueError(f"state_dtype is {state_dtype}: use a floating-point type")
-        if penalty not in (None, *get_args(Penalty)):
-            raise ValueError(f"unknown penalty {penalty!r}: use 'loss', 'decoupled' or None")
-        self.inner = optimizer
+        super().__init__(self.factors, optimizer, rho=rho, penalty=penalty, state_dtype=state_dtype)
         self.k = k
-        self.rho = rho
         self.duplicate_every = duplicate_every
         self.importance: Importance = importance
         self.costs = self._by_name(costs, "costs") if costs is not None else None
         self.auto = bits == "auto"
         self._chosen_at = 0  # nonzeros when bits were chosen last
         self.set_bits(AUTO_GUESS if bits == "auto" else bits)
-        if penalty is None:
-            plain = isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD))
-            penalty = "loss" if plain else "decoupled"
-        self.penalty_kind: Penalty = penalty
-        self.state_dtype = state_dtype
-        self.steps = 0
         self.finalized = False
         self._selection: Selection | None = None  # the last one: the next starts from it
         self._moves = _LEAST_MOVE
-        self.duplicates: dict[str, Tensor] = {}
-        self.duals: dict[str, Tensor] = {}
         self._centroids: dict[str, Tensor] = {}  # of the last codebooks
-        self._rho_now = float(_at(rho, 0))
-        super().__init__(optimizer.param_groups, optimizer.defaults)
-        self._share()
-        self._groups = {name: held[id(factor)] for name, factor in self.factors.items()}
-
-    def _share(self) -> None:
-        """One set of groups and state for the inner optimizer, schedulers and us."""
-        self.param_groups = self.inner.param_groups
-        self.state = self.inner.state
-        held = {id(p): group for group in self.param_groups for p in group["params"]}
-        self._groups = {name: held[id(factor)] for name, factor in self.factors.items()}
 
     def _by_name(self, values: Mapping[str, Any], what: str) -> dict[str, Any]:
         if unknown := [name for name in values if name not in self.factors]:
@@ -198,45 +159,19 @@ class ATMC(torch.optim.Optimizer):
         """Nonzeros of all factors now."""
         return sum(int(torch.count_nonzero(factor)) for factor in self.factors.values())
 
-    def penalty(self) -> Tensor:
-        """(ρ/2) Σ ‖θ - θ' + u‖², to add to the loss; zero where it is applied decoupled."""
-        first = next(iter(self.factors.values()))
-        total = first.new_zeros(())
-        if self.penalty_kind == "loss":
-            for name, duplicate in self.duplicates.items():
-                gap = self.factors[name] - duplicate + self.duals[name]
-                total = total + gap.square().sum()
-        return 0.5 * self._rho_now * total
-
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Inner step, projection and, when it is due, duplicate and dual."""
         if self.finalized:
             raise RuntimeError("the optimizer is finalized: go on with CodebookOptimizer")
         loss = self.inner.step(closure)
         with torch.no_grad():
-            if self.penalty_kind == "decoupled":
-                self._proximal()
+            self._proximal()
             self.steps += 1
-            self._project(int(_at(self.k, self.steps)))
+            self._project(int(at(self.k, self.steps)))
             if self.steps % self.duplicate_every == 0:
                 self._duplicate()
-            self._set_rho(float(_at(self.rho, self.steps)))
+            self._set_rho(float(at(self.rho, self.steps)))
         return loss
-
-    def _set_rho(self, rho: float) -> None:
-        if rho != self._rho_now:
-            if rho > 0:
-                for dual in self.duals.values():
-                    dual.mul_(self._rho_now / rho)
-            self._rho_now = rho
-
-    def _proximal(self) -> None:
-        for name, duplicate in self.duplicates.items():
-            pull = float(self._groups[name]["lr"]) * self._rho_now
-            factor = self.factors[name]
-            wide = torch.promote_types(duplicate.dtype, factor.dtype)
-            target = (duplicate.to(wide) - self.duals[name]).to(factor.dtype)
-            factor.lerp_(target, pull / (1 + pull))
 
     def _costs(self) -> list[float] | None:
         return None if self.costs is None else [self.costs[name] for name in self.factors]
@@ -259,16 +194,12 @@ class ATMC(torch.optim.Optimizer):
         self._follow_nonzeros()
         if self.steps // self.duplicate_every % _COLD_EVERY == 0:
             self._centroids.clear()
-        for name, factor in self.factors.items():
-            dual = self.duals.get(name)
-            values = factor if dual is None else factor + dual
-            duplicate, centroids = self._quantized(name, values, self._centroids.get(name))
+        for name in self.factors:
+            init = self._centroids.get(name)
+            duplicate, centroids = self._quantized(name, self._shifted(name), init)
             if centroids is not None:
                 self._centroids[name] = centroids
-            kind = self.state_dtype or factor.dtype
-            gap = (factor - duplicate).to(kind)
-            self.duals[name] = gap if dual is None else dual.add_(gap)
-            self.duplicates[name] = duplicate.to(kind)
+            self._renew(name, duplicate)
 
     def _quantized(
         self, name: str, values: Tensor, init: Tensor | None = None
@@ -289,10 +220,8 @@ class ATMC(torch.optim.Optimizer):
         """The duplicate of the factors projected onto ``k``, by name; changes nothing."""
         found = {}
         masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
-        for (name, factor), mask in zip(self.factors.items(), masks, strict=True):
-            dual = self.duals.get(name)
-            values = factor if dual is None else factor + dual
-            found[name], _ = self._quantized(name, values * mask)
+        for name, mask in zip(self.factors, masks, strict=True):
+            found[name], _ = self._quantized(name, self._shifted(name) * mask)
         return found
 
     @torch.no_grad()
@@ -301,22 +230,17 @@ class ATMC(torch.optim.Optimizer):
 
         The duplicate is taken afresh, of the factors projected onto ``k``: that of now if None.
         """
-        self.duplicates = self.quantized(int(_at(self.k, self.steps)) if k is None else k)
+        self.duplicates = self.quantized(int(at(self.k, self.steps)) if k is None else k)
         for name, factor in self.factors.items():
             factor.copy_(self.duplicates[name])
         self.finalized = True
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, duplicates, duals and counters; tensors are not copied."""
-        return {
-            "inner": self.inner.state_dict(),
-            "duplicates": dict(self.duplicates),
-            "duals": dict(self.duals),
+        return super().state_dict() | {
             "centroids": dict(self._centroids),
             "bits": dict(self.bits),
             "chosen_at": self._chosen_at,
-            "steps": self.steps,
-            "rho": self._rho_now,
             "finalized": self.finalized,
         }
 
@@ -326,27 +250,8 @@ class ATMC(torch.optim.Optimizer):
         Raises:
             ValueError: a state of other factors than the model's.
         """
-        for key in ("duplicates", "duals"):
-            for name, value in state_dict[key].items():
-                if name not in self.factors or value.shape != self.factors[name].shape:
-                    raise ValueError(f"the state holds {name!r}, which does not fit this model")
+        super().load_state_dict(state_dict)
         self.set_bits(state_dict["bits"])
-        self.inner.load_state_dict(state_dict["inner"])
-        self._share()
-        for key in ("duplicates", "duals"):
-            held = {
-                n: v.to(
-                    self.factors[n].device, self.state_dtype or self.factors[n].dtype, copy=True
-                )
-                for n, v in state_dict[key].items()
-            }
-            setattr(self, key, held)
         self._centroids = dict(state_dict["centroids"])
         self._chosen_at = state_dict["chosen_at"]
-        self.steps = state_dict["steps"]
-        self._rho_now = state_dict["rho"]
         self.finalized = state_dict["finalized"]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of every parameter that the inner optimizer holds."""
-        self.inner.zero_grad(set_to_none)

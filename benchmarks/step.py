@@ -19,6 +19,9 @@ from atmc.compression import channels_last
 from atmc.memory import keep_freed
 from atmc.objective import Objective
 from atmc.optim import ATMC
+from atmc.projection import project_per_layer
+from atmc.pruning import PruningADMM
+from atmc.splitting import Splitting
 from atmc.training import adam
 
 BATCH, STEPS, EPS = 256, 16, 76 / 255
@@ -40,7 +43,7 @@ def step(
     model.train()
     optimizer.zero_grad()
     loss, _ = goal.loss(model, x, adv, y)
-    if isinstance(optimizer, ATMC):
+    if isinstance(optimizer, Splitting):
         loss = loss + optimizer.penalty()
     loss.backward()
     optimizer.step()
@@ -66,6 +69,20 @@ def compressed(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[
         duplicate_every=EVERY,
         importance="effect",
     )
+    goal = objective(precision)
+    return lambda: [step(model, optimizer, goal, x, y) for _ in range(EVERY)] and None
+
+
+def pruned(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """EVERY steps of pruning ADMM, each with its duplicate, as in the paper's algorithm."""
+    model = channels_last(atmc.models.create("lenet5"))
+    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+
+    def projection(kept: int) -> Callable[[Tensor], Tensor]:
+        return lambda weight: project_per_layer([weight], [kept])[0]
+
+    projections = {name: projection(weight.numel() // 100) for name, weight in weights.items()}
+    optimizer = PruningADMM(weights, adam(model.parameters(), 1e-4), projections)
     goal = objective(precision)
     return lambda: [step(model, optimizer, goal, x, y) for _ in range(EVERY)] and None
 
@@ -97,6 +114,7 @@ def main() -> None:
     for name, precision in kinds.items():
         routines[f"plain-{name}"] = plain(precision, x, y)
         routines[f"atmc-{name}"] = compressed(precision, x, y)
+        routines[f"admm-{name}"] = pruned(precision, x, y)
     seconds = {name: value / EVERY for name, value in least(routines, given.repeat).items()}
     rate = 2 * SIDE**3 / seconds["sgemm"]
     print(f"{flops / 1e9:.1f} GFLOP a step, sgemm at {rate / 1e9:.0f} GFLOP/s")
@@ -107,19 +125,23 @@ def main() -> None:
     fastest = min(kinds, key=lambda name: seconds[f"plain-{name}"])
     rows += [
         row(
-            "overhead-atmc",
-            seconds[f"atmc-{fastest}"],
+            f"overhead-{method}",
+            seconds[f"{method}-{fastest}"],
             seconds[f"plain-{fastest}"],
             f"plain adversarial step, {fastest}",
             "s",
-        ),
+        )
+        for method in ("atmc", "admm")
+    ]
+    rows += [
         row(
-            "overhead-atmc-fp32",
-            seconds["atmc-fp32"],
+            f"overhead-{method}-fp32",
+            seconds[f"{method}-fp32"],
             seconds["plain-fp32"],
             "plain adversarial step, fp32",
             "s",
-        ),
+        )
+        for method in ("atmc", "admm")
     ]
     show(rows, given.json)
 
