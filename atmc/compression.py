@@ -74,6 +74,7 @@ class Training:
             differ by rounding), and let the process keep the memory that it has freed
             (:func:`atmc.memory.keep_freed`). A model given in channels_last stays in it, and is
             faster again.
+        compiled: pass the attack through ``torch.compile``: worth a try on a GPU, slower on a CPU.
     """
 
     eps: float
@@ -89,6 +90,7 @@ class Training:
     seed: int = 0
     precision: Precision = "auto"
     fast: bool = True
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before any training."""
@@ -174,6 +176,7 @@ class Job:
             distill=t.distill if teacher is not None else 0.0,
             precision=t.autocast,
             fast=t.fast,
+            compiled=t.compiled,
         )
 
     def _train(self, phase: str, index: int, stages: list[Stage], objective: Objective) -> None:

@@ -155,6 +155,18 @@ def evaluate(
         ValueError: no examples.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return _evaluate(model, batches, attacks, device, seed, on_batch)
+
+
+def _evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attacks: Sequence[Attack],
+    device: torch.device,
+    seed: int,
+    on_batch: Callable[[int], None] | None,
+) -> dict[str, Any]:
     generator = torch.Generator(device).manual_seed(seed)
     clean = total = worst = 0
     held = [0] * len(attacks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class Objective:
         distill: share of the loss on those predictions, 0 to 1.
         precision: autocast type of the layers, or None for float32.
         fast: let the attack take the faster way through thin convolutions.
+        compiled: compile the attack's passes.
     """
 
     eps: float
@@ -40,13 +41,14 @@ class Objective:
     precision: torch.dtype | None = None
     fast: bool = True
     train_attack: TrainAttack = "pgd"
+    compiled: bool = False
 
     def single_step(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
         """``x`` attacked by one noisy step of ``scale`` · ε."""
         eps = self.eps * scale
         if eps == 0:
             return x
-        return n_fgsm(model, x, y, eps, precision=self.precision, fast=self.fast)
+        return n_fgsm(model, x, y, eps, **self._how())
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
         """``x`` attacked by PGD within ``scale`` · ε."""
@@ -61,9 +63,12 @@ class Objective:
             eps,
             self.steps,
             step_size=step * scale,
-            precision=self.precision,
-            fast=self.fast,
+            **self._how(),
         )
+
+    def _how(self) -> dict[str, Any]:
+        """How an attack's passes are run."""
+        return {"precision": self.precision, "fast": self.fast, "compiled": self.compiled}
 
     def _one(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         loss = F.cross_entropy(logits, y)

@@ -230,7 +230,12 @@ def run(
     )
     job = Job(
         channels_last(model.to(device)) if settings.fast else model.to(device),
-        Batches(dataset.x_train, dataset.y_train, settings.batch_size, shuffle=True),
+        Batches(  # all of it on the device: a copy a step would wait for the attack before it
+            dataset.x_train.to(device),
+            dataset.y_train.to(device),
+            settings.batch_size,
+            shuffle=True,
+        ),
         budget,
         training,
         settings.method,
@@ -318,6 +323,7 @@ def _training(settings: Settings) -> Training:
         seed=settings.seed,
         precision=settings.precision,
         fast=settings.fast,
+        compiled=settings.compiled,
     )
 
 
@@ -351,6 +357,7 @@ def evaluate_artifact(
     examples: int | None = None,
     loss: Loss = "ce",
     seed: int = 0,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Clean accuracy and named attacks of an artifact's decoded model, on the test split.
 
@@ -366,14 +373,16 @@ def evaluate_artifact(
         examples: the first so many of the test split; None for all.
         loss: of PGD, "ce" or "margin".
         seed: of the random starts.
+        device: "cpu", "cuda", or "auto".
 
     Returns:
         ``{"accuracy", "attacks", "size"}`` as in report.json; of ``size``, what a file tells.
 
     Raises:
-        AtmcFormatError, DataError, ValueError: see their messages.
+        AtmcFormatError, DataError, RunError, ValueError: see their messages.
     """
     keep_freed()
+    where = _device(device)
     config = path.parent / "config.yaml"
     beside = read_config(config) if config.is_file() else {}
     model, size, name = _read_model(path, beside)
@@ -399,7 +408,7 @@ def evaluate_artifact(
         for each in attacks
     ]
     x, y = loaded.x_test[:examples], loaded.y_test[:examples]
-    measured = evaluate(model, Batches(x, y, _EVALUATION_BATCH), chosen, seed=seed)
+    measured = evaluate(model.to(where), Batches(x, y, _EVALUATION_BATCH), chosen, seed=seed)
     return {**measured, "size": size}
 
 

@@ -2,6 +2,8 @@
 
     python benchmarks/step.py [--json FILE]
 
+With a GPU also that of resnet18 on inputs of 3 x 32 x 32, PGD-10, against the GPU's bfloat16 rate.
+
 The arithmetic is that of the plain step with dense weights; the machine's rate is that of a
 float32 matrix product of 2048 x 2048 with the same threads, in the same rounds.
 """
@@ -11,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from table import arguments, least, row, show
+from table import Row, arguments, least, row, show
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import atmc
 from atmc.compression import channels_last
 from atmc.memory import keep_freed
-from atmc.objective import Objective
+from atmc.objective import Guard, Objective, TrainAttack
 from atmc.optim import ATMC
 from atmc.projection import project_per_layer
 from atmc.pruning import PruningADMM
@@ -99,6 +102,71 @@ def arithmetic() -> float:
     return 2.0 * products * BATCH * (2 * STEPS + 2 * 3)
 
 
+def single_step(attack: TrainAttack, steps: int, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Half-clean steps under a training-time attack, one look at its collapse among them."""
+    model = channels_last(atmc.models.create("lenet5"))
+    optimizer = adam(model.parameters(), 1e-4)
+    goal = Objective(EPS, steps, clean_weight=0.5, precision=torch.bfloat16, train_attack=attack)
+    guard = Guard(goal)
+
+    def run() -> None:
+        for count in range(guard.every):
+            adv = guard.attack(model, x, y, 1.0, count)
+            model.train()
+            optimizer.zero_grad()
+            goal.loss(model, x, adv, y)[0].backward()
+            optimizer.step()
+
+    return run
+
+
+def accelerator(device: str, batch: int, side: int, repeat: int) -> list[Row]:
+    """The ATMC step of resnet18 under PGD-10 in bfloat16, plain and compiled."""
+    torch.manual_seed(0)
+    x = torch.rand(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (batch,), device=device)
+    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    steps = 10
+    with FlopCounterMode(display=False) as counter:
+        atmc.models.create("resnet18").to(device).eval()(x)
+    # A pass forward and one back an attack step; one forward and two back in training.
+    flops = counter.get_total_flops() * (2 * steps + 3)
+
+    def make(compiled: bool) -> Callable[[], None]:
+        model = channels_last(atmc.models.create("resnet18").to(device))
+        atmc.factorize(model)
+        inner = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+        optimizer = ATMC(model, inner, k=100_000, duplicate_every=EVERY, importance="effect")
+        goal = Objective(8 / 255, steps, precision=torch.bfloat16, compiled=compiled)
+
+        def run() -> None:
+            for _ in range(EVERY):
+                step(model, optimizer, goal, x, y)
+            synchronize(device)
+
+        return run
+
+    def product() -> None:
+        for _ in range(EVERY):
+            matrix @ matrix
+        synchronize(device)
+
+    routines = {"matrix": product, "eager": make(False), "compiled": make(True)}
+    seconds = {name: value / EVERY for name, value in least(routines, repeat).items()}
+    rate = 2 * side**3 / seconds["matrix"]
+    print(f"{flops / 1e12:.2f} TFLOP a step, bfloat16 products at {rate / 1e12:.1f} TFLOP/s")
+    return [
+        row(f"step-resnet18-{name}", seconds[name], flops / rate, "arithmetic / bf16 rate", "s")
+        for name in ("eager", "compiled")
+    ]
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU, where there is one."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def main() -> None:
     """The step against the machine's rate, and the compression against the plain step."""
     given = arguments(__doc__)
@@ -111,6 +179,9 @@ def main() -> None:
     routines: dict[str, Callable[[], object]] = {
         "sgemm": lambda: [matrix @ matrix for _ in range(EVERY)]
     }
+    small = x[:128], y[:128]
+    routines["n-fgsm"] = single_step("n-fgsm", 7, *small)
+    routines["pgd-10"] = single_step("pgd", 10, *small)
     for name, precision in kinds.items():
         routines[f"plain-{name}"] = plain(precision, x, y)
         routines[f"atmc-{name}"] = compressed(precision, x, y)
@@ -143,6 +214,10 @@ def main() -> None:
         )
         for method in ("atmc", "admm")
     ]
+    peer = "PGD-10 step, batch 128, half clean, bf16"
+    rows.append(row("step-n-fgsm", seconds["n-fgsm"], seconds["pgd-10"], peer, "s"))
+    if torch.cuda.is_available():
+        rows += accelerator("cuda", 512, 8192, given.repeat)
     show(rows, given.json)
 
 

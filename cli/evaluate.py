@@ -53,6 +53,7 @@ def _known(
     "May be given again. [default: fgsm and pgd]",
 )
 @setting("seed", help="Seed of the random starts.")
+@setting("device")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, keys as in report.json.")
 def command(
     artifact: Path,
@@ -79,6 +80,7 @@ def command(
             restarts=restarts,
             examples=given.eval_examples,
             seed=given.seed,
+            device=given.device,
         )
     if as_json:
         click.echo(json.dumps(result, indent=2))

@@ -1,5 +1,6 @@
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
@@ -317,3 +318,20 @@ def test_errors() -> None:
             wrm(model, x, y, gamma)
     with pytest.raises(ValueError, match="steps is 0"):
         wrm(model, x, y, steps=0)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_attacks_are_the_same_attacks() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    factorize(model)
+    x, y = torch.rand(16, 1, 8, 8), torch.randint(0, 5, (16,))
+    for attack in (pgd, n_fgsm):
+        results = []
+        for compiled in (False, True):
+            generator = torch.Generator().manual_seed(1)
+            results.append(attack(model, x, y, 0.1, generator=generator, compiled=compiled))
+        plain, fast = results
+        # A gradient next to zero may change its sign by rounding, and that pixel its step.
+        assert float((plain - fast).abs().gt(1e-5).float().mean()) < 0.01
+    assert all(p.grad is None for p in model.parameters())

@@ -11,7 +11,7 @@ from torch import nn
 from atmc.models.digits import digits_cnn
 from atmc.models.lenet import lenet5, lenet5_relu
 from atmc.models.normalize import Normalize
-from atmc.models.resnet import resnet34
+from atmc.models.resnet import resnet18, resnet34
 from atmc.models.wide_resnet import wrn_16_8
 
 __all__ = ["ModelInfo", "Normalize", "create", "info", "names"]
@@ -46,6 +46,7 @@ _MODELS = {
         ModelInfo("digits-cnn", digits_cnn, (1, 8, 8), "digits"),
         ModelInfo("lenet5", lenet5, (1, 28, 28), "mnist"),
         ModelInfo("lenet5-relu", lenet5_relu, (1, 28, 28), "mnist"),
+        ModelInfo("resnet18", resnet18, (3, 32, 32), None),
         ModelInfo("resnet34", resnet34, (3, 32, 32), None),
         ModelInfo("wrn-16-8", wrn_16_8, (3, 32, 32), None),
     )
@@ -76,8 +77,8 @@ def create(name: str, **kwargs: Any) -> nn.Module:
 
     Args:
         name: one of `names()`.
-        **kwargs: all models take `num_classes` (default 10); `resnet34` and `wrn-16-8` also take
-            `mean` and `std` of the normalization inside them.
+        **kwargs: all models take `num_classes` (default 10); `resnet18`, `resnet34` and
+            `wrn-16-8` also take `mean` and `std` of the normalization inside them.
 
     Raises:
         ValueError: the name is unknown, or an argument is unknown or out of range.

@@ -1,4 +1,4 @@
-"""ResNet-34 for 32x32 colour images (He et al., CVPR 2016, with the 3x3 stem used on CIFAR)."""
+"""ResNet-18 and ResNet-34 for 32x32 colour images (He et al., CVPR 2016, with the 3x3 stem used on CIFAR)."""
 
 from collections.abc import Sequence
 
@@ -31,10 +31,11 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-class ResNet34(nn.Module):
-    """Stages of 3, 4, 6 and 3 basic blocks with 64, 128, 256 and 512 channels.
+class ResNet(nn.Module):
+    """Four stages of basic blocks with 64, 128, 256 and 512 channels.
 
     Args:
+        blocks: of each stage.
         num_classes: the number of logits.
         mean: of the normalization inside the model, one value or three.
         std: the same.
@@ -42,6 +43,7 @@ class ResNet34(nn.Module):
 
     def __init__(
         self,
+        blocks: tuple[int, int, int, int],
         num_classes: int = 10,
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.25,
@@ -50,10 +52,10 @@ class ResNet34(nn.Module):
         self.normalize = rgb_normalize(mean, std)
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(64, 64, blocks=3, stride=1)
-        self.layer2 = _stage(64, 128, blocks=4, stride=2)
-        self.layer3 = _stage(128, 256, blocks=6, stride=2)
-        self.layer4 = _stage(256, 512, blocks=3, stride=2)
+        self.layer1 = _stage(64, 64, blocks[0], stride=1)
+        self.layer2 = _stage(64, 128, blocks[1], stride=2)
+        self.layer3 = _stage(128, 256, blocks[2], stride=2)
+        self.layer4 = _stage(256, 512, blocks[3], stride=2)
         self.fc = nn.Linear(512, num_classes)
         kaiming(self)
 
@@ -72,10 +74,19 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.
     )
 
 
+def resnet18(
+    num_classes: int = 10,
+    mean: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.25,
+) -> ResNet:
+    """Build ResNet-18 with a CIFAR stem."""
+    return ResNet((2, 2, 2, 2), num_classes, mean, std)
+
+
 def resnet34(
     num_classes: int = 10,
     mean: float | Sequence[float] = 0.5,
     std: float | Sequence[float] = 0.25,
-) -> ResNet34:
+) -> ResNet:
     """Build ResNet-34 with a CIFAR stem."""
-    return ResNet34(num_classes, mean, std)
+    return ResNet((3, 4, 6, 3), num_classes, mean, std)

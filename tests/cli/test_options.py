@@ -34,7 +34,7 @@ def test_compress_has_the_options_of_its_own():
 def test_evaluate_has_its_options():
     assert declared(evaluate.command).keys() == {
         *("artifact", "--dataset", "--data-root", "--eps", "--eval-steps", "--step-size"),
-        *("--restarts", "--examples", "--attack", "--seed", "--json"),
+        *("--restarts", "--examples", "--attack", "--seed", "--device", "--json"),
     }
 
 

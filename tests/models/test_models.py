@@ -16,6 +16,7 @@ def dense_bits(model: nn.Module) -> int:
     [
         ("lenet5", 10, 13_776_000),
         ("lenet5-relu", 10, 13_776_000),
+        ("resnet18", 10, 357_259_264),
         ("resnet34", 10, 680_482_816),
         ("resnet34", 100, 681_957_376),
         ("wrn-16-8", 10, 350_533_120),
@@ -71,7 +72,7 @@ def test_the_two_lenets_share_weights_but_not_the_function():
     assert not torch.allclose(plain(x), relu(x))
 
 
-@pytest.mark.parametrize("name", ["resnet34", "wrn-16-8"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "wrn-16-8"])
 def test_colour_models_normalize_inside(name):
     torch.manual_seed(0)
     model = models.create(name, mean=[0.1, 0.2, 0.3], std=0.5).eval()
