@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 for 32x32 colour images (He et al., CVPR 2016, with the 3x3 stem used on CIFAR)."""
+"""ResNet-18 and ResNet-34 for small colour images (He et al., CVPR 2016; 3x3 stem as on CIFAR)."""
 
 from collections.abc import Sequence
 
