@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atmc.bpda import SmoothGradients
 from atmc.factorization import plain_weights
 from atmc.thin_convolution import ThinConvolutions
 
@@ -23,15 +24,21 @@ Loss = Literal["ce", "margin"]
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module, fast: bool = True) -> Iterator[None]:
+def frozen(model: nn.Module, fast: bool = True, bpda: bool = False) -> Iterator[None]:
     """Eval mode and plain weights inside; each module's own mode back outside.
 
-    With ``fast``, thin convolutions have the faster input gradient; without, the library's.
+    With ``fast``, thin convolutions have the faster input gradient; without, the library's. With
+    ``bpda``, ReLUs and max-pools have a smoother gradient (:mod:`atmc.bpda`).
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with plain_weights(model), ThinConvolutions() if fast else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(plain_weights(model))
+            if fast:
+                stack.enter_context(ThinConvolutions())
+            if bpda:
+                stack.enter_context(SmoothGradients())
             yield
     finally:
         for module, training in modes:
@@ -146,6 +153,7 @@ def n_fgsm(
     generator: torch.Generator | None = None,
     precision: torch.dtype | None = None,
     fast: bool = True,
+    bpda: bool = False,
     compiled: bool = False,
 ) -> Tensor:
     """One signed step of length ε from a point of uniform noise (de Jorge et al., NeurIPS 2022).
@@ -163,6 +171,8 @@ def n_fgsm(
         generator: source of the noise, on the device of ``x``.
         precision: run the layers under autocast in this type.
         fast: let thin convolutions take the faster way; the gradient differs by rounding.
+        bpda: let gradients past ReLUs that are off and losers of a max-pool, as
+            :mod:`atmc.bpda` says: stronger where the net's own gradients are mostly zero.
         compiled: pass the model through ``torch.compile``, with CUDA graphs on a GPU. The first
             call takes long; on the CPU the others are slower too for small nets.
 
@@ -177,7 +187,7 @@ def n_fgsm(
         raise ValueError(f"noise is {noise}: give a number of at least 0")
     spread = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     start = x + (2 * spread - 1) * (noise * eps)
-    with frozen(model, fast):
+    with frozen(model, fast, bpda):
         gradient, _ = _gradient(model, start, y, _example_loss("ce"), precision, compiled)
     return (start + eps * gradient.sign()).clamp(0, 1)
 
@@ -197,6 +207,7 @@ def pgd(
     generator: torch.Generator | None = None,
     precision: torch.dtype | None = None,
     fast: bool = True,
+    bpda: bool = False,
     compiled: bool = False,
 ) -> Tensor:
     """Projected gradient ascent on the loss within the ℓ∞ ball (Madry et al., 2018).
@@ -216,6 +227,8 @@ def pgd(
         generator: source of the random starts, on the device of ``x``.
         precision: run the layers under autocast in this type.
         fast: let thin convolutions take the faster way; the gradient differs by rounding.
+        bpda: let gradients past ReLUs that are off and losers of a max-pool, as
+            :mod:`atmc.bpda` says: stronger where the net's own gradients are mostly zero.
         compiled: pass the model through ``torch.compile``, with CUDA graphs on a GPU. The first
             call takes long; on the CPU the others are slower too for small nets.
 
@@ -230,7 +243,7 @@ def pgd(
     example_loss = _example_loss(loss)
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     worst = worst_loss = None
-    with frozen(model, fast):
+    with frozen(model, fast, bpda):
         for _ in range(restarts):
             adv = x.detach()
             if random_start:

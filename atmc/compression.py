@@ -74,6 +74,8 @@ class Training:
             differ by rounding), and let the process keep the memory that it has freed
             (:func:`atmc.memory.keep_freed`). A model given in channels_last stays in it, and is
             faster again.
+        bpda: let the training-time attack's gradients past ReLUs that are off and losers of a
+            max-pool (:mod:`atmc.bpda`): nets of few weights learn to hide from PGD otherwise.
         compiled: pass the attack through ``torch.compile``: worth a try on a GPU, slower on a CPU.
     """
 
@@ -90,6 +92,7 @@ class Training:
     seed: int = 0
     precision: Precision = "auto"
     fast: bool = True
+    bpda: bool = False
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -176,6 +179,7 @@ class Job:
             distill=t.distill if teacher is not None else 0.0,
             precision=t.autocast,
             fast=t.fast,
+            bpda=t.bpda,
             compiled=t.compiled,
         )
 

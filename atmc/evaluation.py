@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from atmc.attacks import Loss, default_step_size, fgsm, frozen, pgd, wrm
 
-ATTACKS = ("fgsm", "pgd", "margin", "wrm", "autoattack")
+ATTACKS = ("fgsm", "pgd", "margin", "bpda", "wrm", "autoattack")
+_STEPPED = ("pgd", "margin", "bpda")
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Attack:
     """A named attack with everything that has to be said of it.
 
     ``eps``, ``steps`` and the rest are None where the attack has no such thing. "margin" is PGD
-    on the margin loss; "autoattack" is the standard version of Croce & Hein (2020), by its own
-    package.
+    on the margin loss, "bpda" PGD with the smoother gradients of :mod:`atmc.bpda`; "autoattack" is
+    the standard version of Croce & Hein (2020), by its own package.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Attack:
             loss=self.loss or "ce",
             stop_when_fooled=True,
             generator=generator,
+            bpda=self.name == "bpda",
         )
 
 
@@ -81,8 +83,8 @@ def attack(
 ) -> Attack:
     """The attack of that name, one of :data:`ATTACKS`, with its settings resolved.
 
-    ``pgd-100`` and ``margin-100`` take that many steps instead of ``steps``, and the step size
-    that follows from them.
+    ``pgd-100``, ``margin-100`` and ``bpda-100`` take that many steps instead of ``steps``, and the
+    step size that follows from them.
 
     Raises:
         ValueError: no such attack, a setting that cannot be, or a package that is missing.
@@ -94,7 +96,7 @@ def attack(
         raise ValueError("eps must be at least 0, steps and restarts at least 1")
     if name == "fgsm":
         return Attack("fgsm", eps=eps, steps=1, step_size=eps, restarts=1)
-    if name in ("pgd", "margin"):
+    if name in _STEPPED:
         size = default_step_size(eps, steps) if step_size is None else step_size
         return Attack(name, eps, steps, size, restarts, "margin" if name == "margin" else loss)
     if name == "autoattack":
@@ -111,7 +113,7 @@ def parse_attack(name: str) -> tuple[str, int | None]:
         ValueError: no such attack.
     """
     base, dash, digits = name.partition("-")
-    counted = base in ("pgd", "margin") and digits.isdecimal() and int(digits) > 0
+    counted = base in _STEPPED and digits.isdecimal() and int(digits) > 0
     if base not in ATTACKS or (dash and not counted):
         known = ", ".join(ATTACKS)
         raise ValueError(f"unknown attack {name!r} (known: {known}; pgd-100 for 100 steps)")

@@ -25,14 +25,17 @@ def effect(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
     """
     U, V = weight.U.detach(), weight.V.detach()
     identity = weight.parametrization.identity
-    columns, rows = U.square().sum(-2), V.square().sum(-1)
+    columns = torch.linalg.vector_norm(U, dim=-2).square()
+    rows = torch.linalg.vector_norm(V, dim=-1).square()
     if identity == "left":  # ‖e_j + U_·j‖² = ‖U_·j‖² + 2 U_jj + 1
         columns = columns + 2 * U.diagonal(dim1=-2, dim2=-1) + 1
     elif identity == "right":
         rows = rows + 2 * V.diagonal(dim1=-2, dim2=-1) + 1
     # The two extra terms can leave a rounding error below zero.
     columns, rows = columns.clamp(min=0).sqrt(), rows.clamp(min=0).sqrt()
-    return U.abs() * rows[..., None, :], V.abs() * columns[..., :, None], weight.C.abs()
+    # In place: for large layers each pass over memory counts.
+    scores_U, scores_V = U.abs().mul_(rows[..., None, :]), V.abs().mul_(columns[..., :, None])
+    return scores_U, scores_V, weight.C.abs()
 
 
 @torch.no_grad()

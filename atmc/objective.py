@@ -29,6 +29,7 @@ class Objective:
         distill: share of the loss on those predictions, 0 to 1.
         precision: autocast type of the layers, or None for float32.
         fast: let the attack take the faster way through thin convolutions.
+        bpda: let the attack's gradients past ReLUs that are off and losers of a max-pool.
         compiled: compile the attack's passes.
     """
 
@@ -41,6 +42,7 @@ class Objective:
     precision: torch.dtype | None = None
     fast: bool = True
     train_attack: TrainAttack = "pgd"
+    bpda: bool = False
     compiled: bool = False
 
     def single_step(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
@@ -68,7 +70,12 @@ class Objective:
 
     def _how(self) -> dict[str, Any]:
         """How an attack's passes are run."""
-        return {"precision": self.precision, "fast": self.fast, "compiled": self.compiled}
+        return {
+            "precision": self.precision,
+            "fast": self.fast,
+            "bpda": self.bpda,
+            "compiled": self.compiled,
+        }
 
     def _one(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         loss = F.cross_entropy(logits, y)

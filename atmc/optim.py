@@ -185,10 +185,11 @@ class ATMC(Splitting):
             move = abs(self._selection.threshold / near - 1)
             self._moves = min(max(2 * move, _LEAST_MOVE), _MOST_MOVE)
         for (name, factor), mask in zip(self.factors.items(), self._selection.masks, strict=True):
-            factor.masked_fill_(~mask, 0)
+            off = ~mask
+            factor.masked_fill_(off, 0)
             if name in self.duplicates:
-                self.duplicates[name].masked_fill_(~mask, 0)
-                self.duals[name].masked_fill_(~mask, 0)
+                self.duplicates[name].masked_fill_(off, 0)
+                self.duals[name].masked_fill_(off, 0)
 
     def _duplicate(self) -> None:
         self._follow_nonzeros()

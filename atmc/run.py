@@ -323,6 +323,7 @@ def _training(settings: Settings) -> Training:
         seed=settings.seed,
         precision=settings.precision,
         fast=settings.fast,
+        bpda=settings.bpda,
         compiled=settings.compiled,
     )
 

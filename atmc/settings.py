@@ -118,6 +118,7 @@ class Settings(BaseModel):
     eval_examples: Positive | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     fast: bool = True
+    bpda: bool = False
     compiled: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None

@@ -75,7 +75,7 @@ def test_the_table(atmc, artifact, tmp_path):
         (
             ["--attack", "magic"],
             2,
-            "known: fgsm, pgd, margin, wrm, autoattack; pgd-100 for 100 steps",
+            "known: fgsm, pgd, margin, bpda, wrm, autoattack; pgd-100 for 100 steps",
         ),
         (["--eps", "-1"], 2, "0 to 1"),
         (["--eval-steps", "0"], 2, "greater than or equal to 1"),
