@@ -27,6 +27,7 @@ from atmc.processor import fast_bfloat16
 from atmc.training import Loader, Progress, Stage, Trainer
 
 Precision = Literal["auto", "float32", "bfloat16"]
+StatePrecision = Literal["float32", "bfloat16"]
 OnEpoch = Callable[[nn.Module, Stage, int], None]
 
 _LEAST = {"eps": 0, "steps": 1, "dense_epochs": 0, "epochs": 0, "level_epochs": 0, "seed": 0}
@@ -74,6 +75,7 @@ class Training:
             differ by rounding), and let the process keep the memory that it has freed
             (:func:`atmc.memory.keep_freed`). A model given in channels_last stays in it, and is
             faster again.
+        state_precision: of ADMM's duplicates and duals; "bfloat16" halves their memory.
         bpda: let the training-time attack's gradients past ReLUs that are off and losers of a
             max-pool (:mod:`atmc.bpda`): nets of few weights learn to hide from PGD otherwise.
         compiled: pass the attack through ``torch.compile``: worth a try on a GPU, slower on a CPU.
@@ -92,6 +94,7 @@ class Training:
     seed: int = 0
     precision: Precision = "auto"
     fast: bool = True
+    state_precision: StatePrecision = "float32"
     bpda: bool = False
     compiled: bool = False
 
@@ -108,7 +111,11 @@ class Training:
             raise ValueError(f"lr is {self.lr}: give a positive number")
         if self.step_size is not None and not 0 <= self.step_size < math.inf:
             raise ValueError(f"step_size is {self.step_size}: give a number of at least 0")
-        for name, kind in (("precision", Precision), ("train_attack", TrainAttack)):
+        for name, kind in (
+            ("precision", Precision),
+            ("train_attack", TrainAttack),
+            ("state_precision", StatePrecision),
+        ):
             if getattr(self, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
                 raise ValueError(f"unknown {name} {getattr(self, name)!r} (known: {known})")
@@ -212,7 +219,9 @@ class Job:
     def compress(self) -> bytes:
         """The method's stages from the dense start, and the artifact."""
         teacher = copy.deepcopy(self.model) if self.training.distill > 0 else None
-        schedule = Schedule(self.training.epochs, self.training.level_epochs, self.training.lr)
+        t = self.training
+        state = torch.bfloat16 if t.state_precision == "bfloat16" else None
+        schedule = Schedule(t.epochs, t.level_epochs, t.lr, state)
         stages = list(self.recipe.stages(self.target, schedule))
         self._train("compress", 1, stages, self._objective(teacher))
         return fit(self.model, self.target)

@@ -322,6 +322,7 @@ def _training(settings: Settings) -> Training:
         lr=settings.lr,
         seed=settings.seed,
         precision=settings.precision,
+        state_precision=settings.state_precision,
         fast=settings.fast,
         bpda=settings.bpda,
         compiled=settings.compiled,

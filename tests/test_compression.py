@@ -21,6 +21,7 @@ from atmc.compression import Job, Training, size_report
 from atmc.data import Batches
 from atmc.evaluation import attack
 from atmc.factorization import factorize, factorized_weights
+from atmc.methods.stages import CompressStage
 from atmc.thin_convolution import ThinConvolutions
 
 PARTS = {"header", "codebooks", "positions", "values", "dense"}
@@ -444,3 +445,18 @@ def test_the_budget_is_kept(seed: int) -> None:
     expected, found = logits(job.model, x), logits(decoded, x)
     scale = max(1.0, float(expected.abs().max()))
     assert float((found - expected).abs().max()) <= 1e-5 * scale, what
+
+
+def test_the_state_can_be_kept_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    finish = CompressStage.finish
+
+    def watched(stage: CompressStage, model: nn.Module) -> None:
+        held = (*stage.optimizer.duplicates.values(), *stage.optimizer.duals.values())
+        seen.update(tensor.dtype for tensor in held)
+        finish(stage, model)
+
+    monkeypatch.setattr(CompressStage, "finish", watched)
+    settings: dict[str, Any] = {"dense_epochs": 0, "epochs": 4, "level_epochs": 0, "steps": 1}
+    atmc.compress(tiny(), loader(), 6000, 0.1, state_precision="bfloat16", **settings)
+    assert seen == {torch.bfloat16}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from atmc.methods.stages import Target
 from atmc.training import Stage
 
@@ -17,11 +19,13 @@ class Schedule:
         epochs: of the stage that compresses.
         level_epochs: of the stage that trains levels, biases and norms alone.
         lr: peak learning rate.
+        state_dtype: of ADMM's duplicates and duals, None for that of the factors.
     """
 
     epochs: int
     level_epochs: int
     lr: float
+    state_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)

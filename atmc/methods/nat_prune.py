@@ -15,7 +15,13 @@ from atmc.training import Stage
 
 def _stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
     prune = CompressStage(
-        schedule.epochs, schedule.lr, target, importance="magnitude", shrink=0.0, prune_only=True
+        schedule.epochs,
+        schedule.lr,
+        target,
+        importance="magnitude",
+        shrink=0.0,
+        prune_only=True,
+        state_dtype=schedule.state_dtype,
     )
     return [prune, LevelStage(schedule.level_epochs, schedule.lr / 2, target)]
 

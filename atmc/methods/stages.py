@@ -144,6 +144,7 @@ class CompressStage(Stage):
         warmup: share of the stage over which ε rises.
         duplicate_every: steps between duplicates.
         distortion: the error of quantization that chosen bits may leave, as a share of all.
+        state_dtype: of duplicates and duals, None for that of the factors.
     """
 
     name = "compress"
@@ -161,6 +162,7 @@ class CompressStage(Stage):
         warmup: float = 0.0,
         duplicate_every: int = 10,
         distortion: float = 0.003,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(epochs, lr, warmup)
         self.target = target
@@ -170,6 +172,7 @@ class CompressStage(Stage):
         self.prune_only = prune_only
         self.duplicate_every = duplicate_every
         self.distortion = distortion
+        self.state_dtype = state_dtype
         self.k_start = 0
         self.k_target = 0
         self.chosen = target.bits != "auto"
@@ -196,6 +199,7 @@ class CompressStage(Stage):
             duplicate_every=self.duplicate_every,
             importance=self.importance,
             costs=costs if self.prune_only else None,
+            state_dtype=self.state_dtype,
         )
         empty = fixed_bits(model, width=self.target.width, meta=self.target.meta)
         self.overhead = empty - self._dense_fixed(model)
