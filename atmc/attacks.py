@@ -202,6 +202,7 @@ def pgd(
     step_size: float | None = None,
     restarts: int = 1,
     random_start: bool = True,
+    start: Tensor | None = None,
     loss: Loss = "ce",
     stop_when_fooled: bool = False,
     generator: torch.Generator | None = None,
@@ -221,6 +222,7 @@ def pgd(
         step_size: length of a step; None for 4/3 · ε / steps.
         restarts: runs from different random points; each example keeps its worst.
         random_start: start from a uniform point of the ball instead of ``x``.
+        start: where to start instead; every restart does.
         loss: "ce" (cross entropy) or "margin" (Carlini-Wagner).
         stop_when_fooled: an example that is misclassified takes no further step and leaves the
             batch. For evaluation: cheaper, and what was broken on the way stays broken.
@@ -246,7 +248,9 @@ def pgd(
     with frozen(model, fast, bpda):
         for _ in range(restarts):
             adv = x.detach()
-            if random_start:
+            if start is not None:
+                adv = torch.clamp(start, low, high)
+            elif random_start:
                 noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
                 adv = torch.clamp(x + (2 * noise - 1) * eps, low, high)
             if stop_when_fooled:

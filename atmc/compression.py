@@ -22,7 +22,7 @@ from atmc.factorization import factorized_weights, named_factors
 from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
 from atmc.methods.stages import DenseStage, fit
-from atmc.objective import Objective, TrainAttack
+from atmc.objective import Objective, TrainAttack, usual_steps
 from atmc.processor import fast_bfloat16
 from atmc.training import Loader, Progress, Stage, Trainer
 
@@ -58,10 +58,12 @@ class Training:
 
     Args:
         eps: the ℓ∞ radius of the training-time attack, in pixels of [0, 1].
-        train_attack: "pgd", or "n-fgsm": a single step from noise, in a fraction of the time; where
-            it collapses, PGD takes over for a while, and the report counts it.
-        steps: its PGD steps.
-        step_size: length of a step; None for 2 ε / steps.
+        train_attack: "pgd"; "atta": a step or two from where the attack on the example ended an
+            epoch ago, in a fraction of the time (the loader must give (x, y, index)); or "n-fgsm":
+            a single step from noise. Where the cheap ones collapse, PGD takes over for a while,
+            and the report counts it.
+        steps: of PGD, or of a visit of ATTA; None for 7, of ATTA 1.
+        step_size: length of a step; None for 2 ε / steps, of ATTA ε / 2.
         clean_weight: share of the clean loss, 0 to 1.
         distill: share of the loss on the dense start's predictions, 0 to 1.
         dense_epochs: adversarial training before compression; 0 takes the model as it is.
@@ -83,7 +85,7 @@ class Training:
 
     eps: float
     train_attack: TrainAttack = "pgd"
-    steps: int = 7
+    steps: int | None = None
     step_size: float | None = None
     clean_weight: float = 0.0
     distill: float = 0.5
@@ -102,7 +104,7 @@ class Training:
         """Refuse what cannot be, before any training."""
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if not least <= value < math.inf:
+            if value is not None and not least <= value < math.inf:
                 raise ValueError(f"{name} is {value}: give a number of at least {least}")
         for name in ("clean_weight", "distill"):
             if not 0 <= getattr(self, name) <= 1:
@@ -119,6 +121,11 @@ class Training:
             if getattr(self, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
                 raise ValueError(f"unknown {name} {getattr(self, name)!r} (known: {known})")
+
+    @property
+    def attack_steps(self) -> int:
+        """Steps of the attack, the usual number filled in."""
+        return usual_steps(self.train_attack) if self.steps is None else self.steps
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -179,7 +186,7 @@ class Job:
         return Objective(
             eps=t.eps if self.recipe.attacked else 0.0,
             train_attack=t.train_attack,
-            steps=t.steps,
+            steps=t.attack_steps,
             step_size=t.step_size,
             clean_weight=t.clean_weight,
             teacher=teacher,
@@ -207,9 +214,9 @@ class Job:
         self.collapses += trainer.guard.collapses
 
     def train_attack_report(self) -> dict[str, Any]:
-        """The training-time attack, and how often single steps collapsed; null: does not apply."""
+        """The training-time attack, and how often a cheap one collapsed; null: does not apply."""
         name = self.training.train_attack if self._objective(None).eps > 0 else None
-        return {"name": name, "collapses": self.collapses if name == "n-fgsm" else None}
+        return {"name": name, "collapses": None if name in (None, "pgd") else self.collapses}
 
     def train_dense(self) -> None:
         """The dense start: the model trained under the method's attack, ε warmed up."""

@@ -130,7 +130,7 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, ...]],
     attacks: Sequence[Attack],
     *,
     seed: int = 0,
@@ -163,7 +163,7 @@ def evaluate(
 
 def _evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, ...]],
     attacks: Sequence[Attack],
     device: torch.device,
     seed: int,
@@ -172,7 +172,7 @@ def _evaluate(
     generator = torch.Generator(device).manual_seed(seed)
     clean = total = worst = 0
     held = [0] * len(attacks)
-    for x, y in batches:
+    for x, y, *_ in batches:
         x, y = x.to(device), y.to(device)
         right = predict(model, x) == y
         standing = right.clone()

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from atmc.attacks import frozen, n_fgsm, pgd
 from atmc.factorization import plain_weights
 
-TrainAttack = Literal["pgd", "n-fgsm"]
+TrainAttack = Literal["pgd", "atta", "n-fgsm"]
+
+_PGD_STEPS = 7  # what a cheaper attack is held against
+
+
+def usual_steps(train_attack: TrainAttack) -> int:
+    """Steps of a training-time attack where none are given."""
+    return 1 if train_attack == "atta" else _PGD_STEPS
 
 
 @dataclass(frozen=True)
@@ -21,9 +28,10 @@ class Objective:
 
     Args:
         eps: the ℓ∞ radius; 0 trains without an attack.
-        train_attack: "pgd", or "n-fgsm" for a single step, watched by a :class:`Guard`.
-        steps: PGD steps of the training-time attack.
-        step_size: length of a step at full ε; None for 2 ε / steps.
+        train_attack: "pgd"; "atta" for steps from where the last visit to an example ended, or
+            "n-fgsm" for a single step from noise, both watched by a :class:`Guard`.
+        steps: of PGD, or of a visit of ATTA.
+        step_size: length of a step at full ε; None for 2 ε / steps, of ATTA ε / 2.
         clean_weight: share of the loss on the clean batch, 0 to 1.
         teacher: a robust model whose predictions on the clean batch are a second target.
         distill: share of the loss on those predictions, 0 to 1.
@@ -34,7 +42,7 @@ class Objective:
     """
 
     eps: float
-    steps: int = 7
+    steps: int = _PGD_STEPS
     step_size: float | None = None
     clean_weight: float = 0.0
     teacher: nn.Module | None = None
@@ -57,16 +65,26 @@ class Objective:
         eps = self.eps * scale
         if eps == 0:
             return x
-        step = 2 * self.eps / self.steps if self.step_size is None else self.step_size
+        if self.train_attack == "pgd":
+            steps, size = self.steps, self.step_size
+        else:
+            steps, size = max(self.steps, _PGD_STEPS), None
+        step = 2 * self.eps / steps if size is None else size
         return pgd(
             model,
             x,
             y,
             eps,
-            self.steps,
+            steps,
             step_size=step * scale,
             **self._how(),
         )
+
+    def visit(self, model: nn.Module, x: Tensor, y: Tensor, scale: float, start: Tensor) -> Tensor:
+        """``x`` attacked by a few steps from ``start``, a point of the ball of ``scale`` · ε."""
+        size = self.eps / 2 if self.step_size is None else self.step_size
+        eps = self.eps * scale
+        return pgd(model, x, y, eps, self.steps, step_size=size * scale, start=start, **self._how())
 
     def _how(self) -> dict[str, Any]:
         """How an attack's passes are run."""
@@ -103,13 +121,59 @@ class Objective:
         return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
 
 
+class Visits:
+    """What became of each example when it was attacked last, as a share of ε.
+
+    ATTA (Zheng et al., "Efficient adversarial training with transferable adversarial examples",
+    CVPR 2020): the attack on an example goes on where it was left an epoch ago, so that one step a
+    visit does the work of many. Kept as int8: a byte a pixel, and a rounding of ε / 254.
+    """
+
+    def __init__(self) -> None:
+        self.kept: Tensor | None = None
+        self.seen: Tensor | None = None
+
+    def start(self, x: Tensor, index: Tensor, eps: float) -> Tensor:
+        """Where the attack of each example starts: a random point of the ball at first."""
+        self._hold(x, int(index.max()) + 1)
+        assert self.kept is not None and self.seen is not None
+        last = self.kept[index].to(x.dtype) / 127
+        new = 2 * torch.rand_like(x) - 1
+        seen = self.seen[index].view(-1, *[1] * (x.dim() - 1))
+        return (x + eps * torch.where(seen, last, new)).clamp(0, 1)
+
+    def keep(self, x: Tensor, adv: Tensor, index: Tensor, eps: float) -> None:
+        """Remember what the attack reached."""
+        assert self.kept is not None and self.seen is not None
+        self.kept[index] = ((adv - x) * (127 / eps)).round().clamp(-127, 127).to(torch.int8)
+        self.seen[index] = True
+
+    def _hold(self, x: Tensor, count: int) -> None:
+        held = 0 if self.seen is None else len(self.seen)
+        if count <= held:
+            return
+        kept = x.new_zeros((count, *x.shape[1:]), dtype=torch.int8)
+        seen = torch.zeros(count, dtype=torch.bool, device=x.device)
+        if self.kept is not None and self.seen is not None:
+            kept[:held], seen[:held] = self.kept.to(x.device), self.seen.to(x.device)
+        self.kept, self.seen = kept, seen
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """What a resumed run needs."""
+        return {"kept": self.kept, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state."""
+        self.kept, self.seen = state["kept"], state["seen"]
+
+
 class Guard:
-    """Chooses the attack of each step, and watches single-step training for its collapse.
+    """Makes the attack of each step, and watches cheap attacks for their collapse.
 
     A net that is trained on single steps may learn to be right on them alone, from one moment to
     the next ("catastrophic overfitting"; Wong et al., ICLR 2020). So every ``every`` steps some
-    examples of the batch are attacked both ways: where PGD leaves less than ``share`` of the
-    accuracy that the single step leaves, the next ``cure`` steps are trained on PGD.
+    examples of the batch are attacked by PGD too: where it leaves less than ``share`` of the
+    accuracy that the cheap attack leaves, the next ``cure`` steps are trained on PGD.
 
     Args:
         objective: tells the attacks.
@@ -133,39 +197,73 @@ class Guard:
         self.examples = examples
         self.share = share
         self.cure = cure
+        self.visits = Visits()
         self.collapses = 0
         self.left = 0  # steps on PGD that are still to be done
 
-    def attack(self, model: nn.Module, x: Tensor, y: Tensor, scale: float, step: int) -> Tensor:
-        """``x`` attacked for step number ``step`` of a stage."""
+    def attack(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        scale: float,
+        step: int,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """``x`` attacked for step number ``step`` of a stage; ATTA asks which examples it holds.
+
+        Raises:
+            ValueError: ATTA without an index.
+        """
         objective = self.objective
         if objective.train_attack == "pgd" or objective.eps * scale == 0:
             return objective.attack(model, x, y, scale)
-        if self.left == 0 and step % self.every == 0 and self._collapsed(model, x, y, scale):
-            self.collapses += 1
-            self.left = self.cure
         if self.left > 0:
             self.left -= 1
             return objective.attack(model, x, y, scale)
-        return objective.single_step(model, x, y, scale)
+        adv = self._cheap(model, x, y, scale, index)
+        if step % self.every == 0 and self._collapsed(model, x, y, scale, adv):
+            self.collapses += 1
+            self.left = self.cure - 1
+            return objective.attack(model, x, y, scale)
+        return adv
 
-    def _collapsed(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> bool:
-        x, y = x[: self.examples], y[: self.examples]
-        single, several = (
-            self._right(model, attack(model, x, y, scale), y)
-            for attack in (self.objective.single_step, self.objective.attack)
-        )
-        return several < self.share * single
+    def _cheap(
+        self, model: nn.Module, x: Tensor, y: Tensor, scale: float, index: Tensor | None
+    ) -> Tensor:
+        objective = self.objective
+        if objective.train_attack == "n-fgsm":
+            return objective.single_step(model, x, y, scale)
+        if index is None:
+            raise ValueError(
+                "atta must know which example is which: let the loader give (x, y, index), "
+                "or train on pgd"
+            )
+        eps = objective.eps * scale
+        start = self.visits.start(x, index, eps)
+        adv = objective.visit(model, x, y, scale, start)
+        self.visits.keep(x, adv, index, eps)
+        return adv
+
+    def _collapsed(self, model: nn.Module, x: Tensor, y: Tensor, scale: float, adv: Tensor) -> bool:
+        x, y, adv = x[: self.examples], y[: self.examples], adv[: self.examples]
+        several = self._right(model, self.objective.attack(model, x, y, scale), y)
+        return several < self.share * self._right(model, adv, y)
 
     @torch.no_grad()
     def _right(self, model: nn.Module, x: Tensor, y: Tensor) -> int:
         with frozen(model), self.objective.autocast(x):
             return int((model(x).argmax(1) == y).sum())
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"collapses": self.collapses, "left": self.left}
+        return {
+            "collapses": self.collapses,
+            "left": self.left,
+            "visits": self.visits.state_dict(),
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`."""
         self.collapses, self.left = state["collapses"], state["left"]
+        self.visits.load_state_dict(state["visits"])

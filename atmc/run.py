@@ -235,6 +235,7 @@ def run(
             dataset.y_train.to(device),
             settings.batch_size,
             shuffle=True,
+            indexed=True,
         ),
         budget,
         training,

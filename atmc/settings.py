@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from atmc import data, methods, models
+from atmc.objective import usual_steps
 
 _UNITS = {"": 1, "bit": 1, "bits": 1, "kbit": 1000, "mbit": 10**6}
 _BYTES = {"b": 1, "kb": 1000, "mb": 10**6, "kib": 1024, "mib": 1024**2, "bytes": 1, "byte": 1}
@@ -102,8 +103,8 @@ class Settings(BaseModel):
     budget_bits: Size | None = None
     bits: BitsPerValue = "auto"
     eps: Eps | None = None
-    train_attack: Literal["pgd", "n-fgsm"] = "pgd"
-    steps: Positive = 7
+    train_attack: Literal["pgd", "atta", "n-fgsm"] = "pgd"
+    steps: Positive | None = None
     step_size: Eps | None = None
     clean_weight: Share = 0.0
     distill: Share = 0.5
@@ -137,7 +138,7 @@ class Settings(BaseModel):
         ):
             if name is not None and name not in known:
                 raise SettingsError(f"unknown {kind} {name!r}{_nearest(name, known)}")
-        usual = _USUAL[self.dataset]
+        usual = {**_USUAL[self.dataset], "steps": usual_steps(self.train_attack)}
         filled = {key: value for key, value in usual.items() if getattr(self, key) is None}
         return self.model_copy(update=filled)
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from atmc.codec import read, write
 from atmc.objective import Guard, Objective
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
 Loader = Iterable[Batch]
 
 _SAVED = {
@@ -159,7 +159,8 @@ class Trainer:
 
     Args:
         model: changed in place.
-        loader: yields (x, y) with x in [0, 1]; one pass is an epoch.
+        loader: yields (x, y) with x in [0, 1], or (x, y, index) where the attack is to remember
+            each example; one pass is an epoch.
         stages: run in order.
         objective: the loss and its attack.
         seed: of all randomness.
@@ -268,11 +269,12 @@ class Trainer:
                 batch = next(batches, None)
                 if batch is None:
                     break
-                x, y = (t.to(device, non_blocking=True) for t in batch)
+                x, y, *rest = (t.to(device, non_blocking=True) for t in batch)
+                which = rest[0] if rest else None
                 progress = step / stage.total_steps
                 for group in optimizer.param_groups:
                     group["lr"] = stage.lr * stage.lr_scale(progress)
-                adv = self.guard.attack(self.model, x, y, stage.eps_scale(progress), step)
+                adv = self.guard.attack(self.model, x, y, stage.eps_scale(progress), step, which)
                 self.model.train()
                 optimizer.zero_grad()
                 loss, logits = objective.loss(self.model, x, adv, y)

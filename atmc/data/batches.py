@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Batches:
-    """An iterable over pairs (x, y) of at most `batch_size` examples, as often as wanted.
+    """An iterable over (x, y), or (x, y, index), of at most `batch_size` examples.
 
     Shuffled, each pass has a new order, drawn from torch's global CPU generator at the moment
     `iter()` is called, and all batches have the same size: what is left over at the end of a
@@ -19,19 +19,27 @@ class Batches:
         y: labels, of shape (N, ...), on the same device.
         batch_size: examples in a batch, at least 1.
         shuffle: whether each pass has an order of its own.
+        indexed: whether each batch says which examples it holds, as int64 of shape (n,).
 
     Raises:
         ValueError: there is no example, x and y differ in length, or `batch_size` is below 1.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int, shuffle: bool = False) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        shuffle: bool = False,
+        indexed: bool = False,
+    ) -> None:
         if len(x) != len(y):
             raise ValueError(f"{len(x)} examples but {len(y)} labels: give as many of each")
         if len(x) == 0:
             raise ValueError("no examples to make batches of")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.x, self.y, self.shuffle = x, y, shuffle
+        self.x, self.y, self.shuffle, self.indexed = x, y, shuffle, indexed
         self.batch_size = min(batch_size, len(x))
 
     def __len__(self) -> int:
@@ -39,16 +47,16 @@ class Batches:
         full, left = divmod(len(self.x), self.batch_size)
         return full if self.shuffle or not left else full + 1
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Start a pass."""
         # drawn here, not in the generator below, whose body only runs at the first next()
-        order = torch.randperm(len(self.x)).to(self.x.device) if self.shuffle else None
-        return self._pass(order)
+        count = len(self.x)
+        order = torch.randperm(count) if self.shuffle else torch.arange(count)
+        return self._pass(order.to(self.x.device))
 
-    def _pass(self, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pass(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
         for i in range(len(self)):
             part = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            if order is None:
-                yield self.x[part], self.y[part]
-            else:
-                yield self.x[order[part]], self.y[order[part]]
+            index = order[part]
+            pair = (self.x[index], self.y[index]) if self.shuffle else (self.x[part], self.y[part])
+            yield (*pair, index) if self.indexed else pair

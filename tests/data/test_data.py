@@ -219,3 +219,14 @@ def test_the_global_generator_decides_each_order_when_the_pass_starts():
 def test_impossible_batches_are_refused(n, labels, batch_size, message):
     with pytest.raises(ValueError, match=message):
         data.Batches(torch.zeros(n, 1), torch.zeros(labels), batch_size)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_say_which_examples_they_hold(shuffle):
+    x, y = torch.rand(10, 2), torch.arange(10)
+    batches = data.Batches(x, y, 4, shuffle=shuffle, indexed=True)
+    seen = []
+    for part, labels, index in batches:
+        assert torch.equal(part, x[index]) and torch.equal(labels, y[index])
+        seen += index.tolist()
+    assert sorted(seen) == sorted(set(seen)) and len(seen) == (8 if shuffle else 10)
