@@ -102,16 +102,18 @@ def arithmetic() -> float:
     return 2.0 * products * BATCH * (2 * STEPS + 2 * 3)
 
 
-def single_step(attack: TrainAttack, steps: int, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Half-clean steps under a training-time attack, one look at its collapse among them."""
+def trained(
+    attack: TrainAttack, steps: int, clean: float, x: Tensor, y: Tensor
+) -> Callable[[], None]:
+    """Steps under a training-time attack, one look at its collapse among them."""
     model = channels_last(atmc.models.create("lenet5"))
     optimizer = adam(model.parameters(), 1e-4)
-    goal = Objective(EPS, steps, clean_weight=0.5, precision=torch.bfloat16, train_attack=attack)
-    guard = Guard(goal)
+    goal = Objective(EPS, steps, clean_weight=clean, precision=torch.bfloat16, train_attack=attack)
+    guard, index = Guard(goal), torch.arange(len(y))
 
     def run() -> None:
         for count in range(guard.every):
-            adv = guard.attack(model, x, y, 1.0, count)
+            adv = guard.attack(model, x, y, 1.0, count, index)
             model.train()
             optimizer.zero_grad()
             goal.loss(model, x, adv, y)[0].backward()
@@ -180,8 +182,10 @@ def main() -> None:
         "sgemm": lambda: [matrix @ matrix for _ in range(EVERY)]
     }
     small = x[:128], y[:128]
-    routines["n-fgsm"] = single_step("n-fgsm", 7, *small)
-    routines["pgd-10"] = single_step("pgd", 10, *small)
+    routines["atta"] = trained("atta", 1, 0.0, *small)
+    routines["atta-half"] = trained("atta", 1, 0.5, *small)
+    routines["n-fgsm-half"] = trained("n-fgsm", 7, 0.5, *small)
+    routines["pgd-10-half"] = trained("pgd", 10, 0.5, *small)
     for name, precision in kinds.items():
         routines[f"plain-{name}"] = plain(precision, x, y)
         routines[f"atmc-{name}"] = compressed(precision, x, y)
@@ -214,8 +218,11 @@ def main() -> None:
         )
         for method in ("atmc", "admm")
     ]
-    peer = "PGD-10 step, batch 128, half clean, bf16"
-    rows.append(row("step-n-fgsm", seconds["n-fgsm"], seconds["pgd-10"], peer, "s"))
+    peer = "PGD-10, half clean, batch 128, bf16"
+    rows += [
+        row(f"train-{name}", seconds[name], seconds["pgd-10-half"], peer, "s / 5 steps")
+        for name in ("atta", "atta-half", "n-fgsm-half")
+    ]
     if torch.cuda.is_available():
         rows += accelerator("cuda", 512, 8192, given.repeat)
     show(rows, given.json)
