@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from atmc.bpda import SmoothGradients
 from atmc.factorization import plain_weights
+from atmc.memory_format import ChannelsLastGradients
 from atmc.thin_convolution import ThinConvolutions
 
 Loss = Literal["ce", "margin"]
@@ -27,7 +28,8 @@ Loss = Literal["ce", "margin"]
 def frozen(model: nn.Module, fast: bool = True, bpda: bool = False) -> Iterator[None]:
     """Eval mode and plain weights inside; each module's own mode back outside.
 
-    With ``fast``, thin convolutions have the faster input gradient; without, the library's. With
+    With ``fast``, thin convolutions have a faster input gradient, and gradients keep channels_last;
+    without, both are the library's. With
     ``bpda``, ReLUs and max-pools have a smoother gradient (:mod:`atmc.bpda`).
     """
     modes = [(module, module.training) for module in model.modules()]
@@ -37,6 +39,7 @@ def frozen(model: nn.Module, fast: bool = True, bpda: bool = False) -> Iterator[
             stack.enter_context(plain_weights(model))
             if fast:
                 stack.enter_context(ThinConvolutions())
+                stack.enter_context(ChannelsLastGradients())
             if bpda:
                 stack.enter_context(SmoothGradients())
             yield

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from table import Row, arguments, least, row, show
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import atmc
@@ -33,9 +34,9 @@ EVERY = 10  # steps to a duplicate: as many are timed together
 SIDE = 2048
 
 
-def objective(precision: torch.dtype | None) -> Objective:
+def objective(precision: torch.dtype | None, fast: bool = True) -> Objective:
     """Half clean, half attacked by PGD-16."""
-    return Objective(EPS, STEPS, clean_weight=0.5, precision=precision)
+    return Objective(EPS, STEPS, clean_weight=0.5, precision=precision, fast=fast)
 
 
 def step(
@@ -52,11 +53,13 @@ def step(
     optimizer.step()
 
 
-def plain(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """EVERY adversarial steps of the dense model."""
-    model = channels_last(atmc.models.create("lenet5"))
-    optimizer = adam(model.parameters(), 1e-4)
-    goal = objective(precision)
+def plain(
+    precision: torch.dtype | None, x: Tensor, y: Tensor, fast: bool = True
+) -> Callable[[], None]:
+    """EVERY adversarial steps of the dense model; as plain PyTorch has them, or the fast way."""
+    model = atmc.models.create("lenet5")
+    optimizer = adam(channels_last(model).parameters() if fast else model.parameters(), 1e-4)
+    goal = objective(precision, fast)
     return lambda: [step(model, optimizer, goal, x, y) for _ in range(EVERY)] and None
 
 
@@ -169,15 +172,32 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def show_profile(precision: torch.dtype | None, x: Tensor, y: Tensor) -> None:
+    """Print the operations that take most of the ATMC step, by their own time."""
+    run = compressed(precision, x, y)
+    run()
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        run()
+    found = sorted(recorded.key_averages(), key=lambda each: -each.self_cpu_time_total)
+    whole = sum(each.self_cpu_time_total for each in found)
+    print(f"{precision or torch.float32}: {whole / 1000 / EVERY:.0f} ms a step, of which")
+    for each in found[:10]:
+        print(f"  {each.key:42} {each.self_cpu_time_total / whole:6.1%}")
+
+
 def main() -> None:
     """The step against the machine's rate, and the compression against the plain step."""
-    given = arguments(__doc__)
+    given = arguments(__doc__, profile=True)
     keep_freed()
     torch.manual_seed(0)
     x, y = torch.rand(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
     flops = arithmetic()
     matrix = torch.randn(SIDE, SIDE)
     kinds = {"fp32": None, "bf16": torch.bfloat16}
+    if given.profile:
+        for precision in kinds.values():
+            show_profile(precision, x, y)
+        return
     routines: dict[str, Callable[[], object]] = {
         "sgemm": lambda: [matrix @ matrix for _ in range(EVERY)]
     }
@@ -187,6 +207,7 @@ def main() -> None:
     routines["n-fgsm-half"] = trained("n-fgsm", 7, 0.5, *small)
     routines["pgd-10-half"] = trained("pgd", 10, 0.5, *small)
     for name, precision in kinds.items():
+        routines[f"library-{name}"] = plain(precision, x, y, fast=False)
         routines[f"plain-{name}"] = plain(precision, x, y)
         routines[f"atmc-{name}"] = compressed(precision, x, y)
         routines[f"admm-{name}"] = pruned(precision, x, y)
@@ -194,7 +215,8 @@ def main() -> None:
     rate = 2 * SIDE**3 / seconds["sgemm"]
     print(f"{flops / 1e9:.1f} GFLOP a step, sgemm at {rate / 1e9:.0f} GFLOP/s")
     rows = [
-        row(f"step-{name}", seconds[f"atmc-{name}"], flops / rate, "arithmetic / sgemm rate", "s")
+        row(f"{what}-{name}", seconds[f"{of}-{name}"], flops / rate, "arithmetic / sgemm rate", "s")
+        for what, of in (("step", "atmc"), ("plain-pytorch", "library"))
         for name in kinds
     ]
     fastest = min(kinds, key=lambda name: seconds[f"plain-{name}"])

@@ -14,12 +14,16 @@ import torch
 Row = dict[str, str | float]
 
 
-def arguments(description: str | None, threads: int = 2) -> argparse.Namespace:
-    """The options of a benchmark; sets the number of threads."""
+def arguments(
+    description: str | None, threads: int = 2, profile: bool = False
+) -> argparse.Namespace:
+    """The options of a benchmark, ``--profile`` where it has one; sets the number of threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--repeat", type=int, default=7, help="repetitions; the least is taken")
+    if profile:
+        parser.add_argument("--profile", action="store_true", help="where the time goes instead")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     return given
