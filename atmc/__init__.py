@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from atmc import accounting as accounting
     from atmc import attacks as attacks
     from atmc import codec as codec
+    from atmc import memory as memory
     from atmc import models as models
     from atmc import optim as optim
+    from atmc import pruning as pruning
     from atmc import quantization as quantization
     from atmc.artifact import load as load
     from atmc.artifact import save as save
@@ -34,6 +36,7 @@ _MODULES = [
     "accounting",
     "artifact",
     "attacks",
+    "bpda",
     "codec",
     "compression",
     "data",
@@ -41,11 +44,13 @@ _MODULES = [
     "factorization",
     "importance",
     "levels",
+    "memory",
     "methods",
     "models",
     "objective",
     "optim",
     "projection",
+    "pruning",
     "quantization",
     "run",
     "settings",
