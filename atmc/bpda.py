@@ -92,7 +92,7 @@ def _max_pool2d(
     if _pair(dilation) != (1, 1) or input.dim() != 4 or return_indices:
         return None
     size = _pair(kernel_size)
-    strides = _pair(stride) if stride is not None and stride != [] else size
+    strides = size if stride is None or stride in ([], ()) else _pair(stride)
     found: Tensor = _MaxPool2d.apply(input, size, strides, _pair(padding), ceil_mode)
     return found
 

@@ -74,9 +74,9 @@ class Training:
         precision: "bfloat16" runs training and its attack under autocast; "auto" does so where
             the processor has the instructions. Evaluation is always in float32.
         fast: give the training-time attack the faster input gradient of thin convolutions (results
-            differ by rounding), and let the process keep the memory that it has freed
-            (:func:`atmc.memory.keep_freed`). A model given in channels_last stays in it, and is
-            faster again.
+            differ by rounding), keep gradients in channels_last, and let the process keep the
+            memory that it has freed (:func:`atmc.memory.keep_freed`). A model given in
+            channels_last stays in it, and is faster again.
         state_precision: of ADMM's duplicates and duals; "bfloat16" halves their memory.
         bpda: let the training-time attack's gradients past ReLUs that are off and losers of a
             max-pool (:mod:`atmc.bpda`): nets of few weights learn to hide from PGD otherwise.
@@ -158,7 +158,7 @@ class Job:
         on_step: called after each step.
         on_epoch: called with the model, the stage and the epoch.
         seconds: of each phase, once it has run.
-        collapses: of single-step training, over all phases.
+        collapses: of training on a cheap attack, over all phases.
     """
 
     model: nn.Module
@@ -267,7 +267,7 @@ def compress(
     Args:
         model: any module that takes inputs in [0, 1] (normalization inside it) and returns
             logits; it is not changed.
-        train_loader: yields (x, y), has a length.
+        train_loader: yields (x, y), for ``train_attack="atta"`` (x, y, index); has a length.
         budget_bits: the ceiling for the whole file, in bits.
         eps: the ℓ∞ radius, in pixels of [0, 1].
         method: how to reach the budget; see :mod:`atmc.methods`.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -157,8 +158,25 @@ def evaluate(
         ValueError: no examples.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _float32(device):
         return _evaluate(model, batches, attacks, device, seed, on_batch)
+
+
+@contextlib.contextmanager
+def _float32(device: torch.device) -> Iterator[None]:
+    """No TF32 on a GPU, whose products and convolutions would round their inputs to 10 bits."""
+    if device.type != "cuda":
+        yield
+        return
+    backends: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def _evaluate(

@@ -324,13 +324,21 @@ def plain_weights(model: nn.Module, graph: bool = False) -> Iterator[None]:
     Args:
         model: any module.
         graph: whether gradients reach the factors: the passes of one training step share W, and
-            the way back through U V + C is gone once. Without, W is detached.
+            the way back through U V + C is walked once. Without, W is detached.
+
+    Raises:
+        RuntimeError: ``graph`` inside a block without.
     """
     formed: dict[int, Tensor] = {}
     plain: dict[nn.Module, dict[str, Tensor]] = {}
     with torch.set_grad_enabled(graph):
         for _, module, name, entry in _slots(model):
             if name in module.__dict__:  # plain already: an outer block has formed it
+                if graph and not module.__dict__[name].requires_grad:
+                    raise RuntimeError(
+                        "the weights are plain and without a graph here: leave the outer "
+                        "plain_weights block, or the attack, before the loss"
+                    )
                 continue
             # A module with a parametrization of another kind as well keeps its class.
             if all(_is_ours(e) for e in cast(nn.ModuleDict, module.parametrizations).values()):

@@ -19,9 +19,12 @@ class _Flatten(torch.autograd.Function):
     """``flatten(1)`` of a map in channels_last, with a gradient in channels_last."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.shape = x.shape
+    def forward(x: Tensor) -> Tensor:
         return x.flatten(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ class ChannelsLastGradients(TorchFunctionMode):
     ) -> Any:
         """Take over the calls that fit; pass every other on."""
         kwargs = kwargs or {}
-        if func in (torch.flatten, Tensor.flatten) and not torch.compiler.is_compiling():
+        if func in (torch.flatten, Tensor.flatten) and args and not torch.compiler.is_compiling():
             x, *dims = args
             last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
             if last and x.requires_grad and not x.is_contiguous() and _from_one(*dims, **kwargs):

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atmc.attacks import frozen, n_fgsm, pgd
-from atmc.factorization import plain_weights
 from atmc.memory_format import ChannelsLastGradients
 
 TrainAttack = Literal["pgd", "atta", "n-fgsm"]
@@ -68,10 +67,9 @@ class Objective:
         eps = self.eps * scale
         if eps == 0:
             return x
-        if self.train_attack == "pgd":
-            steps, size = self.steps, self.step_size
-        else:
-            steps, size = max(self.steps, _PGD_STEPS), None
+        steps, size = self.steps, self.step_size
+        if self.train_attack == "atta":  # those are of a visit
+            steps, size = max(steps, _PGD_STEPS), None
         step = 2 * self.eps / steps if size is None else size
         return pgd(
             model,
@@ -106,13 +104,17 @@ class Objective:
         return (1 - self.distill) * loss + self.distill * soft
 
     def loss(self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the logits on the attacked batch."""
+        """The loss, and the logits on the attacked batch.
+
+        Inside ``plain_weights(model, graph=True)``, which must last until the gradients are there,
+        both batches share the W formed for the step.
+        """
         target = None
         if self.teacher is not None and self.distill > 0:
             with torch.no_grad(), frozen(self.teacher), self.autocast(x):
                 target = self.teacher(x).float().log_softmax(1)
         layout = ChannelsLastGradients() if self.fast else contextlib.nullcontext()
-        with plain_weights(model, graph=True), layout, self.autocast(x):
+        with layout, self.autocast(x):
             logits = model(adv).float()
             clean = model(x).float() if self.clean_weight > 0 else None
         loss = self._one(logits, y, target)
@@ -130,7 +132,8 @@ class Visits:
 
     ATTA (Zheng et al., "Efficient adversarial training with transferable adversarial examples",
     CVPR 2020): the attack on an example goes on where it was left an epoch ago, so that one step a
-    visit does the work of many. Kept as int8: a byte a pixel, and a rounding of ε / 254.
+    visit does the work of many. Kept as int8: a byte a pixel, and a rounding of ε / 254. It belongs
+    to the pixels as they are: not for loaders that crop or flip at random.
     """
 
     def __init__(self) -> None:
@@ -153,13 +156,15 @@ class Visits:
         self.seen[index] = True
 
     def _hold(self, x: Tensor, count: int) -> None:
+        if self.kept is not None and self.seen is not None:  # a resumed run loads them to the CPU
+            self.kept, self.seen = self.kept.to(x.device), self.seen.to(x.device)
         held = 0 if self.seen is None else len(self.seen)
         if count <= held:
             return
         kept = x.new_zeros((count, *x.shape[1:]), dtype=torch.int8)
         seen = torch.zeros(count, dtype=torch.bool, device=x.device)
         if self.kept is not None and self.seen is not None:
-            kept[:held], seen[:held] = self.kept.to(x.device), self.seen.to(x.device)
+            kept[:held], seen[:held] = self.kept, self.seen
         self.kept, self.seen = kept, seen
 
     def state_dict(self) -> dict[str, Tensor | None]:
@@ -220,6 +225,11 @@ class Guard:
             ValueError: ATTA without an index.
         """
         objective = self.objective
+        if objective.train_attack == "atta" and index is None:
+            raise ValueError(
+                "atta must know which example is which: let the loader give (x, y, index), "
+                "or train on pgd"
+            )
         if objective.train_attack == "pgd" or objective.eps * scale == 0:
             return objective.attack(model, x, y, scale)
         if self.left > 0:
@@ -238,11 +248,7 @@ class Guard:
         objective = self.objective
         if objective.train_attack == "n-fgsm":
             return objective.single_step(model, x, y, scale)
-        if index is None:
-            raise ValueError(
-                "atta must know which example is which: let the loader give (x, y, index), "
-                "or train on pgd"
-            )
+        assert index is not None
         eps = objective.eps * scale
         start = self.visits.start(x, index, eps)
         adv = objective.visit(model, x, y, scale, start)
@@ -270,4 +276,5 @@ class Guard:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`."""
         self.collapses, self.left = state["collapses"], state["left"]
-        self.visits.load_state_dict(state["visits"])
+        if "visits" in state:  # checkpoints of version 0.1 have none
+            self.visits.load_state_dict(state["visits"])

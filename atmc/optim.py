@@ -253,6 +253,6 @@ class ATMC(Splitting):
         """
         super().load_state_dict(state_dict)
         self.set_bits(state_dict["bits"])
-        self._centroids = dict(state_dict["centroids"])
+        self._centroids = dict(state_dict.get("centroids", {}))
         self._chosen_at = state_dict["chosen_at"]
         self.finalized = state_dict["finalized"]

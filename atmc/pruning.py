@@ -69,7 +69,7 @@ class PruningADMM(Splitting):
             self._proximal()
             if self.steps % self.duplicate_every == 0:
                 for name, projection in self.projections.items():
-                    self._renew(name, projection(self._shifted(name)))
+                    self._renew(name, projection(self._shifted(name).clone()))
             self._set_rho(float(at(self.rho, self.steps)))
         return loss
 

@@ -59,11 +59,13 @@ class _Product(torch.autograd.Function):
         (G,) = gradients
         U, V = ctx.saved_tensors
         dU = dV = None
+        # A gradient of the gradient is wanted: that of the sparse way would miss the nonzeros.
+        twice = torch.is_grad_enabled()
         if ctx.needs_input_grad[0]:
-            few = ctx.few_V
+            few = None if twice else ctx.few_V
             dU = G @ V.t() if few is None else few.times(G.t()).t().contiguous()
         if ctx.needs_input_grad[1]:
-            few = ctx.few_U
+            few = None if twice else ctx.few_U
             dV = U.t() @ G if few is None else few.transposed().times(G)
         return dU, dV, None, None
 

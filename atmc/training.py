@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.codec import read, write
+from atmc.factorization import plain_weights
 from atmc.objective import Guard, Objective
 
 Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
@@ -44,7 +45,14 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer
     """Adam, in one pass over memory where the library has it so."""
     held = list(parameters)
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in held)
+    # That pass walks over memory as it lies: a parameter that is a view with gaps is not for it.
+    fused = fused and all(_dense(p) for p in held)
     return torch.optim.Adam(held, lr, fused=fused)
+
+
+def _dense(p: Tensor) -> bool:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(p.dim())
+    return p.is_contiguous() or (last is not None and p.is_contiguous(memory_format=last))
 
 
 class TrainingError(RuntimeError):
@@ -277,9 +285,11 @@ class Trainer:
                 adv = self.guard.attack(self.model, x, y, stage.eps_scale(progress), step, which)
                 self.model.train()
                 optimizer.zero_grad()
-                loss, logits = objective.loss(self.model, x, adv, y)
-                penalty = stage.penalty()
-                (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+                # Until the gradients are there: a checkpointed layer runs again on the way back.
+                with plain_weights(self.model, graph=True):
+                    loss, logits = objective.loss(self.model, x, adv, y)
+                    penalty = stage.penalty()
+                    (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
                 value = loss.item()
                 if not math.isfinite(value):
                     raise self._lost(f"the loss is {value}", stage, step + 1)

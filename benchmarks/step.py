@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import atmc
 from atmc.compression import channels_last
+from atmc.factorization import plain_weights
 from atmc.memory import keep_freed
 from atmc.objective import Guard, Objective, TrainAttack
 from atmc.optim import ATMC
@@ -47,10 +48,11 @@ def step(
     adv = goal.attack(model, x, y, 1.0)
     model.train()
     optimizer.zero_grad()
-    loss, _ = goal.loss(model, x, adv, y)
-    if isinstance(optimizer, Splitting):
-        loss = loss + optimizer.penalty()
-    loss.backward()
+    with plain_weights(model, graph=True):
+        loss, _ = goal.loss(model, x, adv, y)
+        if isinstance(optimizer, Splitting):
+            loss = loss + optimizer.penalty()
+        loss.backward()
     optimizer.step()
 
 

@@ -24,7 +24,7 @@ HELP = {
     "eps": ("E", "Attack radius (linf), as in 0.3 or 8/255; that of the data set if not given."),
     "train_attack": (
         "pgd|atta|n-fgsm",
-        "Attack in training; atta and n-fgsm are single steps, watched.",
+        "Attack in training; atta (remembered) and n-fgsm take single steps, and are watched.",
     ),
     "steps": ("S", "Steps of the attack in training; 7 if not given, 1 for atta."),
     "step_size": ("A", "Their length; 2 eps / steps if not given, eps / 2 for atta."),

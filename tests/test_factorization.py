@@ -484,3 +484,29 @@ def test_channels_last_stays_in_all_strides(channels: int) -> None:
         assert layer.weight.stride() == strides
         out = layer(torch.rand(2, channels, 8, 8))
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_formed_with_a_graph_pass_gradients_on() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    factorize(model)
+    x = torch.randn(4, 6)
+    model(x).square().sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    with plain_weights(model, graph=True):
+        (model(x).square().sum() * 0.5).backward(retain_graph=True)
+        (model(x).square().sum() * 0.5).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name])
+
+
+def test_a_graph_is_not_to_be_had_inside_plain_weights() -> None:
+    model = nn.Sequential(nn.Linear(6, 5))
+    factorize(model)
+    with (
+        plain_weights(model),
+        pytest.raises(RuntimeError, match="without a graph"),
+        plain_weights(model, graph=True),
+    ):
+        pass

@@ -22,6 +22,7 @@ OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "part": lambda x: x.flatten(1, 2),
     "rows": lambda x: x.flatten(2),
     "three": lambda x: x[0].flatten(1),
+    "keyword": lambda x: torch.flatten(input=x, start_dim=1),
 }
 
 

@@ -81,3 +81,13 @@ def test_no_warning_reaches_the_user() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(RuntimeError):
         product(torch.zeros(300, 200), torch.zeros(201, 300))
+
+
+def test_a_gradient_of_the_gradient_is_the_dense_one() -> None:
+    results = []
+    for function in (product, torch.matmul):
+        U, V = (factor.requires_grad_() for factor in _factors(SHAPES[0], 0.0005, 0.01))
+        (first,) = torch.autograd.grad(function(U, V).square().sum(), V, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), (U, V)))
+    for ours, dense in zip(*results, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-2)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from atmc import objective as objective_module
@@ -582,3 +583,41 @@ def test_adam_is_the_librarys_whatever_the_memory_format(factorized: bool) -> No
         results.append(list(model.parameters()))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_parameters_with_gaps_are_moved_as_the_library_does() -> None:
+    """A view of a larger tensor: the one-pass kernel would write between its entries."""
+    results = []
+    for make in (adam, torch.optim.Adam):
+        base = torch.ones(4, 6)
+        view = nn.Parameter(base[:, :3])
+        view.grad = torch.ones(4, 3)
+        make([view], 0.1).step()
+        results.append((base, view.detach().clone()))
+        assert torch.equal(base[:, 3:], torch.ones(4, 3))
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+class Checkpointed(nn.Module):
+    """A layer that is run again on the way back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        body = torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False)
+        out: Tensor = self.head(body)
+        return out
+
+
+def test_a_model_with_checkpointed_layers_is_trained() -> None:
+    torch.manual_seed(0)
+    model = Checkpointed()
+    factorize(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    objective = Objective(eps=0.1, steps=1, clean_weight=0.5)
+    Trainer(model, Batches(*examples(), 8), [Stage(2, 0.1)], objective).run()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert any("body" in name for name in moved) and any("head" in name for name in moved)
