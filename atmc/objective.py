@@ -225,7 +225,7 @@ class Guard:
             ValueError: ATTA without an index.
         """
         objective = self.objective
-        if objective.train_attack == "atta" and index is None:
+        if objective.train_attack == "atta" and objective.eps > 0 and index is None:
             raise ValueError(
                 "atta must know which example is which: let the loader give (x, y, index), "
                 "or train on pgd"

@@ -146,6 +146,8 @@ def test_atta_needs_to_know_which_example_is_which() -> None:
     guard = Guard(Objective(eps=0.1, steps=1, train_attack="atta"), every=100)
     with pytest.raises(ValueError, match=r"loader give \(x, y, index\)"):
         guard.attack(net(), x, y, 0.0, 0)  # at once, not when ε has grown
+    unattacked = Guard(Objective(eps=0.0, train_attack="atta"))
+    assert unattacked.attack(net(), x, y, 1.0, 0) is x
 
 
 def test_atta_grows_as_strong_as_pgd_by_single_steps() -> None:

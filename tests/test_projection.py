@@ -79,6 +79,22 @@ def test_masks_are_those_of_a_stable_sort(scores, k):
     assert sum(int(m.sum()) for m in masks) == min(k, positive)
 
 
+@given(score_lists(), st.integers(0, 45), st.sampled_from([-1, 3, 2**15]), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_counting_sorting_and_joining_agree(scores, k, sorted_below, narrow):
+    """Small inputs by each way that large ones take: counted or sorted, joined or apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "_SORTED", sorted_below)
+        patch.setattr(projection, "_TINY", sorted_below)
+        if narrow:
+            patch.setattr(projection, "_SMALL", 0)
+            patch.setattr(projection, "_BLOCK", 5)
+            patch.setattr(projection, "_SAMPLED", 4)
+        for around in (0.02, 0.5):
+            masks = select(scores, k, near=0.51, around=around).masks
+            same(masks, reference(scores, k))
+
+
 @given(
     score_lists(),
     st.floats(0, 60, allow_nan=False),
