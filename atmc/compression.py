@@ -21,9 +21,9 @@ from atmc.evaluation import Attack, attack, evaluate
 from atmc.factorization import factorized_weights, named_factors
 from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
-from atmc.methods.stages import DenseStage, fit
 from atmc.objective import Objective, TrainAttack, usual_steps
 from atmc.processor import fast_bfloat16
+from atmc.stages import DenseStage, fit
 from atmc.training import Loader, Progress, Stage, Trainer
 
 Precision = Literal["auto", "float32", "bfloat16"]

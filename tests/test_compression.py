@@ -21,7 +21,7 @@ from atmc.compression import Job, Training, size_report
 from atmc.data import Batches
 from atmc.evaluation import attack
 from atmc.factorization import factorize, factorized_weights
-from atmc.methods.stages import CompressStage
+from atmc.stages import CompressStage
 from atmc.thin_convolution import ThinConvolutions
 
 PARTS = {"header", "codebooks", "positions", "values", "dense"}

@@ -21,8 +21,8 @@ from atmc import objective as objective_module
 from atmc import training
 from atmc.data import Batches
 from atmc.factorization import factorize
-from atmc.methods.stages import CompressStage, LevelStage, Target
 from atmc.objective import Guard, Objective, TrainAttack
+from atmc.stages import CompressStage, LevelStage, Target
 from atmc.training import Loader, Stage, Trainer, TrainingError, adam, derive
 
 STEPS = 4  # batches of an epoch

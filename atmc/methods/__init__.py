@@ -6,7 +6,7 @@ import difflib
 
 from atmc.methods import atmc, nat_prune
 from atmc.methods.base import Method, Schedule
-from atmc.methods.stages import Target
+from atmc.stages import Target
 
 __all__ = ["Method", "Schedule", "Target", "get", "names"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from atmc.methods.stages import Target
+from atmc.stages import Target
 from atmc.training import Stage
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atmc.methods.base import Method, Schedule
-from atmc.methods.stages import CompressStage, LevelStage, Target
+from atmc.stages import CompressStage, LevelStage, Target
 from atmc.training import Stage
 
 

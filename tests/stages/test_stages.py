@@ -15,8 +15,8 @@ from atmc.data import Batches
 from atmc.factorization import dense_part, factorize, factorized_weights, named_factors
 from atmc.levels import round_dense_part
 from atmc.methods import Schedule, Target
-from atmc.methods.stages import CompressStage, LevelStage, drop_dead_biases, fit
 from atmc.objective import Objective
+from atmc.stages import CompressStage, LevelStage, drop_dead_biases, fit
 from atmc.training import Progress, Trainer
 
 

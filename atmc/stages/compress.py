@@ -1,31 +1,21 @@
-"""Stages that methods share: dense training, compression under the budget, levels alone."""
+"""Compression as one problem: k, levels and weights together, under the budget."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atmc import codec
-from atmc.accounting import (
-    FLOAT_BITS,
-    code_bits,
-    dense_width,
-    factor_bits,
-    fixed_bits,
-    k_for_budget,
-    level_bits,
-)
+from atmc.accounting import FLOAT_BITS, code_bits, factor_bits, fixed_bits, k_for_budget
 from atmc.artifact import to_artifact
 from atmc.factorization import dense_part, factorize, factorized_weights, named_factors
 from atmc.importance import Importance, scores
-from atmc.levels import CodebookOptimizer, round_dense_part
+from atmc.levels import round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
-from atmc.projection import topk_masks
+from atmc.stages.target import Target, drop_dead_biases, fit
 from atmc.training import Stage, adam
 
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
@@ -34,94 +24,6 @@ _AIM = 1.06
 # ρ × steps: below it levels and values are far apart at the end, above it nothing moves any more.
 _PULL = 4000.0
 _ROUNDS = 10  # of the closing loop
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the file must be: its budget, and what is known of it beforehand.
-
-    Args:
-        budget_bits: the ceiling, in bits.
-        bits: b, or "auto".
-        width: bits a value of the dense part.
-        meta: what the artifact says of the model, None for a model of one's own.
-    """
-
-    budget_bits: int
-    bits: int | str
-    width: int
-    meta: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse bits that cannot be, before any training."""
-        if self.bits not in ("auto", *range(1, 9), FLOAT_BITS):
-            raise ValueError(f"bits is {self.bits!r}: use 'auto', 1 to 8, or 32")
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, budget_bits: int, bits: int | str, meta: dict[str, Any] | None
-    ) -> Target:
-        """The target of a model.
-
-        Raises:
-            BudgetError: no file can keep the budget.
-            ValueError: bits that cannot be, or a model without a weight to factorize.
-        """
-        return cls(budget_bits, bits, dense_width(model, budget_bits, meta=meta), meta)
-
-
-def drop_dead_biases(model: nn.Module) -> None:
-    """Zero the bias of every output whose row of W is empty, in place.
-
-    Such a unit is a constant; what it says is left to the next layer's bias.
-    """
-    with torch.no_grad():
-        modules = dict(model.named_modules())
-        for weight in factorized_weights(model):
-            module = modules[weight.name.rpartition(".")[0]]
-            bias = getattr(module, "bias", None)
-            if not isinstance(bias, Tensor):
-                continue
-            matrix = weight.parametrization.matrix(weight.U, weight.V, weight.C)
-            alive = (matrix != 0).any(-1).flatten()
-            if len(alive) == len(bias):
-                bias.mul_(alive)
-
-
-def fit(model: nn.Module, target: Target) -> bytes:
-    """The closing loop: encode, measure, and drop the least entries until the file fits.
-
-    Changes the factors of ``model``, and only by zeroing entries.
-    """
-    weights = factorized_weights(model)
-    factors = named_factors(model)
-    for attempt in range(64):
-        data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
-        over = 8 * len(data) - target.budget_bits
-        if over <= 0:
-            return data
-        ranks = scores(weights, "effect")
-        nonzeros = sum(int((factor != 0).sum()) for factor in factors.values())
-        bits_each = max(1.0, 8 * len(data) / max(1, nonzeros))
-        # Later rounds take more at once, so that the loop ends whatever the estimate is worth.
-        drop = math.ceil(max(1.0, over / bits_each) * 1.5**attempt)
-        keep = max(0, nonzeros - drop)
-        masks = _nonzero_masks(ranks, list(factors.values()), keep)
-        with torch.no_grad():
-            for factor, mask in zip(factors.values(), masks, strict=True):
-                factor.mul_(mask)
-    raise AssertionError("the empty file is over the budget that was accepted")
-
-
-def _nonzero_masks(ranks: list[Tensor], factors: list[nn.Parameter], keep: int) -> list[Tensor]:
-    alive = [rank * (factor != 0) for rank, factor in zip(ranks, factors, strict=True)]
-    return topk_masks(alive, keep)
-
-
-class DenseStage(Stage):
-    """Adversarial training of the dense model, ε warmed up."""
-
-    name = "dense"
 
 
 class CompressStage(Stage):
@@ -326,48 +228,3 @@ class CompressStage(Stage):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`."""
         self.k_target, self.chosen = state["k_target"], state["chosen"]
-
-
-class LevelStage(Stage):
-    """Positions and codes fixed: levels, biases and norms alone are trained."""
-
-    name = "levels"
-
-    def __init__(self, epochs: int, lr: float, target: Target) -> None:
-        super().__init__(epochs, lr)
-        self.target = target
-
-    def reshape(self, model: nn.Module) -> None:
-        """Factorize, where no earlier stage of this process has."""
-        factorize(model)
-
-    def start(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Adam on the masters."""
-        self.model = model
-        bits: Mapping[str, int] = _level_bits(model)
-        return CodebookOptimizer(
-            model,
-            lambda masters: torch.optim.Adam(masters, self.lr),
-            width=self.target.width,
-            level_bits=dict(bits),
-        )
-
-    def finish(self, model: nn.Module) -> None:
-        """Round the norms' statistics; the file must still fit."""
-        round_dense_part(model, self.target.width)
-        fit(model, self.target)
-
-    def measure(self) -> dict[str, int]:
-        """Nonzeros; the file does not change any more."""
-        counts = [int(torch.count_nonzero(f)) for f in named_factors(self.model).values()]
-        return {"nonzeros": sum(counts)}
-
-
-def _level_bits(model: nn.Module) -> dict[str, int]:
-    """Bits of a level, read off the codebooks that the factors hold."""
-    bits = {}
-    for name, factor in named_factors(model).items():
-        levels = len(torch.unique(factor.detach()[factor.detach() != 0]))
-        if 0 < levels <= 256:
-            bits[name] = level_bits(max(1, math.ceil(math.log2(levels))))
-    return bits

@@ -1,0 +1,60 @@
+"""Levels, biases and norms trained alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from atmc.accounting import level_bits
+from atmc.factorization import factorize, named_factors
+from atmc.levels import CodebookOptimizer, round_dense_part
+from atmc.stages.target import Target, fit
+from atmc.training import Stage
+
+
+class LevelStage(Stage):
+    """Positions and codes fixed: levels, biases and norms alone are trained."""
+
+    name = "levels"
+
+    def __init__(self, epochs: int, lr: float, target: Target) -> None:
+        super().__init__(epochs, lr)
+        self.target = target
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize, where no earlier stage of this process has."""
+        factorize(model)
+
+    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Adam on the masters."""
+        self.model = model
+        bits: Mapping[str, int] = _level_bits(model)
+        return CodebookOptimizer(
+            model,
+            lambda masters: torch.optim.Adam(masters, self.lr),
+            width=self.target.width,
+            level_bits=dict(bits),
+        )
+
+    def finish(self, model: nn.Module) -> None:
+        """Round the norms' statistics; the file must still fit."""
+        round_dense_part(model, self.target.width)
+        fit(model, self.target)
+
+    def measure(self) -> dict[str, int]:
+        """Nonzeros; the file does not change any more."""
+        counts = [int(torch.count_nonzero(f)) for f in named_factors(self.model).values()]
+        return {"nonzeros": sum(counts)}
+
+
+def _level_bits(model: nn.Module) -> dict[str, int]:
+    """Bits of a level, read off the codebooks that the factors hold."""
+    bits = {}
+    for name, factor in named_factors(model).items():
+        levels = len(torch.unique(factor.detach()[factor.detach() != 0]))
+        if 0 < levels <= 256:
+            bits[name] = level_bits(max(1, math.ceil(math.log2(levels))))
+    return bits
