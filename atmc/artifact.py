@@ -74,7 +74,12 @@ def sparse(values: np.ndarray[Any, Any]) -> codec.SparseTensor | codec.FloatSpar
 
 def _weight(weight: FactorizedWeight) -> codec.FactorizedWeight:
     layout = weight.parametrization.layout
-    factors = [sparse(_array(f)) for f in weight.factors.values()]
+    u, v, c = (_array(f) for f in weight.factors.values())
+    if weight.parametrization.identity == "none":  # a file need not hold what adds nothing to U V
+        batch = tuple(range(u.ndim - 2))
+        inner = (u != 0).any(axis=(*batch, -2)) & (v != 0).any(axis=(*batch, -1))
+        u, v = u[..., :, inner], v[..., inner, :]
+    factors = [sparse(np.ascontiguousarray(f)) for f in (u, v, c)]
     return codec.FactorizedWeight(
         layout.shape, layout.groups, layout.transposed, weight.parametrization.identity, *factors
     )

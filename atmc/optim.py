@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atmc.accounting import FLOAT_BITS, choose_bits, level_bits
+from atmc.accounting import FLOAT_BITS
 from atmc.factorization import factorized_weights
-from atmc.importance import Importance, effect, scores
+from atmc.importance import Importance, scores
 from atmc.projection import Selection, select, topk_masks
-from atmc.quantization import quantize, quantized_codebook
+from atmc.rounding import DISTORTION, choose_factor_bits, rounded
 from atmc.splitting import Penalty, Schedule, Splitting, at
 
 Bits = int | Literal["auto"] | Mapping[str, int]
@@ -127,7 +127,7 @@ class ATMC(Splitting):
         self.bits: dict[str, int] = bits
 
     @torch.no_grad()
-    def choose_bits(self, k: int, distortion: float = 0.003) -> dict[str, int]:
+    def choose_bits(self, k: int, distortion: float = DISTORTION) -> dict[str, int]:
         """b per tensor by rate and distortion, for the ``k`` entries that rank best now.
 
         Args:
@@ -140,13 +140,7 @@ class ATMC(Splitting):
             name: factor.detach() * mask
             for (name, factor), mask in zip(self.factors.items(), masks, strict=True)
         }
-        sensitivity: dict[str, float] = {}
-        for weight in self.weights:
-            effects = [float(e.square().sum()) for e in effect(weight)]
-            for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
-                energy = float(factor.square().sum())
-                sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
-        return choose_bits(kept, sensitivity, distortion)
+        return choose_factor_bits(self.weights, kept, distortion)
 
     def _follow_nonzeros(self) -> None:
         nonzeros = self.nonzeros
@@ -197,24 +191,10 @@ class ATMC(Splitting):
             self._centroids.clear()
         for name in self.factors:
             init = self._centroids.get(name)
-            duplicate, centroids = self._quantized(name, self._shifted(name), init)
+            duplicate, centroids = rounded(self._shifted(name), self.bits[name], init)
             if centroids is not None:
                 self._centroids[name] = centroids
             self._renew(name, duplicate)
-
-    def _quantized(
-        self, name: str, values: Tensor, init: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The nearest tensor with at most 2^b levels, and what the next search may start from.
-
-        Zeros stay: the support can only shrink.
-        """
-        values = values.detach()
-        bits = self.bits[name]
-        if bits == FLOAT_BITS:
-            return values.clone(), None
-        book = quantized_codebook(values, 2**bits, level_bits(bits), init)
-        return quantize(values, book.levels.to(values), book.codes), book.centroids
 
     @torch.no_grad()
     def quantized(self, k: int) -> dict[str, Tensor]:
@@ -222,7 +202,7 @@ class ATMC(Splitting):
         found = {}
         masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
         for name, mask in zip(self.factors, masks, strict=True):
-            found[name], _ = self._quantized(name, self._shifted(name) * mask)
+            found[name], _ = rounded(self._shifted(name) * mask, self.bits[name])
         return found
 
     @torch.no_grad()

@@ -72,7 +72,9 @@ class Stage:
         self.epochs = epochs
         self.lr = lr
         self.warmup = warmup
+        # Known before start():
         self.total_steps = 0
+        self.input_shape: tuple[int, ...] = ()  # of one example
 
     def reshape(self, model: nn.Module) -> None:
         """Bring the model into this stage's structure (factorize it, say)."""
@@ -221,12 +223,15 @@ class Trainer:
         with torch.random.fork_rng(), _interruptible() as interrupted:
             resumed = self._load()
             first, step = (resumed["stage"], resumed["step"]) if resumed else (0, 0)
+            torch.manual_seed(derive(*self.seed))
+            input_shape = tuple(next(iter(self.loader))[0].shape[1:])
             for index in range(first):
                 self.stages[index].reshape(self.model)
             for index in range(first, len(self.stages)):
                 stage = self.stages[index]
                 stage.reshape(self.model)
                 stage.total_steps = stage.epochs * self.steps_per_epoch
+                stage.input_shape = input_shape
                 if resumed:
                     with self._fits():
                         self.model.load_state_dict(resumed["model"])

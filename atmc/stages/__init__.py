@@ -3,13 +3,13 @@
 from atmc.stages.compress import CompressStage
 from atmc.stages.dense import DenseStage
 from atmc.stages.levels import LevelStage
-from atmc.stages.target import Target, drop_dead_biases, fit
+from atmc.stages.target import Target, encoded_bits, fit
 
 __all__ = [
     "CompressStage",
     "DenseStage",
     "LevelStage",
     "Target",
-    "drop_dead_biases",
+    "encoded_bits",
     "fit",
 ]

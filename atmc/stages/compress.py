@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from atmc import codec
 from atmc.accounting import FLOAT_BITS, code_bits, factor_bits, fixed_bits, k_for_budget
-from atmc.artifact import to_artifact
+from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import dense_part, factorize, factorized_weights, named_factors
 from atmc.importance import Importance, scores
 from atmc.levels import round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
-from atmc.stages.target import Target, drop_dead_biases, fit
+from atmc.rounding import DISTORTION
+from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage, adam
 
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
@@ -63,7 +64,7 @@ class CompressStage(Stage):
         prune_only: bool = False,
         warmup: float = 0.0,
         duplicate_every: int = 10,
-        distortion: float = 0.003,
+        distortion: float = DISTORTION,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(epochs, lr, warmup)
@@ -133,7 +134,7 @@ class CompressStage(Stage):
     @torch.no_grad()
     def _aim(self) -> None:
         """Set k to what the budget holds, entries ranked as they are now."""
-        drop_dead_biases(self.model)
+        drop_dead_paths(self.model, self.input_shape)
         ranks = [
             rank if name in self.allowed else torch.zeros_like(rank)
             for name, rank in zip(
@@ -179,16 +180,16 @@ class CompressStage(Stage):
     def finish(self, model: nn.Module) -> None:
         """The quantized duplicate becomes the model, at the largest k whose file fits."""
         self.optimizer.finalize(self._largest_k())
-        drop_dead_biases(model)
+        drop_dead_paths(model, self.input_shape)
         round_dense_part(model, self.target.width)
         fit(model, self.target)
 
     def _largest_k(self) -> int:
         """The closing loop: encode, measure, and bisect k between what fits and what does not."""
         fits, over = 0, self.optimizer.nonzeros + 1
-        k = over - 1
+        k, limit = over - 1, self.target.budget_bits
         for _ in range(_ROUNDS):
-            if self._file_bits(k) <= self.target.budget_bits:
+            if encoded_bits(self.model, self.target, self.optimizer.quantized(k)) <= limit:
                 fits = k
             else:
                 over = k
@@ -199,18 +200,6 @@ class CompressStage(Stage):
         # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
         # model would be no answer.
         return fits or over - 1
-
-    @torch.no_grad()
-    def _file_bits(self, k: int) -> int:
-        """The real size of the file that finalizing at ``k`` would make."""
-        factors = self.optimizer.factors
-        held = {name: factor.clone() for name, factor in factors.items()}
-        for name, values in self.optimizer.quantized(k).items():
-            factors[name].copy_(values)
-        artifact = to_artifact(self.model, width=self.target.width, meta=self.target.meta)
-        for name, values in held.items():
-            factors[name].copy_(values)
-        return 8 * len(codec.encode(artifact))
 
     def measure(self) -> dict[str, int]:
         """Nonzeros now, and the file they would make, estimated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,22 +52,17 @@ class Target:
         return cls(budget_bits, bits, dense_width(model, budget_bits, meta=meta), meta)
 
 
-def drop_dead_biases(model: nn.Module) -> None:
-    """Zero the bias of every output whose row of W is empty, in place.
-
-    Such a unit is a constant; what it says is left to the next layer's bias.
-    """
-    with torch.no_grad():
-        modules = dict(model.named_modules())
-        for weight in factorized_weights(model):
-            module = modules[weight.name.rpartition(".")[0]]
-            bias = getattr(module, "bias", None)
-            if not isinstance(bias, Tensor):
-                continue
-            matrix = weight.parametrization.matrix(weight.U, weight.V, weight.C)
-            alive = (matrix != 0).any(-1).flatten()
-            if len(alive) == len(bias):
-                bias.mul_(alive)
+@torch.no_grad()
+def encoded_bits(model: nn.Module, target: Target, values: Mapping[str, Tensor]) -> int:
+    """The real size of the file if the factors held ``values``, by name; changes nothing."""
+    factors = named_factors(model)
+    held = {name: factors[name].clone() for name in values}
+    for name, value in values.items():
+        factors[name].copy_(value)
+    artifact = to_artifact(model, width=target.width, meta=target.meta)
+    for name, value in held.items():
+        factors[name].copy_(value)
+    return 8 * len(codec.encode(artifact))
 
 
 def fit(model: nn.Module, target: Target) -> bytes:

@@ -12,11 +12,12 @@ from atmc import codec, methods
 from atmc.accounting import smallest_bits
 from atmc.artifact import BudgetError, from_artifact, to_artifact
 from atmc.data import Batches
+from atmc.dead_paths import drop_dead_biases
 from atmc.factorization import dense_part, factorize, factorized_weights, named_factors
 from atmc.levels import round_dense_part
 from atmc.methods import Schedule, Target
 from atmc.objective import Objective
-from atmc.stages import CompressStage, LevelStage, drop_dead_biases, fit
+from atmc.stages import CompressStage, LevelStage, fit
 from atmc.training import Progress, Trainer
 
 
@@ -92,6 +93,7 @@ def test_k_is_a_cubic_from_the_dense_count_to_the_target(shrink: float) -> None:
     model = net()
     stage = CompressStage(1, 1e-2, Target.of(model, 4_500, 4, None), shrink=shrink)
     stage.total_steps = 100
+    stage.input_shape = (1, 8, 8)
     stage.reshape(model)
     stage.start(model)
     # The dense count: the weights of the four layers, wherever a factorization holds them.
@@ -179,6 +181,7 @@ def test_bits_are_chosen_where_a_factor_has_lost_its_partner() -> None:
     model = net()
     stage = CompressStage(1, 1e-2, Target.of(model, 4_500, "auto", None))
     stage.total_steps = 10
+    stage.input_shape = (1, 8, 8)
     stage.reshape(model)
     stage.start(model)
     weight = next(w for w in factorized_weights(model) if w.parametrization.identity == "left")

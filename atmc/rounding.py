@@ -1,0 +1,51 @@
+"""Factors rounded to codebooks: b bits a value, given or chosen by rate and distortion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from atmc.accounting import FLOAT_BITS, choose_bits, level_bits
+from atmc.factorization import FactorizedWeight
+from atmc.importance import effect
+from atmc.quantization import quantize, quantized_codebook
+
+# The squared error of quantization that chosen bits may leave, as a share of all.
+DISTORTION = 0.003
+
+
+def rounded(values: Tensor, bits: int, init: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The nearest tensor with at most 2^bits levels, and what the next search may start from.
+
+    Zeros stay. With 32 bits there is no codebook: a copy, and None.
+    """
+    values = values.detach()
+    if bits == FLOAT_BITS:
+        return values.clone(), None
+    book = quantized_codebook(values, 2**bits, level_bits(bits), init)
+    return quantize(values, book.levels.to(values), book.codes), book.centroids
+
+
+@torch.no_grad()
+def choose_factor_bits(
+    weights: Sequence[FactorizedWeight],
+    kept: Mapping[str, Tensor],
+    distortion: float = DISTORTION,
+) -> dict[str, int]:
+    """b for every factor, by rate and distortion.
+
+    Args:
+        weights: of the model, as they are now: they say what an error in a factor is worth.
+        kept: the factors by name, zeros where they are (to be) pruned.
+        distortion: the squared error allowed, as a share of the whole; the error of a layer
+            is relative to the layer, so that layers of small weights count as much.
+    """
+    sensitivity: dict[str, float] = {}
+    for weight in weights:
+        effects = [float(e.square().sum()) for e in effect(weight)]
+        for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
+            energy = float(factor.square().sum())
+            sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
+    return choose_bits(kept, sensitivity, distortion)
