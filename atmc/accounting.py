@@ -95,7 +95,8 @@ def dense_width(model: nn.Module, budget_bits: int, *, meta: dict[str, Any] | No
     if budget_bits < least:
         raise BudgetError(
             f"a budget of {budget_bits} bits is too small: the smallest possible file of this "
-            f"model is {least} bits ({math.ceil(least / 8)} bytes)"
+            f"model is {least} bits ({math.ceil(least / 8)} bytes)",
+            least,
         )
     for width in DENSE_WIDTHS:
         if fixed[width] <= budget_bits / 3:

@@ -21,7 +21,15 @@ DENSE_WIDTHS = (8, 6, 5, 4)
 
 
 class BudgetError(ValueError):
-    """The file would be, or would have to be, larger than the budget."""
+    """The file would be, or would have to be, larger than the budget.
+
+    Attributes:
+        smallest: the smallest budget that can be kept, in bits, where that is known.
+    """
+
+    def __init__(self, message: str, smallest: int | None = None) -> None:
+        super().__init__(message)
+        self.smallest = smallest
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ from torch import nn
 
 from atmc import codec
 from atmc.accounting import dense_bits
-from atmc.artifact import from_artifact, to_artifact
+from atmc.artifact import BudgetError, from_artifact, to_artifact
 from atmc.evaluation import Attack, attack, evaluate
 from atmc.factorization import factorized_weights, named_factors
 from atmc.memory import keep_freed
@@ -80,6 +80,9 @@ class Training:
         state_precision: of ADMM's duplicates and duals; "bfloat16" halves their memory.
         bpda: let the training-time attack's gradients past ReLUs that are off and losers of a
             max-pool (:mod:`atmc.bpda`): nets of few weights learn to hide from PGD otherwise.
+        ratios: what each layer keeps (of its weights, columns or filters), by layer name or
+            pattern, where the method prunes layer by layer; layers that none names stay whole.
+            The budget may lower all of them together. None: the same for all layers.
         compiled: pass the attack through ``torch.compile``: worth a try on a GPU, slower on a CPU.
     """
 
@@ -99,6 +102,7 @@ class Training:
     state_precision: StatePrecision = "float32"
     bpda: bool = False
     compiled: bool = False
+    ratios: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before any training."""
@@ -109,6 +113,9 @@ class Training:
         for name in ("clean_weight", "distill"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
+        for name, ratio in (self.ratios or {}).items():
+            if not 0 < ratio <= 1:
+                raise ValueError(f"the ratio of {name} is {ratio}: give a share above 0, up to 1")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}: give a positive number")
         if self.step_size is not None and not 0 <= self.step_size < math.inf:
@@ -149,7 +156,7 @@ class Job:
     Args:
         model: changed in place.
         loader: the training batches.
-        budget_bits: the ceiling for the file.
+        budget_bits: the ceiling for the file; None for none.
         training: how it is trained.
         method: its name.
         bits: b, or "auto".
@@ -163,7 +170,7 @@ class Job:
 
     model: nn.Module
     loader: Loader
-    budget_bits: int
+    budget_bits: int | None
     training: Training
     method: str = "atmc"
     bits: int | str = "auto"
@@ -179,7 +186,38 @@ class Job:
         if self.training.fast:
             keep_freed()
         self.recipe = get(self.method)
+        if self.bits == "auto" and self.recipe.auto_bits is not None:
+            self.bits = self.recipe.auto_bits
         self.target = Target.of(self.model, self.budget_bits, self.bits, self.meta)
+        self._check_least()
+
+    def _check_least(self) -> None:
+        """Refuse a budget that the method cannot reach.
+
+        Raises:
+            BudgetError: with the smallest budget that it can.
+            ValueError: ratios that cannot be.
+        """
+        ratios = self.training.ratios
+        if self.recipe.least is None or (self.budget_bits is None and ratios is None):
+            return
+        with torch.random.fork_rng():
+            shape = tuple(next(iter(self.loader))[0].shape[1:])
+        model = copy.deepcopy(self.model)
+        least = self.recipe.least(model, self.target, self.schedule, shape)
+        if self.target.budget_bits < least:
+            raise BudgetError(
+                f"a budget of {self.budget_bits} bits is too small for {self.method}: the "
+                f"smallest that it reaches here is {least} bits ({math.ceil(least / 8)} bytes)",
+                least,
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the recipe is given."""
+        t = self.training
+        state = torch.bfloat16 if t.state_precision == "bfloat16" else None
+        return Schedule(t.epochs, t.level_epochs, t.lr, state, t.ratios)
 
     def _objective(self, teacher: nn.Module | None) -> Objective:
         t = self.training
@@ -215,7 +253,7 @@ class Job:
 
     def train_attack_report(self) -> dict[str, Any]:
         """The training-time attack, and how often a cheap one collapsed; null: does not apply."""
-        name = self.training.train_attack if self._objective(None).eps > 0 else None
+        name = self.training.train_attack if self._objective(None).attacked else None
         return {"name": name, "collapses": None if name in (None, "pgd") else self.collapses}
 
     def train_dense(self) -> None:
@@ -226,10 +264,7 @@ class Job:
     def compress(self) -> bytes:
         """The method's stages from the dense start, and the artifact."""
         teacher = copy.deepcopy(self.model) if self.training.distill > 0 else None
-        t = self.training
-        state = torch.bfloat16 if t.state_precision == "bfloat16" else None
-        schedule = Schedule(t.epochs, t.level_epochs, t.lr, state)
-        stages = list(self.recipe.stages(self.target, schedule))
+        stages = list(self.recipe.stages(self.target, self.schedule))
         self._train("compress", 1, stages, self._objective(teacher))
         return fit(self.model, self.target)
 
@@ -322,6 +357,7 @@ def compress(
         "dataset": None,
         "seed": job.training.seed,
         "budget_bits": budget_bits,
+        "bits": bits,
         "train_attack": job.train_attack_report(),
         "size": size_report(job.model, job.target, data),
         **measured,

@@ -201,7 +201,8 @@ def factorize(
 
     Args:
         model: any module; layers that are factorized already are left alone.
-        rank: None for the identity start, else the rank of the truncated SVD start.
+        rank: None for the identity start, else the rank of the truncated SVD start, at most that
+            which the layer has.
         include: name patterns (``fc*``, ``features.0.weight``) of what to factorize.
         exclude: name patterns of what to leave dense; any of a tied weight's names will do.
 

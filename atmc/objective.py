@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from atmc.attacks import frozen, n_fgsm, pgd
 from atmc.memory_format import ChannelsLastGradients
 
-TrainAttack = Literal["pgd", "atta", "n-fgsm"]
+TrainAttack = Literal["pgd", "atta", "n-fgsm", "none"]
 
 _PGD_STEPS = 7  # what a cheaper attack is held against
 
@@ -30,7 +30,8 @@ class Objective:
     Args:
         eps: the ℓ∞ radius; 0 trains without an attack.
         train_attack: "pgd"; "atta" for steps from where the last visit to an example ended, or
-            "n-fgsm" for a single step from noise, both watched by a :class:`Guard`.
+            "n-fgsm" for a single step from noise, both watched by a :class:`Guard`; "none": clean
+            inputs, whatever ε is.
         steps: of PGD, or of a visit of ATTA.
         step_size: length of a step at full ε; None for 2 ε / steps, of ATTA ε / 2.
         clean_weight: share of the loss on the clean batch, 0 to 1.
@@ -55,6 +56,11 @@ class Objective:
     bpda: bool = False
     compiled: bool = False
 
+    @property
+    def attacked(self) -> bool:
+        """Whether there is an attack at all."""
+        return self.eps > 0 and self.train_attack != "none"
+
     def single_step(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
         """``x`` attacked by one noisy step of ``scale`` · ε."""
         eps = self.eps * scale
@@ -65,7 +71,7 @@ class Objective:
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
         """``x`` attacked by PGD within ``scale`` · ε."""
         eps = self.eps * scale
-        if eps == 0:
+        if eps == 0 or not self.attacked:
             return x
         steps, size = self.steps, self.step_size
         if self.train_attack == "atta":  # those are of a visit
@@ -225,7 +231,9 @@ class Guard:
             ValueError: ATTA without an index.
         """
         objective = self.objective
-        if objective.train_attack == "atta" and objective.eps > 0 and index is None:
+        if not objective.attacked:
+            return x
+        if objective.train_attack == "atta" and index is None:
             raise ValueError(
                 "atta must know which example is which: let the loader give (x, y, index), "
                 "or train on pgd"

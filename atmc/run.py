@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from atmc import codec, data, models
+from atmc import codec, data, methods, models
 from atmc.accounting import dense_bits
 from atmc.artifact import from_artifact, load
 from atmc.attacks import Loss, frozen, pgd
@@ -218,7 +218,7 @@ def run(
         _load_dense(model, Path(settings.weights))
     training = _training(settings)
     budget = settings.budget_bits
-    if budget is None:
+    if budget is None and methods.get(settings.method).bounded:
         budget = dense_bits(model) // 100
     settings = settings.model_copy(
         update={
@@ -273,6 +273,7 @@ def run(
         "dataset": settings.dataset,
         "seed": settings.seed,
         "budget_bits": budget,
+        "bits": settings.bits,
         "train_attack": job.train_attack_report(),
         "size": size_report(job.model, job.target, artifact),
         **measured,
@@ -326,6 +327,7 @@ def _training(settings: Settings) -> Training:
         state_precision=settings.state_precision,
         fast=settings.fast,
         bpda=settings.bpda,
+        ratios=settings.ratios,
         compiled=settings.compiled,
     )
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from atmc import data, methods, models
-from atmc.objective import usual_steps
+from atmc.objective import TrainAttack, usual_steps
 
 _UNITS = {"": 1, "bit": 1, "bits": 1, "kbit": 1000, "mbit": 10**6}
 _BYTES = {"b": 1, "kb": 1000, "mb": 10**6, "kib": 1024, "mib": 1024**2, "bytes": 1, "byte": 1}
@@ -79,8 +79,26 @@ def parse_bits_per_value(value: object) -> int | str:
     return bits
 
 
+def parse_ratios(value: object) -> dict[str, float] | None:
+    """Shares by layer: a mapping, or text such as ``conv*=0.5,fc1=1/8``.
+
+    Raises:
+        ValueError: neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(",")]
+        value = {name.strip(): share for name, _, share in pairs}
+    try:
+        return {str(name): float(Fraction(str(share))) for name, share in value.items()}  # type: ignore[attr-defined]
+    except (AttributeError, OverflowError, ValueError, ZeroDivisionError):
+        raise ValueError("give shares by layer, as in conv*=0.5,fc1=1/8") from None
+
+
 Size = Annotated[int, BeforeValidator(parse_bits)]
 Eps = Annotated[float, BeforeValidator(parse_eps)]
+Ratios = Annotated[dict[str, float] | None, BeforeValidator(parse_ratios)]
 BitsPerValue = Annotated[int | Literal["auto"], BeforeValidator(parse_bits_per_value)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -103,7 +121,7 @@ class Settings(BaseModel):
     budget_bits: Size | None = None
     bits: BitsPerValue = "auto"
     eps: Eps | None = None
-    train_attack: Literal["pgd", "atta", "n-fgsm"] = "pgd"
+    train_attack: TrainAttack = "pgd"
     steps: Positive | None = None
     step_size: Eps | None = None
     clean_weight: Share = 0.0
@@ -121,6 +139,7 @@ class Settings(BaseModel):
     state_precision: Literal["float32", "bfloat16"] = "float32"
     fast: bool = True
     bpda: bool = False
+    ratios: Ratios = None
     compiled: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None

@@ -97,12 +97,13 @@ def _refuse_contradictions(
 
 def _show(report: dict[str, Any], folder: Path) -> None:
     size, budget = report["size"], report["budget_bits"]
+    share = "" if budget is None else f", {size['file_bits'] / budget:.1%} of the budget"
     bits = size["file_bits"]
     seconds = [f"{name} {s:.1f}" for name, s in report["seconds"].items() if s is not None]
     show_pairs(
         [
-            ("budget", f"{budget:,} bits"),
-            ("file", f"{bits:,} bits = {bits // 8:,} bytes, {bits / budget:.1%} of the budget"),
+            ("budget", "none" if budget is None else f"{budget:,} bits"),
+            ("file", f"{bits:,} bits = {bits // 8:,} bytes{share}"),
             ("paper bits", f"{size['paper_bits']:,}"),
             ("nonzeros", f"{size['nonzeros']:,}"),
             *accuracy_pairs(report),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from atmc import methods
 from atmc.settings import Settings
 
 # Every key of Settings: what stands for its value in the help, and the help.
@@ -15,7 +16,7 @@ HELP = {
     "data_root": ("DIR", "Folder that holds the data sets which are files; data if not given."),
     "model": ("NAME", "Model of the zoo; that of the data set if not given."),
     "weights": ("FILE", "Dense start of an earlier run (its dense.safetensors); skips that stage."),
-    "method": ("NAME", "How the budget is reached."),
+    "method": ("NAME", f"How the budget is reached: {', '.join(methods.names())}."),
     "budget_bits": (
         "N",
         "Ceiling for the file: bits, or bytes as in 17kB; 1 % of the dense if not given.",
@@ -23,7 +24,7 @@ HELP = {
     "bits": ("auto|1..8|32", "Bits per value; auto chooses them per tensor."),
     "eps": ("E", "Attack radius (linf), as in 0.3 or 8/255; that of the data set if not given."),
     "train_attack": (
-        "pgd|atta|n-fgsm",
+        "pgd|atta|n-fgsm|none",
         "Attack in training; atta (remembered) and n-fgsm take single steps, and are watched.",
     ),
     "steps": ("S", "Steps of the attack in training; 7 if not given, 1 for atta."),
@@ -44,6 +45,10 @@ HELP = {
     "fast": (
         "true|false",
         "Train in channels_last, with faster input gradients; or as plain PyTorch.",
+    ),
+    "ratios": (
+        "LAYER=SHARE,...",
+        "What layers keep, where a method prunes layer by layer; the same for all if not given.",
     ),
     "bpda": ("true|false", "Let the attack in training see past ReLUs that are off."),
     "compiled": ("true|false", "Compile the attack in training; worth a try on a GPU."),

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import difflib
 
-from atmc.methods import atmc, nat_prune
+from atmc.methods import adv_prune, atmc, dense, hydra, l0, low_rank, nat_prune, sequential
+from atmc.methods.admm import COLUMN, FILTER, IRREGULAR
 from atmc.methods.base import Method, Schedule
 from atmc.stages import Target
 
 __all__ = ["Method", "Schedule", "Target", "get", "names"]
 
-_METHODS = {method.name: method for method in (atmc.METHOD, nat_prune.METHOD)}
+_ALL: tuple[Method, ...] = (
+    atmc.METHOD,
+    l0.METHOD,
+    adv_prune.METHOD,
+    nat_prune.METHOD,
+    sequential.METHOD,
+    low_rank.METHOD,
+    hydra.METHOD,
+    dense.METHOD,
+    IRREGULAR,
+    COLUMN,
+    FILTER,
+)
+_METHODS: dict[str, Method] = {m.name: m for m in _ALL}
 
 
 def names() -> tuple[str, ...]:

@@ -20,4 +20,4 @@ def _stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
     ]
 
 
-METHOD = Method("atmc", attacked=True, stages=_stages)
+METHOD = Method("atmc", "pruned, factorized and quantized as one problem, under attack", _stages)

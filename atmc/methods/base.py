@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from atmc.stages import Target
 from atmc.training import Stage
@@ -16,16 +17,26 @@ class Schedule:
     """Lengths and rates that a recipe is given.
 
     Args:
-        epochs: of the stage that compresses.
+        epochs: of all stages that compress, together.
         level_epochs: of the stage that trains levels, biases and norms alone.
         lr: peak learning rate.
         state_dtype: of ADMM's duplicates and duals, None for that of the factors.
+        ratios: what layers keep, by layer name or pattern, where a method prunes layer by layer.
     """
 
     epochs: int
     level_epochs: int
     lr: float
     state_dtype: torch.dtype | None = None
+    ratios: Mapping[str, float] | None = None
+
+    @property
+    def halves(self) -> tuple[int, int]:
+        """The epochs, split between pruning and what follows it."""
+        return (self.epochs + 1) // 2, self.epochs // 2
+
+
+Least = Callable[[nn.Module, Target, Schedule, tuple[int, ...]], int]
 
 
 @dataclass(frozen=True)
@@ -34,10 +45,20 @@ class Method:
 
     Args:
         name: as on the command line.
-        attacked: whether the model is attacked while it is trained, its dense start included.
+        summary: one line for people.
         stages: the recipe after the dense start.
+        attacked: whether the model is attacked while it is trained, its dense start included.
+        least: the size in bits of the file in which every layer has the least that the method
+            can leave it, of a dense model (it may be changed) and for inputs of a shape; refuses
+            a schedule that cannot be. None where that is the empty file.
+        auto_bits: what "auto" means, where b is not chosen.
+        bounded: whether there is a budget at all where none is given.
     """
 
     name: str
-    attacked: bool
+    summary: str
     stages: Callable[[Target, Schedule], Sequence[Stage]]
+    attacked: bool = True
+    least: Least | None = None
+    auto_bits: int | None = None
+    bounded: bool = True

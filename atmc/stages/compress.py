@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from atmc.factorization import dense_part, factorize, factorized_weights, named_
 from atmc.importance import Importance, scores
 from atmc.levels import round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
-from atmc.rounding import DISTORTION
+from atmc.rounding import DISTORTION, rounded
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage, adam
 
@@ -41,7 +42,7 @@ class CompressStage(Stage):
         shrink: share of the stage over which k shrinks; 0 prunes at the first step.
         rho: the penalty weight at the end; it rises from zero as the square of the progress.
             None sets it so that the pull towards the levels, summed over all steps, is the
-            same for a short stage as for a long one.
+            same for a short stage as for a long one. 0: no pull, codebooks at the end alone.
         prune_only: only the factor that starts as W may hold nonzeros; U and V stay the
             identity and C empty, so that W itself is pruned.
         warmup: share of the stage over which ε rises.
@@ -99,7 +100,7 @@ class CompressStage(Stage):
             self.k_at,
             bits,
             rho=lambda step: rho * (step / max(1, self.total_steps)) ** 2,
-            duplicate_every=self.duplicate_every,
+            duplicate_every=self.duplicate_every if self.rho != 0 else sys.maxsize,
             importance=self.importance,
             costs=costs if self.prune_only else None,
             state_dtype=self.state_dtype,
@@ -152,6 +153,8 @@ class CompressStage(Stage):
             bits = self.optimizer.bits[name]
             duplicate = self.optimizer.duplicates.get(name)
             value = float(bits)
+            if self.rho == 0 and bits != FLOAT_BITS:
+                duplicate = rounded(self.optimizer.factors[name], bits)[0]
             if duplicate is not None and bits != FLOAT_BITS:
                 kept = duplicate[duplicate != 0]
                 if kept.numel() > 4 * 2**bits:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from atmc.accounting import level_bits
+from atmc.accounting import FLOAT_BITS, level_bits
 from atmc.factorization import factorize, named_factors
 from atmc.levels import CodebookOptimizer, round_dense_part
 from atmc.stages.target import Target, fit
@@ -31,7 +31,8 @@ class LevelStage(Stage):
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """Adam on the masters."""
         self.model = model
-        bits: Mapping[str, int] = _level_bits(model)
+        floats = self.target.bits == FLOAT_BITS
+        bits: Mapping[str, int] = {} if floats else _level_bits(model)
         return CodebookOptimizer(
             model,
             lambda masters: torch.optim.Adam(masters, self.lr),

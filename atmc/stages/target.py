@@ -17,6 +17,8 @@ from atmc.factorization import factorized_weights, named_factors
 from atmc.importance import scores
 from atmc.projection import topk_masks
 
+UNBOUNDED = 2**62  # bits that no file reaches
+
 
 @dataclass(frozen=True)
 class Target:
@@ -41,14 +43,16 @@ class Target:
 
     @classmethod
     def of(
-        cls, model: nn.Module, budget_bits: int, bits: int | str, meta: dict[str, Any] | None
+        cls, model: nn.Module, budget_bits: int | None, bits: int | str, meta: dict[str, Any] | None
     ) -> Target:
-        """The target of a model.
+        """The target of a model; None for no ceiling.
 
         Raises:
             BudgetError: no file can keep the budget.
             ValueError: bits that cannot be, or a model without a weight to factorize.
         """
+        if budget_bits is None:
+            budget_bits = UNBOUNDED
         return cls(budget_bits, bits, dense_width(model, budget_bits, meta=meta), meta)
 
 

@@ -1,0 +1,165 @@
+"""Of a family of prunings the largest that the file holds, and how a stage closes the file."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc.dead_paths import drop_dead_paths
+from atmc.factorization import factorize, factorized_weights, named_factors
+from atmc.levels import round_dense_part
+from atmc.optim import AUTO_GUESS
+from atmc.rounding import choose_factor_bits, rounded
+from atmc.stages.target import Target, encoded_bits, fit
+from atmc.training import Stage
+
+# Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
+_AIM = 1.02
+_ROUNDS = 24
+_CLOSE = 1.002  # shares this near to one another count as one
+
+Values = Mapping[str, Tensor]
+
+
+def settle_bits(model: nn.Module, target: Target) -> dict[str, int]:
+    """b for every factor: the target's, or chosen for the factors as they are now."""
+    factors = named_factors(model)
+    if target.bits != "auto":
+        return dict.fromkeys(factors, int(target.bits))
+    return choose_factor_bits(factorized_weights(model), factors)
+
+
+@torch.no_grad()
+def _pruned(model: nn.Module, shape: tuple[int, ...], values: Values) -> nn.Module:
+    """A copy that holds ``values``, dead paths dropped."""
+    probe = copy.deepcopy(model)
+    put(probe, values)
+    drop_dead_paths(probe, shape)
+    return probe
+
+
+@torch.no_grad()
+def _rounded_bits(probe: nn.Module, target: Target, bits: Mapping[str, int]) -> int:
+    factors = named_factors(probe)
+    return encoded_bits(probe, target, {n: rounded(f, bits[n])[0] for n, f in factors.items()})
+
+
+def pruned_bits(model: nn.Module, target: Target, shape: tuple[int, ...], values: Values) -> int:
+    """The real size of the file that ``values`` would make, dead paths dropped and rounded."""
+    probe = _pruned(model, shape, values)
+    return _rounded_bits(probe, target, settle_bits(probe, target))
+
+
+@torch.no_grad()
+def put(model: nn.Module, values: Values) -> None:
+    """Write values into the factors, by name."""
+    factors = named_factors(model)
+    for name, value in values.items():
+        factors[name].copy_(value)
+
+
+def largest_share(fits: Callable[[float], bool], near: float | None = None) -> float:
+    """The largest share in (0, 1] that fits, to a five-hundredth of it; 0 where none does.
+
+    Args:
+        fits: whether a share does; one that does not is followed by no larger one that does.
+        near: where to look first; None looks down from 1, since files are small shares of dense
+            models.
+    """
+    low, high = 0.0, math.inf
+    share, factor = (1.0, 1 / 4) if near is None else (near, 1 / 1.1)
+    for _ in range(_ROUNDS):
+        if fits(share):
+            low = share
+            if share == 1:
+                return 1.0
+            share = min(1.0, share / factor) if high == math.inf else (share + high) / 2
+        else:
+            high = share
+            share = share * factor if low == 0 else (low + share) / 2
+        if low > 0 and high < _CLOSE * low:
+            break
+    return low
+
+
+class ShareStage(Stage):
+    """A stage whose pruning has one knob: a share, from the least that it can leave to everything.
+
+    A subclass says what the factors hold at a share; the share is the one that the file holds.
+
+    Args:
+        epochs: length.
+        lr: peak rate.
+        target: the budget.
+    """
+
+    def __init__(self, epochs: int, lr: float, target: Target) -> None:
+        super().__init__(epochs, lr)
+        self.target = target
+        self.share = 1.0
+        self.bits: dict[str, int] = {}
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize; of the factors the one that starts as W is pruned, the others stay empty."""
+        factorize(model)
+
+    def take(self, model: nn.Module) -> None:
+        """Look at the model before anything of it is moved."""
+        self.model = model
+
+    def values_at(self, share: float) -> Values:
+        """What the factors hold at a share, by name."""
+        raise NotImplementedError
+
+    def aim(self) -> None:
+        """Set the share to the largest whose file keeps the budget, weights as they are now.
+
+        The budget is overshot a little, for :func:`close` to cut. Where b is ours to choose, it is
+        chosen for the share found, and the share looked for once more.
+        """
+        guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
+        first = not self.bits
+        if first:
+            self.bits = dict.fromkeys(named_factors(self.model), guess)
+        for again in (False, True):
+            near = None if first and not again else self.share
+            self.share = largest_share(self._fits, near)
+            if self.target.bits != "auto" or (again and not first) or self.share == 0:
+                break
+            probe = _pruned(self.model, self.input_shape, self.values_at(self.share))
+            chosen = settle_bits(probe, self.target)
+            if chosen == self.bits:
+                break
+            self.bits = chosen
+
+    def _fits(self, share: float) -> bool:
+        probe = _pruned(self.model, self.input_shape, self.values_at(share))
+        return _rounded_bits(probe, self.target, self.bits) <= _AIM * self.target.budget_bits
+
+    def least_bits(self, model: nn.Module, shape: tuple[int, ...]) -> int:
+        """The size in bits at share 0, of a dense model, which is factorized."""
+        self.reshape(model)
+        self.take(model)
+        return pruned_bits(model, self.target, shape, self.values_at(0.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The share, and b."""
+        return {"share": self.share, "bits": dict(self.bits)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        self.share, self.bits = state["share"], dict(state["bits"])
+
+
+def close(model: nn.Module, target: Target, shape: tuple[int, ...]) -> None:
+    """The end of a stage, in place: dead paths dropped, codebooks, the dense part, the budget."""
+    drop_dead_paths(model, shape)
+    factors, bits = named_factors(model), settle_bits(model, target)
+    put(model, {name: rounded(factor, bits[name])[0] for name, factor in factors.items()})
+    round_dense_part(model, target.width)
+    fit(model, target)
