@@ -6,6 +6,7 @@ matplotlib is imported where it draws, and used without its global state.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +200,7 @@ def draw(found: Sequence[Group]) -> dict[str, bytes]:
         "svg.hashsalt": "atmc",
         "font.family": "DejaVu Sans",
         "font.size": 9,
+        "text.parse_math": False,  # names are text
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": "#666666",
@@ -206,14 +208,20 @@ def draw(found: Sequence[Group]) -> dict[str, bytes]:
         "ytick.color": "#444444",
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(11, 4.6 * max(1, len(shown))), layout="constrained")
-        rows = figure.subfigures(max(1, len(shown)), squeeze=False)[:, 0]
+        heights = [4.2 + 0.2 * math.ceil(_entries(group) / 4) for group in shown] or [1.0]
+        figure = Figure(figsize=(11, sum(heights)), layout="constrained")
+        rows = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
         for row, group in zip(rows, shown, strict=False):
             _draw_group(row, group)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return {"curves.png": png.getvalue(), "curves.svg": svg.getvalue()}
+
+
+def _entries(group: Group) -> int:
+    """Of its legend."""
+    return len(group.series()) + len(group.series(dense=True))
 
 
 def _draw_group(figure: Any, group: Group) -> None:
@@ -272,11 +280,12 @@ def _draw_group(figure: Any, group: Group) -> None:
 
 def _dense_share(axes: Any, dense_bits: int) -> None:
     """A second scale above: the same sizes as shares of the dense net's."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     above = axes.secondary_xaxis(
         "top", functions=(lambda bits: bits / dense_bits, lambda share: share * dense_bits)
     )
+    above.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     above.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
     above.xaxis.set_minor_formatter(NullFormatter())
     above.tick_params(labelsize=7.5, length=2)

@@ -22,12 +22,15 @@
   const config = {
     responsive: true,
     displaylogo: false,
+    showSendToCloud: false, // plotly's "share" would take the figures to somebody else's server
+    plotlyServerURL: "",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
   const base = () => ({
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: css("--ink") },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") },
     hoverlabel: {
       align: "left",
       bgcolor: css("--sheet"),
@@ -35,6 +38,18 @@
       font: { color: css("--ink"), size: 12.5 },
     },
   });
+  // 1, 2 and 5 times each power of ten, written as a person would.
+  const sizeTicks = ([low, high]) => {
+    const values = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
+      for (const digit of [1, 2, 5]) values.push(digit * 10 ** power);
+    const written = (bits) => {
+      for (const [unit, sign] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
+        if (bits >= unit) return `${+(bits / unit).toPrecision(3)} ${sign}`;
+      return String(bits);
+    };
+    return { tickvals: values, ticktext: values.map(written) };
+  };
   const axis = (more) => ({
     gridcolor: css("--rule"),
     linecolor: css("--soft"),
@@ -132,31 +147,34 @@
     ]);
     const label = robust && group.robust.find((entry) => entry.name === robust).label;
     const size = (more) =>
-      axis({ type: "log", range: range.map(Math.log10), title: { text: "file bits" }, dtick: "D2",
-             exponentformat: "SI", ...more });
-    const height = axis({ tickformat: ".2f", title: { text: "clean accuracy" } });
+      axis({ type: "log", range: range.map(Math.log10), title: { text: "file bits", font: { size: 13 } },
+             ...sizeTicks([range[0] / 100, range[1] * 100]), ...more });
+    const height = () => axis({ tickformat: ".2f" });
+    const panelTitle = (words, panel) => ({
+      xref: `${panel ? "x2" : "x"} domain`, yref: `${panel ? "y2" : "y"} domain`, x: 0, y: 1,
+      xanchor: "left", yanchor: "bottom", yshift: 8, showarrow: false, text: text(words),
+      font: { size: 13.5, color: css("--ink") },
+    });
     const entries = group.series.length + group.dense.length;
     const perRow = Math.max(1, Math.floor(place.clientWidth / 190));
     const layout = {
       ...base(),
-      height: (narrow && robust ? 700 : 400) + 24 * Math.ceil(entries / perRow),
-      margin: { l: 56, r: 16, t: 34, b: 40 },
+      height: (narrow && robust ? 760 : 440) + 24 * Math.ceil(entries / perRow),
+      margin: { l: 44, r: 12, t: 46, b: 40 },
       hovermode: "closest",
       grid: { rows: narrow ? panels.length : 1, columns: narrow ? 1 : panels.length,
               pattern: "independent", xgap: 0.13, ygap: 0.25 },
       xaxis: size({}),
-      yaxis: height,
+      yaxis: height(),
+      annotations: [panelTitle("clean accuracy", 0)],
       legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0,
                 font: { size: 13 }, itemwidth: 40, groupclick: "togglegroup", tracegroupgap: 0 },
       uirevision: "kept",
     };
     if (robust) {
       layout.xaxis2 = size({ matches: "x" });
-      layout.yaxis2 = axis({ tickformat: ".2f", title: { text: text(label.replace(/,.*/, "")) } });
-      if (label.includes(",")) layout.annotations = [{
-        xref: "x2 domain", yref: "y2 domain", x: 0, y: 1, yshift: 22, showarrow: false, xanchor: "left",
-        text: text(label.replace(/^.*?, /, "")), font: { size: 12.5, color: css("--soft") },
-      }];
+      layout.yaxis2 = height();
+      layout.annotations.push(panelTitle(label, 1));
     }
     Plotly.react(place, traces, layout, config);
   };
@@ -193,7 +211,7 @@
       bargap: 0.35,
       height: 130 + 34 * entry.rows.length,
       margin: { l: 20, r: 16, t: 10, b: 40 },
-      xaxis: axis({ title: { text: "file bits" }, tickformat: ",d" }),
+      xaxis: axis({ title: { text: "file bits", font: { size: 13 } }, tickformat: ",d" }),
       yaxis: axis({ autorange: "reversed", ticks: "", gridcolor: "rgba(0,0,0,0)" }),
       legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, traceorder: "normal" },
     }, config);

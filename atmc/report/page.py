@@ -62,7 +62,7 @@ def render(content: Content, plotly_js: str) -> str:
             f'<nav aria-label="Sections">{links}</nav></header><main>',
             _curves(content.groups),
             _budgets(content.groups),
-            _runs(results),
+            _runs(results, len(content.groups) > 1),
             _layers(content.layers),
             _sheets(content),
             "</main>",
@@ -118,7 +118,7 @@ def _facts(groups: Sequence[Group], results: Sequence[Result]) -> str:
             "ε (ℓ∞, pixels in [0, 1])",
             _listed([f"{g.eps:.4g}" for g in groups if g.eps is not None]),
         ),
-        ("Methods", str(len({result.series for result in results}))),
+        ("Methods", str(len({result.method for result in results if not result.dense}))),
         ("Runs", f"{len(finished)} finished" + (f", {failed} failed" if failed else "")),
         ("Seeds", f"{len(seeds)} ({_listed(seeds)})" if seeds else NONE),
         ("Test examples", " or ".join(f"{count:,}" for count in examples) or NONE),
@@ -158,11 +158,11 @@ def _curves(groups: Sequence[Group]) -> str:
                 for name in names
             )
             parts.append(
-                '<div class="controls"><label>On the right '
+                '<div class="controls"><label>Show '
                 f'<select id="robust-{index}">{options}</select></label></div>'
             )
         parts.append(
-            f'<div class="plot" id="curves-{index}" role="img" '
+            f'<div class="plot" id="curves-{index}" role="figure" '
             f'aria-label="Accuracy over file bits: {escape(group.title)}; the tables below hold '
             'the same figures"></div>'
         )
@@ -251,20 +251,22 @@ def _budget_cell(series: Series | None, failures: Sequence[Result], budget: int)
     return f'<td class="none">{NONE}</td>'
 
 
-def _runs(results: Sequence[Result]) -> str:
+def _runs(results: Sequence[Result], several: bool) -> str:
     others = dict.fromkeys(name for result in results for name in result.accuracy)
     names = list(
         dict.fromkeys(("clean", "fgsm", "pgd", *(n for n in others if n != "worst"), "worst"))
     )
-    head = [("method", True), ("bits", False), ("model", True), ("data set", True), ("ε", False)]
-    head += [("seed", False), ("budget bits", False), ("file bits", False), ("paper bits", False)]
+    head = [("method", True), ("bits", False)]
+    head += [("model", True), ("data set", True), ("ε", False)] if several else []
+    head += [("seed", False), ("budget bits", False), ("status", True)]
+    head += [("file bits", False), ("paper bits", False)]
     head += [("nonzeros", False), *((name, False) for name in names), ("examples", False)]
-    head += [("minutes", False), ("status", True), ("run", True)]
+    head += [("minutes", False), ("run", True)]
     cells = "".join(
         f'<th scope="col"{_text(text)}><button type="button">{escape(name)}</button></th>'
         for name, text in head
     )
-    rows = "".join(f"<tr>{_run_row(result, names)}</tr>" for result in results)
+    rows = "".join(f"<tr>{_run_row(result, names, several)}</tr>" for result in results)
     return _section(
         "runs",
         "Runs",
@@ -280,26 +282,26 @@ def _text(text: bool) -> str:
     return ' class="text"' if text else ""
 
 
-def _run_row(result: Result, names: Sequence[str]) -> str:
+def _run_row(result: Result, names: Sequence[str], several: bool) -> str:
     examples = [attack.examples for attack in result.attacks if attack.examples is not None]
     seconds = [v for name, v in result.seconds.items() if name != "evaluate"]
+    setting = [_cell(result.model, text=True), _cell(result.dataset, text=True)]
+    setting = [*setting, _cell(result.eps, ".4g")] if several else []
     bits = result.bits
     auto = bits == "auto"
     cells = [
         _cell(result.method, text=True),
         f'<td data-value="0">{bits}</td>' if auto else _cell(bits),
-        _cell(result.model, text=True),
-        _cell(result.dataset, text=True),
-        _cell(result.eps, ".4g"),
+        *setting,
         _cell(result.seed),
         _cell(result.budget_bits, ","),
+        _status(result),
         _cell(result.file_bits, ","),
         _cell(result.paper_bits, ","),
         _cell(result.nonzeros, ","),
         *(_cell(result.accuracy.get(name), ".4f") for name in names),
         _cell(min(examples, default=None), ","),
         _cell(sum(seconds) / 60 if seconds else None, ".1f"),
-        _status(result),
         f'<td class="text path">{escape(result.path)}</td>',
     ]
     return "".join(cells)
@@ -355,7 +357,7 @@ def _layers(layers: Sequence[tuple[Result, Any]]) -> str:
         f'<select id="layers-run">{_options([result for result, _ in layers])}</select></label>'
         '<label>Stacked by <select id="layers-kind"><option value="parts">part of the file</option>'
         '<option value="factors">factor (W = U V + C)</option></select></label></div>'
-        '<div class="plot" id="layers" role="img" aria-label="File bits per layer"></div>',
+        '<div class="plot" id="layers" role="figure" aria-label="File bits per layer"></div>',
     )
 
 
@@ -392,8 +394,8 @@ def caveats(groups: Sequence[Group]) -> list[str]:
         settings = {tuple(a.settings for a in run.attacks) for run in group.finished}
         if len(settings) > 1:
             said.append(
-                f"{where}not all runs were attacked alike, or on as many examples: compare with "
-                "care; the table and results.csv tell them apart."
+                f"{where}Not all runs were attacked alike, or on as many examples: compare with "
+                "care; results.csv tells them apart."
             )
         counted: dict[tuple[Any, ...], int] = {}
         for run in group.finished:

@@ -46,7 +46,7 @@ class Attack(_Record):
         pairs += [("restarts", self.restarts)]
         said = [f"{name} {value:.4g}" for name, value in pairs if value is not None]
         said += [f"loss {self.loss}"] if self.loss is not None else []
-        said += [f"{self.examples} examples"] if self.examples is not None else []
+        said += [f"{self.examples:,} examples"] if self.examples is not None else []
         return f"{self.name} ({', '.join(said)})"
 
 
@@ -192,6 +192,7 @@ class _NoUseError(ValueError):
 def _read(place: Path, top: Path, name: str, kind: type[_Report] | type[_Failure]) -> Result:
     try:
         loaded = json.loads((place / name).read_bytes())
+        json.dumps(loaded, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except OSError as error:
         raise _NoUseError(error.strerror or "cannot be read") from error
     except (ValueError, RecursionError) as error:
