@@ -136,3 +136,4 @@ def _open_artifacts(
             except examples.NoSheetError as error:
                 notes[str(error)] = None
     content.notes = list(notes)
+    warnings += content.notes

@@ -174,11 +174,14 @@ def mean(values: Sequence[float]) -> float | None:
 
 def robust_label(group: Group, accuracy: str) -> str:
     """What a robust accuracy is, in words: under which attacks."""
-    names = list(
-        dict.fromkeys(_short(a.name, a.steps) for run in group.finished for a in run.attacks)
+    attacked = dict.fromkeys(
+        tuple(dict.fromkeys(_short(a.name, a.steps) for a in run.attacks)) for run in group.finished
     )
     if accuracy == "worst":
-        return "robust accuracy, worst case" + (f" of {', '.join(names)}" if names else "")
+        if len(attacked) > 1:
+            return "robust accuracy, worst case of each run's attacks"
+        names = ", ".join(next(iter(attacked), ()))
+        return "robust accuracy, worst case" + (f" of {names}" if names else "")
     steps = {a.steps for run in group.finished for a in run.attacks if a.name == accuracy}
     return f"robust accuracy, {_short(accuracy, steps.pop() if len(steps) == 1 else None)}"
 

@@ -102,7 +102,8 @@
             `${accuracy === "clean" ? "clean" : "robust"} ${share(p.mean)} (${share(p.low)} to ${share(p.high)})`,
             `${number(Math.round(p.file_bits))} file bits`,
           ].join("<br>"))
-      : points.map((p) => describe(runs.find((run) => run.file_bits === p.file_bits) || runs[0]));
+      : points.map((p) => describe(runs.find((run) =>
+          run.file_bits === p.file_bits && run.budget_bits === p.budget_bits)));
     traces.push({
       ...group, showlegend: panel === 0, mode: "lines+markers", meta: "mean",
       x, y: points.map((point) => point.mean),

@@ -76,6 +76,9 @@ def test_robust_accuracy_says_under_which_attacks(tmp_path):
     assert robust_label(group, "worst") == "robust accuracy, worst case of fgsm, pgd-3"
     assert robust_label(group, "pgd") == "robust accuracy, pgd-3"
     assert robust_label(group, "fgsm") == "robust accuracy, fgsm"
+    run(tmp_path / "b", attacks=attacks()[1:])
+    (group,) = found(tmp_path)
+    assert robust_label(group, "worst") == "robust accuracy, worst case of each run's attacks"
 
 
 def test_the_figure(tmp_path):

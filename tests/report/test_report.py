@@ -126,8 +126,11 @@ def test_failures_alone(tmp_path):
 
 def test_without_the_data_the_page_says_so(tmp_path):
     run(tmp_path / "a", model_seed=0, dataset="mnist")
-    html = content(page(make(tmp_path, data_root=str(tmp_path))))
-    assert "The data set mnist is not at hand: give its folder by --data-root." in html
+    result = make(tmp_path, data_root=str(tmp_path))
+    html = content(page(result))
+    said = "The data set mnist is not at hand: give its folder by --data-root."
+    assert result.warnings == (said,)
+    assert said in html
     assert 'id="layers"' in html
 
 
