@@ -324,7 +324,7 @@ def _status(result: Result) -> str:
         return f'<td class="text failed"><span class="why">failed: {why}</span></td>'
     return (
         f'<td class="text unreachable" title="{escape(result.error or "")}">'
-        f"out of reach: needs {result.smallest_bits:,} bits</td>"
+        f"needs {result.smallest_bits:,} bits</td>"
     )
 
 

@@ -84,7 +84,7 @@ def test_robust_accuracy_says_under_which_attacks(tmp_path):
 def test_the_figure(tmp_path):
     for index in range(14):
         for budget in (10_000, 40_000):
-            run(tmp_path / f"{index}-{budget}", method=f"m{index}$_&<", budget_bits=budget)
+            run(tmp_path / f"{index}-{budget}", method=f"m{index}$\\bad$_&<", budget_bits=budget)
     dense(tmp_path / "d")
     run(tmp_path / "e", accuracy={"clean": 0.5}, dataset="mnist")
     made = found(tmp_path)

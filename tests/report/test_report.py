@@ -62,7 +62,7 @@ def test_the_page_tells_what_was_run(made):
     assert "4 finished, 2 failed" in html
     assert "pgd (eps 0.1, steps 3, step size 0.05, restarts 1, loss ce, 497 examples)" in html
     assert "needs 31,264 bits</td>" in html  # by budget
-    assert "out of reach: needs 31,264 bits" in html  # by run
+    assert 'is too small">needs 31,264 bits' in html  # by run
     assert "± 0.0500, 2 runs" in html
     assert "0.8500 (0.9800), not compressed" in html
     assert "decoded file" in html
