@@ -52,6 +52,7 @@ _MODULES = [
     "projection",
     "pruning",
     "quantization",
+    "report",
     "run",
     "settings",
     "training",

@@ -17,6 +17,7 @@ _MENDABLE = {
     "atmc.artifact.BudgetError",
     "atmc.codec.errors.AtmcFormatError",
     "atmc.data.base.DataError",
+    "atmc.report.ReportError",
     "atmc.run.RunError",
     "atmc.training.TrainingError",
     "torch.OutOfMemoryError",

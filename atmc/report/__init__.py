@@ -1,0 +1,139 @@
+"""Curves, tables and one HTML page from finished runs.
+
+A folder of its own, because the page's style sheet and script lie beside the code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atmc import codec
+from atmc.report import examples, page
+from atmc.report.curves import draw, groups
+from atmc.report.layers import bits_per_layer
+from atmc.report.results import Result, find, to_csv
+
+__all__ = ["Report", "ReportError", "report"]
+
+
+class ReportError(ValueError):
+    """There is nothing to report on, or no way to; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        files: results.csv, curves.png, curves.svg, report.html, with their folder.
+        finished: how many finished runs are in it.
+        failed: how many failed ones.
+        warnings: a line for everything that was left out.
+    """
+
+    files: tuple[Path, ...]
+    finished: int
+    failed: int
+    warnings: tuple[str, ...]
+
+
+def report(
+    folder: Path,
+    output: Path | None = None,
+    *,
+    data_root: str | None = None,
+    sheets: int = 14,
+) -> Report:
+    """Write results.csv, curves.png, curves.svg and report.html of all runs below a folder.
+
+    Each file is written in one step. The same runs give the same bytes of the CSV and the SVG.
+
+    Args:
+        folder: searched for run folders, with everything below it.
+        output: where the files go; None for ``folder``.
+        data_root: where the data lies; None for where each run had it. Without it the page has no
+            adversarial examples, and says so.
+        sheets: for how many runs, at most, there are adversarial examples.
+
+    Raises:
+        ReportError: no such folder, no run in it, a package of the extra ``report`` is missing, or
+            ``output`` is a file.
+        OSError: a file cannot be written.
+    """
+    _need("matplotlib", "plotly")
+    if not folder.is_dir():
+        raise ReportError(f"{folder} is no folder: give one that holds run folders")
+    results, warnings = find(folder)
+    if not results:
+        more = f" ({len(warnings)} damaged or foreign: {warnings[0]})" if warnings else ""
+        raise ReportError(
+            f"there is no run in {folder}{more}: give a folder that holds run folders, such as the "
+            "--output of atmc compress"
+        )
+    output = folder if output is None else output
+    if output.exists() and not output.is_dir():
+        raise ReportError(f"{output} is a file: give a folder")
+    found = groups(results)
+    content = page.Content(found)
+    _open_artifacts(results, content, warnings, data_root, sheets)
+    from plotly.offline import get_plotlyjs
+
+    written = {
+        "results.csv": to_csv(results),
+        **draw(found),
+        "report.html": page.render(content, get_plotlyjs()).encode(),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    for name, data in written.items():
+        codec.write(output / name, data)
+    failed = sum(result.failed for result in results)
+    files = tuple(output / name for name in written)
+    return Report(files, len(results) - failed, failed, tuple(warnings))
+
+
+def _need(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ReportError(f"a report needs {' and '.join(missing)}: pip install 'atmc[report]'")
+
+
+def _open_artifacts(
+    results: Sequence[Result],
+    content: page.Content,
+    warnings: list[str],
+    data_root: str | None,
+    sheets: int,
+) -> None:
+    """Read every artifact once: where its bits went, and for some of them the sheet."""
+    readable = [r for r in results if not r.failed and (r.folder / "model.atmc").is_file()]
+    chosen = {id(result) for result in examples.choose(readable, sheets)}
+    notes: dict[str, None] = {}
+    for result in readable:
+        path = result.folder / "model.atmc"
+        try:
+            data = codec.read(path)
+            artifact = codec.decode(data)
+        except codec.AtmcFormatError as error:
+            warnings.append(f"{path}: {error}: its bits and examples are left out")
+            continue
+        except OSError as error:
+            warnings.append(f"{path}: {error.strerror}: its bits and examples are left out")
+            continue
+        if result.file_bits != 8 * len(data):
+            warnings.append(
+                f"{path}: {8 * len(data)} bits, where report.json says {result.file_bits}: "
+                "its bits and examples are left out"
+            )
+            continue
+        content.layers.append((result, bits_per_layer(artifact)))
+        if id(result) in chosen:
+            try:
+                sheet = examples.sheet(result, artifact, data_root=data_root)
+                content.sheets.append((result, sheet))
+            except examples.NoSheetError as error:
+                notes[str(error)] = None
+    content.notes = list(notes)
+    warnings += content.notes

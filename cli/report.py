@@ -1,0 +1,34 @@
+"""``atmc report``: curves, tables and one HTML page from finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from atmc.report import report
+
+from .options import setting
+
+
+@click.command("report")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for the files; the first DIR if not given.",
+)
+@setting("data_root", help="Folder that holds the data sets; where each run had them if not given.")
+def command(folder: Path, output: Path | None, data_root: str | None) -> None:
+    """Write results.csv, curves.png, curves.svg and report.html of all runs below DIR.
+
+    report.html is one file that opens offline.
+    """
+    made = report(folder, output, data_root=data_root)
+    for warning in made.warnings:
+        click.echo(f"Warning: {' '.join(warning.split())}", err=True)
+    failed = f", {made.failed} failed" if made.failed else ""
+    click.echo(f"{made.finished} finished run{'s'[: made.finished != 1]}{failed}")
+    for path in made.files:
+        click.echo(str(path))

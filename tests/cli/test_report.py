@@ -1,0 +1,61 @@
+"""``atmc report``: the files, one line for what is wrong."""
+
+import csv
+import shutil
+import subprocess
+import sys
+
+from .conftest import contents, error, process_environment
+
+
+def test_a_real_run(atmc, run, tmp_path):
+    shutil.copytree(run, tmp_path / "runs" / "one")
+    result = atmc("report", tmp_path / "runs", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    first, *files = result.stdout.splitlines()
+    assert first == "1 finished run"
+    names = ("results.csv", "curves.png", "curves.svg", "report.html")
+    assert files == [str(tmp_path / "out" / name) for name in names]
+    (row,) = csv.DictReader((tmp_path / "out" / "results.csv").open())
+    assert int(row["file_bits"]) == 8 * (run / "model.atmc").stat().st_size
+    assert (row["method"], row["bits"], row["path"]) == ("atmc", "auto", "one")
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="layers"' in html
+    assert 'id="sheet"' in html
+
+
+def test_the_files_go_beside_the_runs(atmc, run, here):
+    shutil.copytree(run, here / "one")
+    (here / "two").mkdir()
+    (here / "two" / "report.json").write_text("no json")
+    result = atmc("report", ".")
+    assert result.exit_code == 0
+    assert result.stderr == "Warning: two/report.json: no JSON: left out\n"
+    assert (here / "report.html").is_file()
+
+
+def test_what_cannot_be(atmc, run, here):
+    assert "no run in ." in error(atmc("report", "."), 1)
+    assert "void is no folder" in error(atmc("report", "void"), 1)
+    assert "Missing argument 'DIR'" in error(atmc("report"), 2)
+    (here / "file").write_text("")
+    assert "file is a file" in error(atmc("report", run, "--output", "file"), 1)
+    assert "part of the path is a file" in error(atmc("report", run, "--output", "file/x"), 1)
+    assert contents(here) == {"file": b""}
+
+
+def test_a_missing_package(run, tmp_path):
+    code = (
+        "import sys; sys.modules['plotly'] = None\n"
+        "from atmc_cli.main import main; main(sys.argv[1:], prog_name='atmc')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", str(run), "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=process_environment(),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "Error: a report needs plotly: pip install 'atmc[report]'\n"
