@@ -252,9 +252,9 @@ class Job:
         self.collapses += trainer.guard.collapses
 
     def train_attack_report(self) -> dict[str, Any]:
-        """The training-time attack, and how often a cheap one collapsed; null: does not apply."""
-        name = self.training.train_attack if self._objective(None).attacked else None
-        return {"name": name, "collapses": None if name in (None, "pgd") else self.collapses}
+        """The training-time attack, and how often a cheap one collapsed (null: none is used)."""
+        name = self.training.train_attack if self._objective(None).attacked else "none"
+        return {"name": name, "collapses": None if name in ("none", "pgd") else self.collapses}
 
     def train_dense(self) -> None:
         """The dense start: the model trained under the method's attack, ε warmed up."""
