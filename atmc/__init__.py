@@ -35,6 +35,7 @@ _FUNCTIONS = {
 _MODULES = [
     "accounting",
     "artifact",
+    "artifact_evaluation",
     "attacks",
     "bpda",
     "codec",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from atmc.artifact_evaluation import evaluate_artifact
 from atmc.evaluation import ATTACKS, parse_attack
-from atmc.run import evaluate_artifact
 from atmc.settings import from_mapping
 
 from .errors import about
