@@ -17,6 +17,7 @@ _MENDABLE = {
     "atmc.artifact.BudgetError",
     "atmc.codec.errors.AtmcFormatError",
     "atmc.data.base.DataError",
+    "atmc.extras.MissingExtraError",
     "atmc.run.RunError",
     "atmc.training.TrainingError",
     "torch.OutOfMemoryError",

@@ -7,19 +7,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
-from atmc import codec, data
-from atmc.artifact import load
+from atmc import codec, data, models
+from atmc.artifact import load, save
 from atmc.artifact_evaluation import evaluate_artifact
-from atmc.run import run
+from atmc.factorization import factorize, named_factors
+from atmc.run import RunError, run
 from atmc.settings import from_mapping
 
 TINY: dict[str, Any] = {
     "budget_bits": 48_000,
-    "dense_epochs": 1,
+    "dense_epochs": 3,
     "epochs": 1,
     "level_epochs": 1,
-    "batch_size": 256,
+    "batch_size": 64,
     "steps": 1,
     "eval_steps": 2,
     "eval_examples": 96,
@@ -108,3 +110,83 @@ def test_a_damaged_artifact(folder: Path) -> None:
     (folder / "model.atmc").write_bytes(content[:-3])
     with pytest.raises(codec.AtmcFormatError):
         found(folder / "model.atmc")
+
+
+# ---- attacks made on other models, and the ladder
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """The dense start of a run of another architecture, which takes inputs of 28 × 28."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("model: lenet5\n")
+    save_file(models.create("lenet5").state_dict(), folder / "dense.safetensors")
+    return folder / "dense.safetensors"
+
+
+def test_transfer_from_each_source(finished: tuple[Path, Any]) -> None:
+    artifact, dense = finished[0] / "model.atmc", finished[0] / "dense.safetensors"
+    result = found(
+        artifact, attacks=("transfer-3", "pgd"), sources=(artifact, dense), eps=0.05, steps=3
+    )
+    first, second, pgd = result["attacks"]
+    assert (first["source"], second["source"]) == (str(artifact), str(dense))
+    assert first["source_attack"] == second["source_attack"] == pgd["name"] == "pgd"
+    assert "source" not in pgd
+    accuracy = result["accuracy"]
+    assert accuracy["transfer"] == min(first["accuracy"], second["accuracy"])
+    assert accuracy["worst"] <= min(accuracy["transfer"], accuracy["pgd"])
+    # From the model itself it is PGD, less what stopping at the first success keeps.
+    assert first["accuracy"] == pytest.approx(pgd["accuracy"], abs=0.05)
+    assert second["accuracy"] < accuracy["clean"]
+    with pytest.raises(ValueError, match="transfer needs a source"):
+        found(artifact, attacks=("transfer",))
+
+
+def test_sources_that_cannot_be(finished: tuple[Path, Any], other: Path, folder: Path) -> None:
+    def from_source(source: Path) -> Any:
+        return found(finished[0] / "model.atmc", attacks=("transfer",), sources=(source,), steps=1)
+
+    with pytest.raises(
+        RunError, match=r"dense\.safetensors takes other inputs than the \(1, 8, 8\)"
+    ):
+        from_source(other)
+    source = folder / "model.atmc"
+    source.write_bytes(source.read_bytes()[:-3])
+    with pytest.raises(RunError, match=r"the source .*model\.atmc: "):
+        from_source(source)
+    few = factorize(models.create("digits-cnn", num_classes=3))
+    for factor in named_factors(few).values():
+        factor.data.zero_()
+    save(few, source, meta={"model": "digits-cnn", "kwargs": {"num_classes": 3}})
+    with pytest.raises(RunError, match="knows 3 classes, data set 'digits' has 10"):
+        from_source(source)
+    with pytest.raises(FileNotFoundError):
+        from_source(folder / "void.atmc")
+
+
+def test_a_model_of_other_inputs(other: Path) -> None:
+    with pytest.raises(RunError, match="takes other inputs"):
+        found(other, dataset="digits")
+
+
+def test_the_ladder_stands_beside_the_attacks(finished: tuple[Path, Any]) -> None:
+    artifact = finished[0] / "model.atmc"
+    plain = found(artifact, eps=0.1, steps=3, step_size=0.05, loss="dlr")
+    assert "ladder" not in plain and "checks" not in plain
+    result = found(
+        artifact, eps=0.1, steps=3, step_size=0.05, loss="dlr", eps_grid=(0.2, 0.05), restarts=2
+    )
+    low, high = result["ladder"]
+    assert (low["eps"], low["step_size"]) == (0.05, pytest.approx(0.025))
+    assert (high["eps"], high["step_size"]) == (0.2, pytest.approx(0.1))
+    for row in (low, high):
+        assert (row["name"], row["steps"], row["loss"], row["restarts"]) == ("pgd", 3, "dlr", 2)
+        assert row["examples"] == 96
+    assert result["accuracy"]["clean"] >= low["accuracy"] >= high["accuracy"]
+    assert [check["name"] for check in result["checks"]] == [
+        *("monotone", "grey-ball", "grey-picture"),
+    ]
+    still = found(artifact, eps=0.0, steps=3, eps_grid=(0.1,))["ladder"][0]
+    assert still["step_size"] == pytest.approx(4 / 3 * 0.1 / 3)
