@@ -20,8 +20,7 @@ ATTACKS = (
     *("fgsm", "pgd", "margin", "bpda", "wrm", "transfer"),
     *("autoattack", "cw-linf", "square"),
 )
-_ASCENTS = ("pgd", "margin", "bpda", "transfer")
-_STEPPED = (*_ASCENTS, "cw-linf", "square")
+_STEPPED = ("pgd", "margin", "bpda", "transfer", "cw-linf", "square")
 _PACKAGES = {
     "autoattack": "pyautoattack",
     "cw-linf": "adversarial-robustness-toolbox",

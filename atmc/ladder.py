@@ -1,9 +1,9 @@
 """PGD up a ladder of ε, and two checks that robust accuracy is what it says.
 
 An attack that is fooled by masked gradients flatters a model; two things that must hold give it
-away (Carlini et al., *On Evaluating Adversarial Robustness*, 2019). More ε can only
-break more. And at ε = 0.5 every ball holds the grey picture, to which the model gives one class
-whatever the label was, so that no more can be left than the share of the largest class.
+away (Carlini et al., *On Evaluating Adversarial Robustness*, 2019). More ε can only break more. And
+at ε = 0.5 every ball holds the grey picture, to which the model gives one class whatever the label
+was, so that no more can be left than the share of the largest class.
 """
 
 from __future__ import annotations

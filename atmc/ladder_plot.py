@@ -52,7 +52,8 @@ def draw(path: Path, clean: float, rows: Sequence[dict[str, Any]], title: str = 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     first = rows[0]
-    axes.plot(*zip(*points, strict=True), marker="o", label=f"{first['name']}-{first['steps']}")
+    label = f"{first['name']}-{first['steps']}, loss {first['loss']}"
+    axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.set(
         xlabel="ε (ℓ∞, pixels in [0, 1])",
         ylabel=f"accuracy ({first['examples']:,} examples)",

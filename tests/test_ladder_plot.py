@@ -8,7 +8,7 @@ from atmc.extras import MissingExtraError
 from atmc.ladder_plot import check, draw
 
 ROWS: list[dict[str, Any]] = [
-    {"name": "pgd", "steps": 40, "eps": eps, "accuracy": 0.9 - eps, "examples": 100}
+    {"name": "pgd", "steps": 40, "loss": "ce", "eps": eps, "accuracy": 0.9 - eps, "examples": 100}
     for eps in (0.0, 0.1, 0.3)
 ]
 
