@@ -28,9 +28,9 @@ def check(path: Path) -> None:
         OSError: there is no such folder.
     """
     check_name(path)
-    require("matplotlib", "report", "a plot")
     if not path.parent.is_dir():
         raise NotADirectoryError(f"there is no folder {path.parent}: make it, or give another path")
+    require("matplotlib", "report", "a plot")
 
 
 def draw(path: Path, clean: float, rows: Sequence[dict[str, Any]], title: str = "") -> None:

@@ -28,7 +28,6 @@ def test_what_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.Mon
     def nothing(package: str) -> str:
         raise importlib.metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(importlib.metadata, "version", lambda package: "1")
     with pytest.raises(OSError, match="there is no folder"):
         check(tmp_path / "void" / "a.png")
     monkeypatch.setattr(importlib.metadata, "version", nothing)
