@@ -21,7 +21,7 @@ from atmc.factorization import plain_weights
 from atmc.memory_format import ChannelsLastGradients
 from atmc.thin_convolution import ThinConvolutions
 
-Loss = Literal["ce", "margin"]
+Loss = Literal["ce", "margin", "dlr"]
 
 
 @contextlib.contextmanager
@@ -60,6 +60,29 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     return wrong - true
 
 
+def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Per example, the difference of logits ratio (Croce & Hein, ICML 2020, equation 6): (n,).
+
+    The margin over the distance from the largest logit to the third largest,
+    ``(max_{i≠y} z_i − z_y) / (z_π1 − z_π3)``: logits scaled or shifted change nothing. Where the
+    three largest are equal, 1e-12 stands for the distance.
+
+    Args:
+        logits: (n, classes).
+        y: labels (n,), int64.
+
+    Raises:
+        ValueError: fewer than 3 classes, so that there is no third logit.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"the loss dlr needs at least 3 classes, the model has {logits.shape[1]}: "
+            "use ce or margin"
+        )
+    top = logits.topk(3, dim=1).values
+    return margin_loss(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
@@ -69,7 +92,9 @@ def _example_loss(name: Loss) -> Callable[[Tensor, Tensor], Tensor]:
         return _cross_entropy
     if name == "margin":
         return margin_loss
-    raise ValueError(f"unknown attack loss {name!r}: use 'ce' or 'margin'")
+    if name == "dlr":
+        return dlr_loss
+    raise ValueError(f"unknown attack loss {name!r}: use 'ce', 'margin' or 'dlr'")
 
 
 def _forward(model: nn.Module, x: Tensor, precision: torch.dtype | None) -> Tensor:
@@ -226,7 +251,7 @@ def pgd(
         restarts: runs from different random points; each example keeps its worst.
         random_start: start from a uniform point of the ball instead of ``x``.
         start: where to start instead; every restart does.
-        loss: "ce" (cross entropy) or "margin" (Carlini-Wagner).
+        loss: "ce" (cross entropy), "margin" (Carlini-Wagner) or "dlr" (Croce-Hein).
         stop_when_fooled: an example that is misclassified takes no further step and leaves the
             batch. For evaluation: cheaper, and what was broken on the way stays broken.
         generator: source of the random starts, on the device of ``x``.
@@ -241,7 +266,8 @@ def pgd(
         The attacked inputs, in [0, 1] and within ε of ``x``.
 
     Raises:
-        ValueError: a negative ε, a number of steps or restarts below 1, an unknown loss.
+        ValueError: a negative ε, a number of steps or restarts below 1, an unknown loss, or "dlr"
+            for a model of fewer than 3 classes.
     """
     _check(eps, steps, restarts)
     step = default_step_size(eps, steps) if step_size is None else step_size

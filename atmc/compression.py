@@ -203,9 +203,16 @@ class Job:
             return
         with torch.random.fork_rng():
             shape = tuple(next(iter(self.loader))[0].shape[1:])
-        model = copy.deepcopy(self.model)
-        least = self.recipe.least(model, self.target, self.schedule, shape)
-        if self.target.budget_bits < least:
+        target, least = self.target, 0
+        # A larger budget may give the dense part more bits a value, and so ask for more again.
+        while True:
+            model = copy.deepcopy(self.model)
+            found = self.recipe.least(model, target, self.schedule, shape)
+            if found <= target.budget_bits:
+                break
+            least = found
+            target = Target.of(self.model, least, self.bits, self.meta)
+        if least > 0:
             raise BudgetError(
                 f"a budget of {self.budget_bits} bits is too small for {self.method}: the "
                 f"smallest that it reaches here is {least} bits ({math.ceil(least / 8)} bytes)",

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from atmc import packaged_attacks
 from atmc.attacks import Loss, default_step_size, fgsm, frozen, pgd, wrm
+from atmc.extras import require
 
-ATTACKS = ("fgsm", "pgd", "margin", "bpda", "wrm", "autoattack")
-_STEPPED = ("pgd", "margin", "bpda")
+ATTACKS = (
+    *("fgsm", "pgd", "margin", "bpda", "wrm", "transfer"),
+    *("autoattack", "cw-linf", "square"),
+)
+_STEPPED = ("pgd", "margin", "bpda", "transfer", "cw-linf", "square")
+_PACKAGES = {
+    "autoattack": "pyautoattack",
+    "cw-linf": "adversarial-robustness-toolbox",
+    "square": "adversarial-robustness-toolbox",
+}
+_CW_STEPS, _CW_STEP_SIZE, _SQUARE_STEPS = 50, 0.3, 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that adversarial examples of a transfer attack are made on, and its name."""
+
+    name: str
+    model: nn.Module = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -23,8 +42,9 @@ class Attack:
     """A named attack with everything that has to be said of it.
 
     ``eps``, ``steps`` and the rest are None where the attack has no such thing. "margin" is PGD
-    on the margin loss, "bpda" PGD with the smoother gradients of :mod:`atmc.bpda`; "autoattack" is
-    the standard version of Croce & Hein (2020), by its own package.
+    on the margin loss, "bpda" PGD with the smoother gradients of :mod:`atmc.bpda`; "transfer" is
+    PGD on ``source``, all its steps, whose result is tried on the model; "autoattack" (the standard
+    version), "cw-linf" and "square" are those of :mod:`atmc.packaged_attacks`.
     """
 
     name: str
@@ -34,6 +54,7 @@ class Attack:
     restarts: int | None = None
     loss: Loss | None = "ce"
     norm: str = "linf"
+    source: Source | None = None
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
@@ -44,33 +65,41 @@ class Attack:
         assert self.eps is not None
         if self.name == "fgsm":
             return fgsm(model, x, y, self.eps)
-        if self.name == "autoattack":
-            return _autoattack(model, x, y, self.eps, 0 if generator is None else generator)
+        if self.name in _PACKAGES:
+            seed = 0 if generator is None else generator.initial_seed()
+            return self._packaged(model, x, y, self.eps, seed)
         return pgd(
-            model,
+            model if self.source is None else self.source.model,
             x,
             y,
             self.eps,
             self.steps or 40,
             step_size=self.step_size,
             loss=self.loss or "ce",
-            stop_when_fooled=True,
+            stop_when_fooled=self.source is None,
             generator=generator,
             bpda=self.name == "bpda",
         )
 
+    def _packaged(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        if self.name == "autoattack":
+            return packaged_attacks.autoattack(model, x, y, eps, seed=seed)
+        assert self.steps is not None
+        if self.name == "square":
+            return packaged_attacks.square(model, x, y, eps, self.steps, seed=seed)
+        assert self.step_size is not None
+        return packaged_attacks.cw_linf(model, x, y, eps, self.steps, self.step_size, seed=seed)
 
-def _autoattack(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, generator: torch.Generator | int
-) -> Tensor:
-    """AutoAttack, standard version, all of ``x`` as one batch."""
-    from pyautoattack import AutoAttack
-
-    seed = generator if isinstance(generator, int) else generator.initial_seed()
-    with frozen(model), torch.random.fork_rng():
-        package = AutoAttack(model, eps=eps, seed=seed, device=x.device)
-        adversarial: Tensor = package.run_standard_evaluation(x, y, batch_size=len(x))[0]
-    return adversarial
+    def row(self) -> dict[str, Any]:
+        """What report.json says of the attack; the accuracy is for the caller to add."""
+        row = {each.name: getattr(self, each.name) for each in fields(self)}
+        source: Source | None = row.pop("source")
+        if source is not None:
+            row |= {"source": source.name, "source_attack": "pgd"}
+        if self.name in _PACKAGES:
+            package = _PACKAGES[self.name]
+            row["package"] = f"{package} {importlib.metadata.version(package)}"
+        return row
 
 
 def attack(
@@ -81,30 +110,50 @@ def attack(
     step_size: float | None = None,
     restarts: int = 1,
     loss: Loss = "ce",
+    source: Source | None = None,
 ) -> Attack:
     """The attack of that name, one of :data:`ATTACKS`, with its settings resolved.
 
-    ``pgd-100``, ``margin-100`` and ``bpda-100`` take that many steps instead of ``steps``, and the
-    step size that follows from them.
+    ``pgd-100``, ``margin-100``, ``bpda-100`` and ``transfer-100`` take that many steps instead of
+    ``steps``, and the step size that follows from them. "cw-linf" takes 50 steps of Adam and
+    "square" tries 1,000 squares, or as many as in ``cw-linf-100`` and ``square-5000``; ``steps``,
+    ``step_size``, ``restarts`` and ``loss`` are not theirs.
+
+    Args:
+        name: of the attack.
+        eps: the ℓ∞ radius, in pixels of [0, 1].
+        steps: of PGD.
+        step_size: of PGD; None for 4/3 · ε / steps.
+        restarts: of PGD.
+        loss: of "pgd", "bpda" and "transfer".
+        source: of "transfer": the model that the examples are made on.
 
     Raises:
-        ValueError: no such attack, a setting that cannot be, or a package that is missing.
+        MissingExtraError: a package that the attack needs is not installed.
+        ValueError: no such attack, a setting that cannot be, or "transfer" without a source.
     """
     name, own_steps = parse_attack(name)
-    if own_steps is not None:
-        steps, step_size = own_steps, None
     if not eps >= 0 or steps < 1 or restarts < 1:
         raise ValueError("eps must be at least 0, steps and restarts at least 1")
+    if (name == "transfer") != (source is not None):
+        raise ValueError("the attack transfer needs a source, and no other attack takes one")
+    if name in _PACKAGES:
+        require(_PACKAGES[name], "eval", name)
     if name == "fgsm":
         return Attack("fgsm", eps=eps, steps=1, step_size=eps, restarts=1)
-    if name in _STEPPED:
-        size = default_step_size(eps, steps) if step_size is None else step_size
-        return Attack(name, eps, steps, size, restarts, "margin" if name == "margin" else loss)
     if name == "autoattack":
-        if importlib.util.find_spec("pyautoattack") is None:
-            raise ValueError("autoattack needs pyautoattack: pip install 'atmc[eval]'")
         return Attack("autoattack", eps=eps, loss=None)
-    return Attack("wrm", steps=15, restarts=1, norm="l2-penalty")
+    if name == "cw-linf":
+        return Attack(name, eps, own_steps or _CW_STEPS, _CW_STEP_SIZE, 1, "margin")
+    if name == "square":
+        return Attack(name, eps, own_steps or _SQUARE_STEPS, None, 1, "margin")
+    if name == "wrm":
+        return Attack("wrm", steps=15, restarts=1, norm="l2-penalty")
+    if own_steps is not None:
+        steps, step_size = own_steps, None
+    size = default_step_size(eps, steps) if step_size is None else step_size
+    own_loss: Loss = "margin" if name == "margin" else loss
+    return Attack(name, eps, steps, size, restarts, own_loss, source=source)
 
 
 def parse_attack(name: str) -> tuple[str, int | None]:
@@ -113,12 +162,13 @@ def parse_attack(name: str) -> tuple[str, int | None]:
     Raises:
         ValueError: no such attack.
     """
-    base, dash, digits = name.partition("-")
-    counted = base in _STEPPED and digits.isdecimal() and int(digits) > 0
-    if base not in ATTACKS or (dash and not counted):
+    base, _, digits = name.rpartition("-")
+    if base in _STEPPED and digits.isdecimal() and int(digits) > 0:
+        return base, int(digits)
+    if name not in ATTACKS:
         known = ", ".join(ATTACKS)
         raise ValueError(f"unknown attack {name!r} (known: {known}; pgd-100 for 100 steps)")
-    return base, int(digits) if dash else None
+    return name, None
 
 
 @torch.no_grad()
@@ -214,9 +264,7 @@ def _evaluate(
     accuracy: dict[str, float | None] = {"clean": clean / total, "fgsm": None, "pgd": None}
     rows = []
     for each, count in zip(attacks, held, strict=True):
-        row = asdict(each)
-        row |= {"examples": total, "accuracy": count / total}
-        rows.append(row)
+        rows.append({**each.row(), "examples": total, "accuracy": count / total})
         before = accuracy.get(each.name)
         accuracy[each.name] = min(count / total, math.inf if before is None else before)
     accuracy["worst"] = worst / total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,18 +19,17 @@ from torch import nn
 
 from atmc import codec, data, methods, models
 from atmc.accounting import dense_bits
-from atmc.artifact import from_artifact, load
-from atmc.attacks import Loss, frozen, pgd
+from atmc.artifact import load
+from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report
 from atmc.data import Batches, Dataset
 from atmc.evaluation import attack, evaluate, predict
-from atmc.memory import keep_freed
-from atmc.settings import Settings, from_mapping, parse_eps, read_config, write_config
+from atmc.settings import Settings, from_mapping, read_config, write_config
 from atmc.training import Progress, Stage, derive
 
 _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
-_EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500
 _OURS = ("model.atmc", "report.json", "config.yaml", "dense.safetensors", "checkpoints")
 
 
@@ -101,8 +100,8 @@ def _clear(output: Path) -> None:
         path.unlink()
 
 
-def _load_dense(model: nn.Module, path: Path) -> None:
-    """The weights of a dense start into ``model``.
+def load_dense(model: nn.Module, path: Path) -> None:
+    """Read the weights of a dense start into ``model``.
 
     Raises:
         RunError: no such file, no safetensors, or weights of another model.
@@ -122,7 +121,12 @@ def _load_dense(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of a name: "cpu", "cuda", or "auto" for the GPU where there is one.
+
+    Raises:
+        RunError: there is no such device here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     elif name == "cuda" and not torch.cuda.is_available():
@@ -206,16 +210,16 @@ def run(
         loaded: dict[str, Any] = json.loads((output / "report.json").read_text())
         return loaded
     settings = settings.resolved()
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     dataset = data.load(settings.dataset, settings.data_root)
     model = _start(settings, dataset)
     dense_file = output / "dense.safetensors"
     if resume and dense_file.is_file():  # first: --weights may be gone by now
-        _load_dense(model, dense_file)
+        load_dense(model, dense_file)
     elif settings.weights is not None:
-        _load_dense(model, Path(settings.weights))
+        load_dense(model, Path(settings.weights))
     training = _training(settings)
     budget = settings.budget_bits
     if budget is None and methods.get(settings.method).bounded:
@@ -338,7 +342,7 @@ def _test(model: nn.Module, dataset: Dataset, settings: Settings, eps: float) ->
     steps, size, count = settings.eval_steps, settings.eval_step_size, settings.eval_examples
     return evaluate(
         model,
-        Batches(dataset.x_test[:count], dataset.y_test[:count], _EVALUATION_BATCH),
+        Batches(dataset.x_test[:count], dataset.y_test[:count], EVALUATION_BATCH),
         [attack("fgsm", eps=eps), attack("pgd", eps=eps, steps=steps, step_size=size)],
         seed=settings.seed,
     )
@@ -347,93 +351,3 @@ def _test(model: nn.Module, dataset: Dataset, settings: Settings, eps: float) ->
 def _dense_bytes(model: nn.Module) -> bytes:
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     return save_tensors(state)
-
-
-def evaluate_artifact(
-    path: Path,
-    *,
-    dataset: str | None = None,
-    data_root: str | None = None,
-    attacks: Sequence[str] = ("fgsm", "pgd"),
-    eps: float | None = None,
-    steps: int | None = None,
-    step_size: float | None = None,
-    restarts: int = 1,
-    examples: int | None = None,
-    loss: Loss = "ce",
-    seed: int = 0,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Clean accuracy and named attacks of an artifact's decoded model, on the test split.
-
-    Args:
-        path: the artifact, or the ``dense.safetensors`` of a run folder.
-        dataset: its data set; None for that of the run folder around it, else the model's own.
-        data_root: where the data lies; None for that of the run folder.
-        attacks: names as :func:`atmc.evaluation.attack` takes them, run one after the other.
-        eps: the ℓ∞ radius; None for the run folder's, else the data set's usual one.
-        steps: of PGD; likewise.
-        step_size: of PGD; None for 4/3 · ε / steps.
-        restarts: of PGD.
-        examples: the first so many of the test split; None for all.
-        loss: of PGD, "ce" or "margin".
-        seed: of the random starts.
-        device: "cpu", "cuda", or "auto".
-
-    Returns:
-        ``{"accuracy", "attacks", "size"}`` as in report.json; of ``size``, what a file tells.
-
-    Raises:
-        AtmcFormatError, DataError, RunError, ValueError: see their messages.
-    """
-    keep_freed()
-    where = _device(device)
-    config = path.parent / "config.yaml"
-    beside = read_config(config) if config.is_file() else {}
-    model, size, name = _read_model(path, beside)
-    if dataset is None:
-        usual = models.info(name).dataset if name in models.names() else None
-        dataset = beside.get("dataset") or usual
-    if dataset is None:
-        raise RunError("the artifact does not tell its data set: give --dataset")
-    loaded = data.load(dataset, data_root if data_root is not None else beside.get("data_root"))
-    if eps is None:
-        eps = parse_eps(beside.get("eps", loaded.eps))
-    if steps is None:
-        steps = int(beside.get("eval_steps") or loaded.eval_steps)
-    chosen = [
-        attack(
-            each,
-            eps=eps,
-            steps=steps,
-            step_size=step_size,
-            restarts=restarts,
-            loss=loss,
-        )
-        for each in attacks
-    ]
-    x, y = loaded.x_test[:examples], loaded.y_test[:examples]
-    measured = evaluate(model.to(where), Batches(x, y, _EVALUATION_BATCH), chosen, seed=seed)
-    return {**measured, "size": size}
-
-
-def _read_model(
-    path: Path, beside: Mapping[str, Any]
-) -> tuple[nn.Module, dict[str, Any], str | None]:
-    """The model in a file, its size as in report.json, and its name."""
-    size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
-    if path.suffix == ".safetensors":
-        name = beside.get("model")
-        if name not in models.names():
-            raise RunError(f"{path} lies in no run folder: its model is not known")
-        model = models.create(name)
-        _load_dense(model, path)
-    else:
-        artifact = codec.decode(codec.read(path))
-        name = artifact.meta.get("model")
-        model = from_artifact(artifact)
-        sizes = codec.measure(artifact)
-        size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
-        size["parts"] = dict(sizes.parts)
-    size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
-    return channels_last(model.eval()), size, name

@@ -18,6 +18,7 @@ _MENDABLE = {
     "atmc.codec.errors.AtmcFormatError",
     "atmc.data.base.DataError",
     "atmc.report.ReportError",
+    "atmc.extras.MissingExtraError",
     "atmc.run.RunError",
     "atmc.training.TrainingError",
     "torch.OutOfMemoryError",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import click
 
+from atmc import ladder_plot
+from atmc.artifact_evaluation import evaluate_artifact
+from atmc.attacks import Loss
 from atmc.evaluation import ATTACKS, parse_attack
-from atmc.run import evaluate_artifact
-from atmc.settings import from_mapping
+from atmc.settings import from_mapping, parse_eps
 
 from .errors import about
 from .options import setting
-from .tables import accuracy_pairs, show_pairs
+from .tables import accuracy_pairs, show_checks, show_ladder, show_pairs
 
 
 def _known(
@@ -25,6 +28,22 @@ def _known(
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
     return names
+
+
+def _grid(context: click.Context, parameter: click.Parameter, text: str | None) -> list[float]:
+    try:
+        return [] if text is None else [parse_eps(each) for each in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _picture(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    try:
+        if path is not None:
+            ladder_plot.check_name(path)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return path
 
 
 @click.command("evaluate")
@@ -52,6 +71,34 @@ def _known(
     help=f"{', '.join(ATTACKS)}; pgd-100 for 100 steps (their length follows). "
     "May be given again. [default: fgsm and pgd]",
 )
+@click.option(
+    "--loss",
+    type=click.Choice(get_args(Loss)),
+    default="ce",
+    show_default=True,
+    help="Of pgd, bpda, transfer and the ladder.",
+)
+@click.option(
+    "--source",
+    "sources",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="ARTIFACT",
+    help="Model that the attack transfer is made on. May be given again.",
+)
+@click.option(
+    "--eps-grid",
+    callback=_grid,
+    metavar="E,E,...",
+    help="Also a ladder: PGD at each radius, steps scaled with it, and checks of its truth.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    callback=_picture,
+    metavar="FILE",
+    help="Draw the ladder: .png or .svg.",
+)
 @setting("seed", help="Seed of the random starts.")
 @setting("device")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, keys as in report.json.")
@@ -59,6 +106,10 @@ def command(
     artifact: Path,
     restarts: int,
     attacks: tuple[str, ...],
+    loss: Loss,
+    sources: tuple[Path, ...],
+    eps_grid: list[float],
+    plot: Path | None,
     as_json: bool,
     **options: str | None,
 ) -> None:
@@ -66,6 +117,15 @@ def command(
 
     ARTIFACT may also be the dense.safetensors of a run folder.
     """
+    transfers = any(parse_attack(name)[0] == "transfer" for name in attacks)
+    if transfers and not sources:
+        raise click.UsageError("--attack transfer needs --source ARTIFACT, the model it is made on")
+    if sources and not transfers:
+        raise click.UsageError("--source is for --attack transfer: give that too")
+    if plot is not None:
+        if not eps_grid:
+            raise click.UsageError("--plot draws the ladder: give --eps-grid too")
+        ladder_plot.check(plot)
     given = from_mapping({key: value for key, value in options.items() if value is not None})
     given.resolved()  # refuses an unknown data set
     with about(artifact):
@@ -79,11 +139,24 @@ def command(
             step_size=given.eval_step_size,
             restarts=restarts,
             examples=given.eval_examples,
+            loss=loss,
+            sources=sources,
+            eps_grid=eps_grid,
             seed=given.seed,
             device=given.device,
         )
+    if plot is not None:
+        ladder_plot.draw(plot, result["accuracy"]["clean"], result["ladder"], artifact.name)
     if as_json:
         click.echo(json.dumps(result, indent=2))
-        return
-    bits = result["size"]["file_bits"]
-    show_pairs([("file", f"{bits:,} bits = {bits // 8:,} bytes"), *accuracy_pairs(result)])
+    else:
+        bits = result["size"]["file_bits"]
+        show_pairs([("file", f"{bits:,} bits = {bits // 8:,} bytes"), *accuracy_pairs(result)])
+        if eps_grid:
+            click.echo()
+            show_ladder(result["ladder"])
+            click.echo()
+            show_checks(result["checks"])
+    for check in result.get("checks", []):
+        if not check["passed"]:
+            click.echo(f"Warning: check {check['name']} failed: {check['detail']}", err=True)

@@ -46,11 +46,11 @@ HELP = {
         "true|false",
         "Train in channels_last, with faster input gradients; or as plain PyTorch.",
     ),
+    "bpda": ("true|false", "Let the attack in training see past ReLUs that are off."),
     "ratios": (
         "LAYER=SHARE,...",
         "What layers keep, where a method prunes layer by layer; the same for all if not given.",
     ),
-    "bpda": ("true|false", "Let the attack in training see past ReLUs that are off."),
     "compiled": ("true|false", "Compile the attack in training; worth a try on a GPU."),
     "device": ("auto|cpu|cuda", "Where to compute."),
     "threads": ("N", "Threads of the arithmetic on the processor."),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from atmc.extras import MissingExtraError
 from atmc.report import ReportError, report
 from atmc.sweep import Outcome, Plan, read_plan, sweep
 
@@ -53,7 +54,7 @@ def command(config: Path, output: Path, jobs: int, data_root: str | None, dry_ru
     try:
         for path in report(output, data_root=data_root).files:
             click.echo(str(path))
-    except ReportError as error:
+    except (MissingExtraError, ReportError) as error:
         click.echo(f"Warning: no curves: {error}", err=True)
     if failed:
         raise click.ClickException(

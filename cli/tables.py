@@ -30,11 +30,42 @@ def accuracy_pairs(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Clean accuracy, each attack's and the worst case's, from ``accuracy`` and ``attacks``."""
     pairs = [("clean accuracy", f"{report['accuracy']['clean']:.4f}")]
     for attack in report["attacks"]:
-        steps = f"-{attack['steps']}" if attack["name"] in ("pgd", "margin") else ""
+        counted = attack["steps"] is not None and attack["name"] not in ("fgsm", "wrm")
+        steps = f"-{attack['steps']}" if counted else ""
         restarts = attack["restarts"] or 1
         settings = [f"eps {attack['eps']:.4g}"] if attack["eps"] is not None else []
         settings += [f"{restarts} restarts"] if restarts > 1 else []
+        settings += [f"loss {attack['loss']}"] if attack["loss"] == "dlr" else []
+        settings += [f"made on {attack['source']}"] if "source" in attack else []
         settings += [f"{attack['examples']:,} examples"]
         pairs.append((attack["name"] + steps, f"{attack['accuracy']:.4f}  ({', '.join(settings)})"))
     pairs.append(("worst case", f"{report['accuracy']['worst']:.4f}"))
     return pairs
+
+
+def show_ladder(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rungs of "ladder": ε, the attack at it, and the accuracy it leaves."""
+    show_columns(
+        ("eps", "attack", "step size", "accuracy"),
+        [
+            (
+                f"{row['eps']:.4g}",
+                f"{row['name']}-{row['steps']}",
+                f"{row['step_size']:.4g}",
+                f"{row['accuracy']:.4f}",
+            )
+            for row in rows
+        ],
+        left=2,
+    )
+
+
+def show_checks(checks: Sequence[dict[str, Any]]) -> None:
+    """Print each of "checks" with its outcome."""
+    show_pairs(
+        [(f"check {check['name']}", f"{_outcome(check)}  ({check['detail']})") for check in checks]
+    )
+
+
+def _outcome(check: dict[str, Any]) -> str:
+    return "passed" if check["passed"] else "FAILED"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atmc.attacks import default_step_size, fgsm, frozen, margin_loss, n_fgsm, pgd, wrm
+from atmc.attacks import default_step_size, dlr_loss, fgsm, frozen, margin_loss, n_fgsm, pgd, wrm
 from atmc.factorization import Factorization, factorize, named_factors
 
 
@@ -35,6 +35,7 @@ ATTACKS = {
     "fgsm": lambda model, x, y: fgsm(model, x, y, 0.1),
     "pgd": lambda model, x, y: pgd(model, x, y, 0.1, 5),
     "pgd restarts": lambda model, x, y: pgd(model, x, y, 0.1, 3, restarts=3),
+    "pgd dlr": lambda model, x, y: pgd(model, x, y, 0.1, 5, loss="dlr", step_size=0.05),
     "pgd margin": lambda model, x, y: pgd(model, x, y, 0.1, 5, loss="margin", step_size=1.0),
     "wrm": lambda model, x, y: wrm(model, x, y, steps=5),
 }
@@ -256,6 +257,31 @@ def test_margin_loss() -> None:
     assert margin_loss(logits, torch.tensor([0, 2, 1])).tolist() == [-0.5, 3.0, 0.0]
 
 
+def test_dlr_loss_is_that_of_the_paper() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(5, (40,), generator=generator)
+    expected = []
+    for z, label in zip(logits.tolist(), y.tolist(), strict=True):
+        first, _, third, *_ = sorted(z, reverse=True)
+        wrong = max(value for i, value in enumerate(z) if i != label)
+        expected.append(-(z[label] - wrong) / (first - third))
+    found = dlr_loss(logits, y)
+    assert found.tolist() == pytest.approx(expected)
+    assert torch.equal(found > 0, logits.argmax(1) != y), "positive where fooled"
+    torch.testing.assert_close(dlr_loss(7 * logits + 3, y), found)
+
+
+def test_dlr_loss_where_there_is_no_third_logit() -> None:
+    level = torch.ones(2, 4, requires_grad=True)
+    loss = dlr_loss(level, torch.tensor([0, 3]))
+    assert loss.tolist() == [0.0, 0.0]
+    (gradient,) = torch.autograd.grad(loss.sum(), level)
+    assert bool(torch.isfinite(gradient).all())
+    with pytest.raises(ValueError, match="at least 3 classes, the model has 2: use ce or margin"):
+        pgd(linear_model(), torch.rand(2, 10), torch.tensor([0, 1]), 0.1, loss="dlr")
+
+
 @pytest.mark.parametrize("gamma", [0.05, 0.3])
 def test_wrm_reaches_the_stationary_point(gamma: float) -> None:
     model = linear_model()
@@ -311,8 +337,8 @@ def test_errors() -> None:
         pgd(model, x, y, 0.1, 0)
     with pytest.raises(ValueError, match="restarts is 0"):
         pgd(model, x, y, 0.1, restarts=0)
-    with pytest.raises(ValueError, match="unknown attack loss 'dlr'"):
-        pgd(model, x, y, 0.1, loss="dlr")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown attack loss 'hinge'"):
+        pgd(model, x, y, 0.1, loss="hinge")  # type: ignore[arg-type]
     for gamma in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="gamma"):
             wrm(model, x, y, gamma)

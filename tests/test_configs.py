@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from atmc.settings import from_mapping, read_config
+from atmc.sweep import read_plan
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
@@ -15,6 +16,11 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid_and_says_what_it_is(path):
-    settings = from_mapping(read_config(path)).resolved()
-    assert settings.eps is not None and settings.model is not None
+    held = read_config(path)
+    if "points" in held:
+        plan = read_plan(path)
+        assert plan.points and all(point.settings.eps is not None for point in plan.points)
+    else:
+        settings = from_mapping(held).resolved()
+        assert settings.eps is not None and settings.model is not None
     assert path.read_text(encoding="utf-8").startswith("# ")

@@ -1,3 +1,4 @@
+import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
@@ -5,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atmc.attacks import default_step_size
-from atmc.evaluation import Attack, attack, evaluate, predict
+from atmc.attacks import default_step_size, pgd
+from atmc.evaluation import Attack, Source, attack, evaluate, predict
+from atmc.extras import MissingExtraError
 from atmc.factorization import factorize
 
 
@@ -141,7 +143,7 @@ def test_settings_are_resolved() -> None:
             attack("pgd", **bad)  # type: ignore[arg-type]
 
 
-def test_margin_is_pgd_on_the_margin_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_margin_is_pgd_on_the_margin_loss() -> None:
     margin = attack("margin", eps=0.1, steps=3)
     assert margin == Attack("margin", 0.1, 3, default_step_size(0.1, 3), 1, "margin")
     torch.manual_seed(0)
@@ -152,6 +154,66 @@ def test_margin_is_pgd_on_the_margin_loss(monkeypatch: pytest.MonkeyPatch) -> No
         for each in (margin, attack("pgd", eps=0.1, steps=3, loss="margin"))
     ]
     assert torch.equal(*found)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'atmc\[eval\]'"):
-        attack("autoattack", eps=0.1)
+
+
+@pytest.mark.parametrize("name", ["autoattack", "cw-linf", "square"])
+def test_a_missing_package_is_named_with_the_command(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    with pytest.raises(MissingExtraError, match=rf"^{name} needs .*: pip install 'atmc\[eval\]'$"):
+        attack(name, eps=0.1)
+
+
+def test_attacks_of_packages_have_settings_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.2")
+    given = {"eps": 0.1, "steps": 3, "step_size": 0.5, "restarts": 4, "loss": "dlr"}
+    cw = attack("cw-linf", **given)  # type: ignore[arg-type]
+    assert cw == Attack("cw-linf", 0.1, 50, 0.3, 1, "margin")
+    assert attack("cw-linf-7", eps=0.1).steps == 7
+    square = attack("square", **given)  # type: ignore[arg-type]
+    assert square == Attack("square", 0.1, 1000, None, 1, "margin")
+    assert attack("square-5000", eps=0.1).steps == 5000
+    assert cw.row()["package"] == square.row()["package"] == "adversarial-robustness-toolbox 1.2"
+    assert attack("autoattack", eps=0.1).row()["package"] == "pyautoattack 1.2"
+    assert "package" not in attack("pgd", eps=0.1).row()
+
+
+def test_attacks_of_packages_are_given_all_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "1")
+    given: dict[str, Any] = {}
+
+    def watched(name: str) -> Any:
+        def run(model: nn.Module, x: Tensor, y: Tensor, *settings: float, seed: int) -> Tensor:
+            given[name] = (*settings, seed)
+            return 1 - x
+
+        return run
+
+    for name in ("autoattack", "cw_linf", "square"):
+        monkeypatch.setattr(f"atmc.packaged_attacks.{name}", watched(name))
+    x, y = examples()
+    attacks = [attack(name, eps=0.1) for name in ("autoattack", "cw-linf", "square-9")]
+    found = evaluate(Threshold(), [(x, y)], attacks, seed=6)
+    assert given == {"autoattack": (0.1, 6), "cw_linf": (0.1, 50, 0.3, 6), "square": (0.1, 9, 6)}
+    assert found["accuracy"]["cw-linf"] == found["accuracy"]["worst"] == 0.0
+
+
+def test_transfer_is_all_steps_of_pgd_on_the_source() -> None:
+    torch.manual_seed(0)
+    model, other = nn.Linear(4, 3), nn.Linear(4, 3)
+    x = torch.rand(9, 4)
+    y = predict(model, x)
+    transfer = attack("transfer-3", eps=0.3, loss="dlr", source=Source("other.atmc", other))
+    found = transfer(model, x, y, torch.Generator().manual_seed(1))
+    expected = pgd(other, x, y, 0.3, 3, loss="dlr", generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found, expected)
+    row = transfer.row()
+    assert (row["name"], row["steps"], row["loss"]) == ("transfer", 3, "dlr")
+    assert (row["source"], row["source_attack"]) == ("other.atmc", "pgd")
+    for wrong in ({"name": "transfer"}, {"name": "pgd", "source": transfer.source}):
+        with pytest.raises(ValueError, match="transfer needs a source"):
+            attack(**wrong, eps=0.1)  # type: ignore[arg-type]

@@ -59,8 +59,11 @@ def test_subpackages_are_installed(installed, module):
 def test_heavy_dependencies_are_extras(installed):
     core = requirements(installed)
     assert {"torch", "numpy", "click", "constriction"} <= core
-    extras = {"eval": {"pyautoattack"}, "report": {"matplotlib", "plotly"}}
-    extras["onnx"] = {"onnx", "onnxruntime"}
+    extras = {
+        "eval": {"adversarial-robustness-toolbox", "pyautoattack"},
+        "report": {"matplotlib", "plotly"},
+        "onnx": {"onnx", "onnxruntime"},
+    }
     for extra, expected in extras.items():
         assert requirements(installed, extra) == expected
         assert not core & expected

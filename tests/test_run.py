@@ -11,13 +11,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from atmc import codec, data, models
-from atmc.artifact import load
+from atmc import data, models
 from atmc.data import Dataset
 from atmc.run import (
     EpochFigures,
     RunError,
-    evaluate_artifact,
     new_folder,
     read_settings,
     run,
@@ -286,6 +284,7 @@ def test_the_config_says_all_that_was_settled(finished: tuple[Path, Any]) -> Non
     written = read_config(folder / "config.yaml")
     assert list(written) == list(Settings.model_fields)
     open_ended = {"data_root", "weights", "step_size", "eval_step_size", "eval_examples"}
+    open_ended |= {"ratios"}
     assert {key for key, value in written.items() if value is None} == open_ended
     chosen = read_settings(folder)
     assert chosen == chosen.resolved() == from_mapping(written)
@@ -332,75 +331,3 @@ def test_epochs_are_told(tmp_path: Path) -> None:
     assert (told[3].nonzeros or 0) > 0 and told[3].file_bits is None
     (events,) = (tmp_path / "new").glob("events.out.tfevents.*")
     assert events.stat().st_size > 0
-
-
-# ---- evaluation of the file
-
-
-def found(path: Path, **given: Any) -> Any:
-    return evaluate_artifact(path, **{"attacks": ("pgd",), **given})
-
-
-def test_the_report_again_from_the_file(finished: tuple[Path, Any]) -> None:
-    folder, report = finished
-    again = evaluate_artifact(folder / "model.atmc")
-    assert again["accuracy"] == report["accuracy"]
-    assert again["attacks"] == report["attacks"]
-    assert again["size"] == report["size"]
-
-
-def test_restarts_and_the_margin_loss(finished: tuple[Path, Any]) -> None:
-    artifact = finished[0] / "model.atmc"
-    plain = found(artifact, eps=0.05, steps=3)
-    more = found(artifact, eps=0.05, steps=3, restarts=4)
-    margin = found(artifact, eps=0.05, steps=3, loss="margin", step_size=0.03)
-    assert (plain["attacks"][0]["restarts"], plain["attacks"][0]["loss"]) == (1, "ce")
-    assert (more["attacks"][0]["restarts"], more["attacks"][0]["loss"]) == (4, "ce")
-    assert margin["attacks"][0]["loss"] == "margin"
-    assert margin["attacks"][0]["step_size"] == 0.03
-    # The first restart is the same attack: more of them can only break more.
-    assert more["accuracy"]["pgd"] <= plain["accuracy"]["pgd"] <= plain["accuracy"]["clean"]
-    assert found(artifact, eps=0.05, steps=3, restarts=4) == more
-    for result in (plain, more, margin):
-        assert result["accuracy"]["worst"] == result["accuracy"]["pgd"]
-        assert result["accuracy"]["fgsm"] is None
-
-
-def test_examples_and_accuracy_are_of_the_decoded_model(finished: tuple[Path, Any]) -> None:
-    artifact = finished[0] / "model.atmc"
-    digits = data.load("digits")
-    model = load(artifact)
-    for examples in (1, 40, 96, None):
-        x, y = digits.x_test[:examples], digits.y_test[:examples]
-        with torch.no_grad():
-            right = float((model(x).argmax(1) == y).float().mean())
-        result = found(artifact, eps=0.0, steps=1, examples=examples)
-        assert result["accuracy"]["clean"] == pytest.approx(right)
-        assert result["accuracy"]["pgd"] == result["accuracy"]["clean"]
-        assert result["attacks"][0]["examples"] == len(x)
-
-
-def test_the_run_folder_says_eps_and_steps(folder: Path) -> None:
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    for given in ({"eps": 0.0, "eval_steps": 5}, {"eps": "8/255"}):
-        (folder / "config.yaml").write_text(yaml.safe_dump(config | given))
-        row = found(folder / "model.atmc")["attacks"][0]
-        assert row["eps"] == (8 / 255 if given["eps"] else 0.0)
-        assert row["steps"] == (5 if "eval_steps" in given else 2)
-        row = found(folder / "model.atmc", eps=0.2, steps=1)["attacks"][0]
-        assert (row["eps"], row["steps"]) == (0.2, 1)
-
-
-def test_an_artifact_by_itself_takes_the_usual_settings(
-    finished: tuple[Path, Any], tmp_path: Path
-) -> None:
-    alone = Path(shutil.copy(finished[0] / "model.atmc", tmp_path / "alone.atmc"))
-    row = found(alone, examples=2)["attacks"][0]
-    assert (row["eps"], row["steps"]) == (0.1, 20)
-
-
-def test_a_damaged_artifact(folder: Path) -> None:
-    content = (folder / "model.atmc").read_bytes()
-    (folder / "model.atmc").write_bytes(content[:-3])
-    with pytest.raises(codec.AtmcFormatError):
-        found(folder / "model.atmc")

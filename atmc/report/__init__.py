@@ -5,12 +5,12 @@ A folder of its own, because the page's style sheet and script lie beside the co
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from atmc import codec
+from atmc.extras import require
 from atmc.report import examples, page
 from atmc.report.curves import draw, groups
 from atmc.report.layers import bits_per_layer
@@ -59,11 +59,12 @@ def report(
         sheets: for how many runs, at most, there are adversarial examples.
 
     Raises:
-        ReportError: no such folder, no run in it, a package of the extra ``report`` is missing, or
-            ``output`` is a file.
+        ReportError: no such folder, no run in it, or ``output`` is a file.
+        MissingExtraError: a package of the extra ``report`` is missing.
         OSError: a file cannot be written.
     """
-    _need("matplotlib", "plotly")
+    for package in ("matplotlib", "plotly"):
+        require(package, "report", "a report")
     if not folder.is_dir():
         raise ReportError(f"{folder} is no folder: give one that holds run folders")
     results, warnings = find(folder)
@@ -92,12 +93,6 @@ def report(
     failed = sum(result.failed for result in results)
     files = tuple(output / name for name in written)
     return Report(files, len(results) - failed, failed, tuple(warnings))
-
-
-def _need(*packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ReportError(f"a report needs {' and '.join(missing)}: pip install 'atmc[report]'")
 
 
 def _open_artifacts(

@@ -57,7 +57,9 @@ class LayerSets:
                 "filter": layout.rows,
             }[self.structure]
             kept = 1.0 if ratio is None else min(1.0, share * ratio)
-            found[weight.carrier] = _projection(self.structure, max(1, math.floor(kept * size)))
+            found[weight.carrier] = _projection(
+                self.structure, max(1, math.floor(kept * size + 1e-9))
+            )
         return found
 
     def check(self, model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """``atmc evaluate``: the decoded file under named attacks."""
 
+import importlib.metadata
 import json
 import shutil
 
@@ -75,7 +76,7 @@ def test_the_table(atmc, artifact, tmp_path):
         (
             ["--attack", "magic"],
             2,
-            "known: fgsm, pgd, margin, bpda, wrm, autoattack; pgd-100 for 100 steps",
+            "bpda, wrm, transfer, autoattack, cw-linf, square; pgd-100 for 100 steps",
         ),
         (["--eps", "-1"], 2, "0 to 1"),
         (["--eval-steps", "0"], 2, "greater than or equal to 1"),
@@ -83,10 +84,88 @@ def test_the_table(atmc, artifact, tmp_path):
         (["--restarts", "0"], 2, "x>=1"),
         (["--examples", "0"], 2, "greater than or equal to 1"),
         (["--seed", "-1"], 2, "greater than or equal to 0"),
+        (["--loss", "hinge"], 2, "'ce', 'margin', 'dlr'"),
+        (["--attack", "transfer"], 2, "--attack transfer needs --source ARTIFACT"),
+        (["--source", "a.atmc"], 2, "--source is for --attack transfer"),
+        (["--attack", "transfer", "--source", "void.atmc"], 1, "void.atmc: No such file"),
+        (["--eps-grid", "0.1,x"], 2, "'x' is no ε"),
+        (["--eps-grid", "0.1,2"], 2, "from 0 to 1"),
+        (["--eps-grid", ""], 2, "'' is no ε"),
+        (["--plot", "a.png"], 2, "--plot draws the ladder: give --eps-grid too"),
+        (["--eps-grid", "0.1", "--plot", "a.pdf"], 2, "end it in .png or .svg"),
+        (["--eps-grid", "0.1", "--plot", "void/a.png"], 1, "there is no folder void"),
     ],
 )
 def test_bad_options(atmc, artifact, here, args, code, said):
     assert said in error(atmc("evaluate", artifact, *args), code)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--attack", "square"], "square needs adversarial-robustness-toolbox"),
+        (["--attack", "autoattack"], "autoattack needs pyautoattack"),
+        (["--eps-grid", "0.1", "--plot", "a.png"], "a plot needs matplotlib"),
+    ],
+)
+def test_a_missing_extra(atmc, artifact, here, monkeypatch, args, said):
+    def nothing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    line = error(atmc("evaluate", artifact, *args), 1)
+    assert said in line
+    assert ": pip install 'atmc[" in line
+
+
+def test_transfer(atmc, artifact, run):
+    args = ("--attack", "transfer", "--source", run / "dense.safetensors", "--examples", "50")
+    (row,) = measured(atmc("evaluate", artifact, *args, "--loss", "dlr", "--json"))["attacks"]
+    assert (row["name"], row["loss"]) == ("transfer", "dlr")
+    assert row["source"].endswith("dense.safetensors")
+    table = atmc("evaluate", artifact, *args, "--loss", "dlr").stdout
+    assert f"loss dlr, made on {run / 'dense.safetensors'}, 50 examples" in table
+
+
+def test_the_ladder(atmc, artifact, here):
+    args = ("evaluate", artifact, "--examples", "50", "--attack", "fgsm", "--eval-steps", "3")
+    result = atmc(*args, "--eps-grid", "16/255,8/255")
+    assert result.exit_code == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    at = lines.index(["eps", "attack", "step", "size", "accuracy"])
+    assert [row[:2] for row in lines[at + 1 : at + 3]] == [
+        ["0.03137", "pgd-3"],
+        ["0.06275", "pgd-3"],
+    ]
+    assert [row[:2] for row in lines[at + 4 :]] == [
+        *(["check", "monotone"], ["check", "grey-ball"], ["check", "grey-picture"]),
+    ]
+    found = measured(atmc(*args, "--eps-grid", "16/255,8/255", "--json"))
+    assert [row["eps"] for row in found["ladder"]] == [8 / 255, 16 / 255]
+    assert [f"{row['accuracy']:.4f}" for row in found["ladder"]] == [
+        row[-1] for row in lines[at + 1 : at + 3]
+    ]
+    assert len(found["checks"]) == 3
+    assert list(here.iterdir()) == []
+
+
+def test_a_check_that_fails_is_a_warning(atmc, artifact, monkeypatch):
+    failed = {"name": "grey-ball", "passed": False, "detail": "too much is left"}
+    monkeypatch.setattr("atmc.ladder.grey", lambda *args, **options: [failed])
+    args = ("evaluate", artifact, "--examples", "20", "--attack", "fgsm", "--eval-steps", "1")
+    for more in ((), ("--json",)):
+        result = atmc(*args, "--eps-grid", "0.1", *more)
+        assert result.exit_code == 0
+        assert result.stderr == "Warning: check grey-ball failed: too much is left\n"
+    assert json.loads(result.stdout)["checks"][1] == failed
+
+
+def test_the_plot(atmc, artifact, here):
+    pytest.importorskip("matplotlib")
+    args = ("--examples", "20", "--attack", "fgsm", "--eval-steps", "1", "--eps-grid", "0.1,0.2")
+    for name in ("ladder.png", "ladder.svg"):
+        assert atmc("evaluate", artifact, *args, "--plot", name).exit_code == 0
+    assert sorted(path.name for path in here.iterdir()) == ["ladder.png", "ladder.svg"]
 
 
 def test_a_model_of_ones_own_is_refused(atmc, here):

@@ -47,7 +47,11 @@ def test_what_cannot_be(atmc, run, here):
 
 def test_a_missing_package(run, tmp_path):
     code = (
-        "import sys; sys.modules['plotly'] = None\n"
+        "import sys, importlib.metadata as m; found = m.version\n"
+        "def version(name):\n"
+        "    if name == 'plotly': raise m.PackageNotFoundError(name)\n"
+        "    return found(name)\n"
+        "m.version = version\n"
         "from atmc_cli.main import main; main(sys.argv[1:], prog_name='atmc')"
     )
     done = subprocess.run(

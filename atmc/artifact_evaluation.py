@@ -1,0 +1,159 @@
+"""A file evaluated: artifact or dense start, decoded, under named attacks on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atmc import codec, data, models
+from atmc.accounting import dense_bits
+from atmc.artifact import from_artifact
+from atmc.attacks import Loss
+from atmc.compression import channels_last
+from atmc.data import Batches, Dataset
+from atmc.evaluation import Source, attack, evaluate, parse_attack
+from atmc.ladder import climb
+from atmc.memory import keep_freed
+from atmc.run import EVALUATION_BATCH, RunError, choose_device, load_dense
+from atmc.settings import parse_eps, read_config
+
+
+def evaluate_artifact(
+    path: Path,
+    *,
+    dataset: str | None = None,
+    data_root: str | None = None,
+    attacks: Sequence[str] = ("fgsm", "pgd"),
+    eps: float | None = None,
+    steps: int | None = None,
+    step_size: float | None = None,
+    restarts: int = 1,
+    examples: int | None = None,
+    loss: Loss = "ce",
+    sources: Sequence[Path] = (),
+    eps_grid: Sequence[float] = (),
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Clean accuracy and named attacks of an artifact's decoded model, on the test split.
+
+    Args:
+        path: the artifact, or the ``dense.safetensors`` of a run folder.
+        dataset: its data set; None for that of the run folder around it, else the model's own.
+        data_root: where the data lies; None for that of the run folder.
+        attacks: names as :func:`atmc.evaluation.attack` takes them, run one after the other.
+        eps: the ℓ∞ radius; None for the run folder's, else the data set's usual one.
+        steps: of PGD; likewise.
+        step_size: of PGD; None for 4/3 · ε / steps.
+        restarts: of PGD.
+        examples: the first so many of the test split; None for all.
+        loss: of PGD, "ce", "margin" or "dlr".
+        sources: files of models, as ``path``, for the attack "transfer": it is run from each.
+        eps_grid: the ε of a ladder of PGD, steps as long in units of ε as at ``eps``.
+        seed: of the random starts.
+        device: "cpu", "cuda", or "auto".
+
+    Returns:
+        ``{"accuracy", "attacks", "size"}`` as in report.json; of ``size``, what a file tells. With
+        ``eps_grid`` also ``"ladder"`` and ``"checks"``, as :func:`atmc.ladder.climb` says.
+
+    Raises:
+        AtmcFormatError, DataError, MissingExtraError, RunError, ValueError: see their messages.
+    """
+    keep_freed()
+    where = choose_device(device)
+    beside = _config(path)
+    model, size, name = _read_model(path)
+    if dataset is None:
+        usual = models.info(name).dataset if name in models.names() else None
+        dataset = beside.get("dataset") or usual
+    if dataset is None:
+        raise RunError("the artifact does not tell its data set: give --dataset")
+    loaded = data.load(dataset, data_root if data_root is not None else beside.get("data_root"))
+    _check_fit(path, model, loaded)
+    if eps is None:
+        eps = parse_eps(beside.get("eps", loaded.eps))
+    if steps is None:
+        steps = int(beside.get("eval_steps") or loaded.eval_steps)
+    resolve = partial(
+        attack, eps=eps, steps=steps, step_size=step_size, restarts=restarts, loss=loss
+    )
+    chosen = []
+    for each in attacks:
+        if parse_attack(each)[0] == "transfer" and sources:
+            chosen += [resolve(each, source=_read_source(s, loaded, where)) for s in sources]
+        else:
+            chosen.append(resolve(each))
+    model = model.to(where)
+    x, y = loaded.x_test[:examples], loaded.y_test[:examples]
+    measured = evaluate(model, Batches(x, y, EVALUATION_BATCH), chosen, seed=seed)
+    if eps_grid:
+        rung = resolve("pgd") if eps > 0 else resolve("pgd", eps=1.0, step_size=None)
+        measured |= climb(model, x, y, eps_grid, rung, batch_size=EVALUATION_BATCH, seed=seed)
+    return {**measured, "size": size}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The settings of the run folder around a file; none where there is no run."""
+    config = path.parent / "config.yaml"
+    return read_config(config) if config.is_file() else {}
+
+
+def _check_fit(path: Path, model: nn.Module, dataset: Dataset) -> None:
+    """Refuse a model that cannot classify the examples of a data set.
+
+    Raises:
+        RunError: the model takes other inputs, or knows fewer classes.
+    """
+    try:
+        with torch.no_grad():
+            classes = model(dataset.x_test[:1]).shape[1]
+    except RuntimeError as error:
+        raise RunError(
+            f"{path} takes other inputs than the {dataset.input_shape} of data set "
+            f"{dataset.name!r}: choose another of either"
+        ) from error
+    if classes < dataset.num_classes:
+        raise RunError(
+            f"{path} knows {classes} classes, data set {dataset.name!r} has "
+            f"{dataset.num_classes}: choose another of either"
+        )
+
+
+def _read_source(path: Path, dataset: Dataset, device: torch.device) -> Source:
+    """The model in a file as the source of a transfer attack.
+
+    Raises:
+        AtmcFormatError, OSError, RunError: there is no model in it that fits the data set.
+    """
+    try:
+        model = _read_model(path)[0]
+    except codec.AtmcFormatError as error:
+        raise RunError(f"the source {path}: {error}") from error
+    _check_fit(path, model, dataset)
+    return Source(str(path), model.to(device))
+
+
+def _read_model(path: Path) -> tuple[nn.Module, dict[str, Any], str | None]:
+    """The model in a file, its size as in report.json, and its name."""
+    size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
+    if path.suffix == ".safetensors":
+        name = _config(path).get("model")
+        if name not in models.names():
+            raise RunError(f"{path} lies in no run folder: its model is not known")
+        model = models.create(name)
+        load_dense(model, path)
+    else:
+        artifact = codec.decode(codec.read(path))
+        name = artifact.meta.get("model")
+        model = from_artifact(artifact)
+        sizes = codec.measure(artifact)
+        size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
+        size["parts"] = dict(sizes.parts)
+    size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
+    return channels_last(model.eval()), size, name

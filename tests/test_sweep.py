@@ -1,0 +1,246 @@
+"""Sweeps: what the plan makes of a file, what is kept, resumed, refused and reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atmc import sweep as module
+from atmc.run import RunError
+from atmc.settings import SettingsError
+from atmc.sweep import Outcome, Plan, read_plan, sweep
+
+QUICK = """
+dataset: digits
+dense_epochs: 1
+epochs: 1
+level_epochs: 0
+eval_steps: 2
+eval_examples: 50
+train_attack: pgd
+threads: 1
+steps: 1
+"""
+
+
+def plan_of(tmp_path: Path, text: str, **given: Any) -> Plan:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(QUICK + text)
+    return read_plan(path, **given)
+
+
+def names(plan: Plan) -> list[str]:
+    return [point.name for point in (*plan.starts, *plan.points)]
+
+
+# ---- the plan
+
+
+def test_all_combinations_of_a_block(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        """
+points:
+  - {method: [atmc, l0], budget_bits: [9000, 2kB], seed: [0, 1]}
+  - {method: l0, bits: 32, budget_bits: 90000, epochs: 2}
+""",
+    )
+    assert [point.name for point in plan.starts] == ["starts/robust-s0", "starts/robust-s1"]
+    assert names(plan)[2:] == [
+        *(
+            f"points/{method}-auto-{budget}-s{seed}"
+            for method in ("atmc", "l0")
+            for budget in (9000, 16000)
+            for seed in (0, 1)
+        ),
+        "points/l0-32-90000-s0-epochs=2",
+    ]
+    last = plan.points[-1]
+    assert (last.settings.bits, last.settings.epochs, last.start) == (32, 2, "starts/robust-s0")
+    assert all(point.settings.dense_epochs == 1 for point in plan.points)
+
+
+def test_starts_are_shared_by_what_makes_them(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        """
+clean_weight: 0.5
+start: {clean_weight: 0.0}
+points:
+  - {method: [atmc, nat-prune], budget_bits: 9000, epochs: [1, 2]}
+  - {method: atmc, budget_bits: 9000, dense_epochs: 2}
+  - {method: atmc, budget_bits: 9000, train_attack: none}
+  - {method: dense, seed: 3}
+  - {method: dense, bits: 8}
+""",
+        data_root="elsewhere",
+    )
+    starts = {point.name: point.settings for point in plan.starts}
+    assert list(starts) == [
+        *("starts/robust-s0", "starts/natural-s0"),
+        *("starts/robust-s0-dense_epochs=2", "starts/robust-s3"),
+    ]
+    assert starts["starts/natural-s0"].train_attack == "none"
+    assert starts["starts/robust-s0-dense_epochs=2"].dense_epochs == 2
+    assert {s.method for s in starts.values()} == {"dense"}
+    assert {s.clean_weight for s in starts.values()} == {0.0}
+    assert {p.settings.clean_weight for p in plan.points} == {0.5}
+    assert {p.settings.data_root for p in (*plan.starts, *plan.points)} == {"elsewhere"}
+    # A dense net at 32 bits is its own start.
+    dense = [point.name for point in plan.points if point.settings.method == "dense"]
+    assert dense == ["points/dense-8-all-s0"]
+
+
+def test_a_point_may_bring_its_own_start(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "points: [{method: l0, weights: w.safetensors}]")
+    assert plan.starts == () and plan.points[0].start is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no list of points"),
+        ("points: []", "has no list of points"),
+        ("points: [atmc]", "point 1 must be a mapping"),
+        ("points: [{methods: atmc}]", "unknown setting 'methods': did you mean 'method'"),
+        ("points: [{method: [atmc, admm]}]", "unknown method 'admm'"),
+        ("points: [{budget_bits: [-3]}]", "budget-bits: a budget of -3"),
+        ("start: 3\npoints: [{method: atmc}]", "start must be a mapping"),
+        (
+            "points: [{ratios: {'a/b': 1}}, {ratios: {'a?b': 1}}]",
+            "two points would share the folder",
+        ),
+    ],
+)
+def test_plans_that_cannot_be(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        plan_of(tmp_path, text)
+
+
+# ---- the runs
+
+
+POINTS = """
+points:
+  - {method: [atmc, low-rank], budget_bits: [40000, 4000]}
+  - {method: atmc, budget_bits: 40000, device: cuda}
+"""
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, list[Outcome]]:
+    """A sweep in which one point cannot be reached and one fails."""
+    folder = tmp_path_factory.mktemp("sweep")
+    plan = plan_of(folder, POINTS)
+    return folder / "runs", plan, sweep(plan, folder / "runs")
+
+
+def statuses(outcomes: list[Outcome]) -> dict[str, str]:
+    return {outcome.point.name: outcome.status for outcome in outcomes}
+
+
+def test_a_point_that_fails_stops_no_other(swept: tuple[Path, Plan, list[Outcome]]) -> None:
+    folder, _, outcomes = swept
+    assert statuses(outcomes) == {
+        "starts/robust-s0": "done",
+        "points/atmc-auto-40000-s0": "done",
+        "points/atmc-auto-4000-s0": "done",
+        "points/low-rank-auto-40000-s0": "done",
+        "points/low-rank-auto-4000-s0": "unreachable",
+        "points/atmc-auto-40000-s0-device=cuda": "failed",
+    }
+    for outcome in outcomes:
+        place = folder / outcome.point.name
+        if outcome.status == "done":
+            assert json.loads((place / "report.json").read_text()) == outcome.report
+            assert not (place / "failure.json").exists()
+            continue
+        failure = json.loads((place / "failure.json").read_text())
+        assert failure["error"] == outcome.error
+        assert failure["method"] == outcome.point.settings.method
+        assert (failure["smallest_bits"] is None) == (outcome.status == "failed")
+    unreachable = json.loads((folder / "points/low-rank-auto-4000-s0/failure.json").read_text())
+    assert unreachable["smallest_bits"] > 4000
+    assert (
+        f"smallest that it reaches here is {unreachable['smallest_bits']}" in unreachable["error"]
+    )
+
+
+def test_points_share_the_weights_of_their_start(
+    swept: tuple[Path, Plan, list[Outcome]],
+) -> None:
+    folder, _, outcomes = swept
+    start = (folder / "starts/robust-s0/dense.safetensors").read_bytes()
+    for outcome in outcomes:
+        if outcome.status == "done":
+            assert (folder / outcome.point.name / "dense.safetensors").read_bytes() == start
+
+
+def test_what_is_finished_is_kept_and_what_was_cut_is_resumed(
+    swept: tuple[Path, Plan, list[Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, plan, _ = swept
+    cut = folder / "points/atmc-auto-40000-s0"
+    before = (cut / "model.atmc").read_bytes()
+    report = (cut / "report.json").read_bytes()
+    (cut / "report.json").unlink()
+    (cut / "model.atmc").unlink()
+    asked = []
+    genuine = module.run
+    monkeypatch.setattr(
+        module, "run", lambda s, f, **k: asked.append((f.name, k)) or genuine(s, f, **k)
+    )
+    outcomes = sweep(plan, folder)
+    found = statuses(outcomes)
+    assert found["starts/robust-s0"] == found["points/low-rank-auto-40000-s0"] == "kept"
+    assert found["points/atmc-auto-40000-s0"] == "done"
+    assert (cut.name, {"resume": True}) in asked
+    assert (cut / "model.atmc").read_bytes() == before
+    (cut / "report.json").write_bytes(report)
+
+
+def test_runs_of_other_settings_are_refused(
+    swept: tuple[Path, Plan, list[Outcome]], tmp_path: Path
+) -> None:
+    folder, _, _ = swept
+    changed = plan_of(tmp_path, "lr: 0.1" + POINTS)
+    with pytest.raises(RunError, match=r"made with lr 0\.002, the sweep now says 0\.1"):
+        sweep(changed, folder)
+    with pytest.raises(RunError, match="is a file"):
+        sweep(changed, tmp_path / "sweep.yaml")
+
+
+def test_points_fail_with_their_start(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "start: {device: cuda}\npoints: [{method: l0, budget_bits: 40000}]")
+    start, point = sweep(plan, tmp_path / "runs")
+    assert start.status == point.status == "failed"
+    assert point.error is not None and point.error.startswith("its dense start has failed: there")
+
+
+def test_an_interrupted_run_stops_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, "points: [{method: l0, budget_bits: 40000}]")
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan, tmp_path / "runs")
+    assert not (tmp_path / "runs/starts/robust-s0/failure.json").exists()
+
+
+def test_several_jobs_give_what_one_gives(
+    swept: tuple[Path, Plan, list[Outcome]], tmp_path: Path
+) -> None:
+    _, plan, outcomes = swept
+    again = sweep(plan, tmp_path, jobs=2)
+    assert statuses(again) == statuses(outcomes)
+    for outcome in again:
+        if outcome.status == "done":
+            name = f"{outcome.point.name}/model.atmc"
+            assert (tmp_path / name).read_bytes()[:3] == b"atm"
