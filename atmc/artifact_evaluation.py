@@ -11,16 +11,14 @@ import torch
 from torch import nn
 
 from atmc import codec, data, models
-from atmc.accounting import dense_bits
-from atmc.artifact import from_artifact
 from atmc.attacks import Loss
-from atmc.compression import channels_last
 from atmc.data import Batches, Dataset
 from atmc.evaluation import Source, attack, evaluate, parse_attack
 from atmc.ladder import climb
 from atmc.memory import keep_freed
-from atmc.run import EVALUATION_BATCH, RunError, choose_device, load_dense
-from atmc.settings import parse_eps, read_config
+from atmc.model_files import RunError, read_model, run_config
+from atmc.run import EVALUATION_BATCH, choose_device
+from atmc.settings import parse_eps
 
 
 def evaluate_artifact(
@@ -67,8 +65,8 @@ def evaluate_artifact(
     """
     keep_freed()
     where = choose_device(device)
-    beside = _config(path)
-    model, size, name = _read_model(path)
+    beside = run_config(path)
+    model, size, name = read_model(path)
     if dataset is None:
         usual = models.info(name).dataset if name in models.names() else None
         dataset = beside.get("dataset") or usual
@@ -96,12 +94,6 @@ def evaluate_artifact(
         rung = resolve("pgd") if eps > 0 else resolve("pgd", eps=1.0, step_size=None)
         measured |= climb(model, x, y, eps_grid, rung, batch_size=EVALUATION_BATCH, seed=seed)
     return {**measured, "size": size}
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """The settings of the run folder around a file; none where there is no run."""
-    config = path.parent / "config.yaml"
-    return read_config(config) if config.is_file() else {}
 
 
 def _check_fit(path: Path, model: nn.Module, dataset: Dataset) -> None:
@@ -132,28 +124,8 @@ def _read_source(path: Path, dataset: Dataset, device: torch.device) -> Source:
         AtmcFormatError, OSError, RunError: there is no model in it that fits the data set.
     """
     try:
-        model = _read_model(path)[0]
+        model = read_model(path)[0]
     except codec.AtmcFormatError as error:
         raise RunError(f"the source {path}: {error}") from error
     _check_fit(path, model, dataset)
     return Source(str(path), model.to(device))
-
-
-def _read_model(path: Path) -> tuple[nn.Module, dict[str, Any], str | None]:
-    """The model in a file, its size as in report.json, and its name."""
-    size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
-    if path.suffix == ".safetensors":
-        name = _config(path).get("model")
-        if name not in models.names():
-            raise RunError(f"{path} lies in no run folder: its model is not known")
-        model = models.create(name)
-        load_dense(model, path)
-    else:
-        artifact = codec.decode(codec.read(path))
-        name = artifact.meta.get("model")
-        model = from_artifact(artifact)
-        sizes = codec.measure(artifact)
-        size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
-        size["parts"] = dict(sizes.parts)
-    size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
-    return channels_last(model.eval()), size, name

@@ -24,6 +24,7 @@ from atmc.methods import Schedule, Target, get
 from atmc.objective import Objective, TrainAttack, usual_steps
 from atmc.processor import fast_bfloat16
 from atmc.stages import DenseStage, fit
+from atmc.stages.dense import DenseOptimizer, RateSchedule
 from atmc.training import Loader, Progress, Stage, Trainer
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -69,7 +70,12 @@ class Training:
         dense_epochs: adversarial training before compression; 0 takes the model as it is.
         epochs: of the stage that compresses.
         level_epochs: of the stage that trains levels, biases and norms alone.
-        lr: peak learning rate of Adam.
+        lr: peak learning rate, of Adam but where ``dense_optimizer`` says otherwise.
+        dense_lr: peak rate of the dense start; None for ``lr``.
+        dense_optimizer: of the dense start, "adam" or "sgd" (with a momentum of 0.9).
+        dense_schedule: of its rate: "one-cycle", "constant" or "cosine".
+        warmup: share of the dense start over which ε rises from 0; a small net that is attacked
+            at full strength from the first step may never learn anything.
         seed: of everything random.
         precision: "bfloat16" runs training and its attack under autocast; "auto" does so where
             the processor has the instructions. Evaluation is always in float32.
@@ -96,6 +102,10 @@ class Training:
     epochs: int = 10
     level_epochs: int = 2
     lr: float = 2e-3
+    dense_lr: float | None = None
+    dense_optimizer: DenseOptimizer = "adam"
+    dense_schedule: RateSchedule = "one-cycle"
+    warmup: float = 0.4
     seed: int = 0
     precision: Precision = "auto"
     fast: bool = True
@@ -110,20 +120,24 @@ class Training:
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise ValueError(f"{name} is {value}: give a number of at least {least}")
-        for name in ("clean_weight", "distill"):
+        for name in ("clean_weight", "distill", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
         for name, ratio in (self.ratios or {}).items():
             if not 0 < ratio <= 1:
                 raise ValueError(f"the ratio of {name} is {ratio}: give a share above 0, up to 1")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr}: give a positive number")
+        for name in ("lr", "dense_lr"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < math.inf:
+                raise ValueError(f"{name} is {rate}: give a positive number")
         if self.step_size is not None and not 0 <= self.step_size < math.inf:
             raise ValueError(f"step_size is {self.step_size}: give a number of at least 0")
         for name, kind in (
             ("precision", Precision),
             ("train_attack", TrainAttack),
             ("state_precision", StatePrecision),
+            ("dense_optimizer", DenseOptimizer),
+            ("dense_schedule", RateSchedule),
         ):
             if getattr(self, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
@@ -265,7 +279,9 @@ class Job:
 
     def train_dense(self) -> None:
         """The dense start: the model trained under the method's attack, ε warmed up."""
-        stage = DenseStage(self.training.dense_epochs, self.training.lr, warmup=0.4)
+        t = self.training
+        rate = t.lr if t.dense_lr is None else t.dense_lr
+        stage = DenseStage(t.dense_epochs, rate, t.warmup, t.dense_optimizer, t.dense_schedule)
         self._train("dense", 0, [stage], self._objective(None))
 
     def compress(self) -> bytes:

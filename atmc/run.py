@@ -11,9 +11,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
@@ -24,6 +22,9 @@ from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report
 from atmc.data import Batches, Dataset
 from atmc.evaluation import attack, evaluate, predict
+from atmc.inheritance import inherit
+from atmc.model_files import RunError, load_dense, read_model
+from atmc.models.initialize import initialize
 from atmc.settings import Settings, from_mapping, read_config, write_config
 from atmc.training import Progress, Stage, derive
 
@@ -31,10 +32,6 @@ _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
 EVALUATION_BATCH = 500
 _OURS = ("model.atmc", "report.json", "config.yaml", "dense.safetensors", "checkpoints")
-
-
-class RunError(ValueError):
-    """A run that cannot start or go on; one line that says what to do."""
 
 
 @dataclass
@@ -98,27 +95,6 @@ def _clear(output: Path) -> None:
             path.unlink(missing_ok=True)
     for path in output.glob("events.out.tfevents.*"):
         path.unlink()
-
-
-def load_dense(model: nn.Module, path: Path) -> None:
-    """Read the weights of a dense start into ``model``.
-
-    Raises:
-        RunError: no such file, no safetensors, or weights of another model.
-    """
-    try:
-        state = load_tensors(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"cannot read the weights {path}: {error.strerror}") from error
-    except safetensors.SafetensorError as error:
-        raise RunError(f"{path} is no safetensors file: give a run's dense.safetensors") from error
-    expected = model.state_dict()
-    differ = sorted(expected.keys() ^ state.keys()) or [
-        name for name, value in expected.items() if value.shape != state[name].shape
-    ]
-    if differ:
-        raise RunError(f"{path} belongs to another model: {differ[0]!r} does not fit")
-    model.load_state_dict(state)
 
 
 def choose_device(name: str) -> torch.device:
@@ -220,6 +196,8 @@ def run(
         load_dense(model, dense_file)
     elif settings.weights is not None:
         load_dense(model, Path(settings.weights))
+    elif settings.inherit is not None:
+        _inherit(model, Path(settings.inherit))
     training = _training(settings)
     budget = settings.budget_bits
     if budget is None and methods.get(settings.method).bounded:
@@ -304,9 +282,32 @@ def _start(settings: Settings, dataset: Dataset) -> nn.Module:
             f"model {settings.model!r} takes inputs of {info.input_shape}, data set "
             f"{settings.dataset!r} has {dataset.input_shape}: choose another model"
         )
+    return _initial(settings.model, settings.seed, settings.init)
+
+
+def _initial(name: str, seed: int, init: str | None) -> nn.Module:
     with torch.random.fork_rng():
-        torch.manual_seed(derive(settings.seed))
-        return models.create(settings.model)
+        torch.manual_seed(derive(seed))
+        model = models.create(name)
+        if init is not None:
+            initialize(model, init)
+    return model
+
+
+def _inherit(model: nn.Module, path: Path) -> None:
+    """The initial weights of the larger net whose run left the file at ``path``.
+
+    Raises:
+        RunError: there is no run around it, or its net is no larger one of the same kind.
+    """
+    theirs = read_settings(path.parent)
+    if theirs.model is None:
+        raise RunError(f"{path} lies in a run without a model: give a file of a finished run")
+    trained = read_model(path)[0]
+    try:
+        inherit(model, _initial(theirs.model, theirs.seed, theirs.init), trained)
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from error
 
 
 def _training(settings: Settings) -> Training:
@@ -326,6 +327,10 @@ def _training(settings: Settings) -> Training:
         epochs=settings.epochs,
         level_epochs=settings.level_epochs,
         lr=settings.lr,
+        dense_lr=settings.dense_lr,
+        dense_optimizer=settings.dense_optimizer,
+        dense_schedule=settings.dense_schedule,
+        warmup=settings.warmup,
         seed=settings.seed,
         precision=settings.precision,
         state_precision=settings.state_precision,

@@ -14,7 +14,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from atmc import data, methods, models
+from atmc.models.initialize import INITIALIZATIONS
 from atmc.objective import TrainAttack, usual_steps
+from atmc.stages.dense import DenseOptimizer, RateSchedule
 
 _UNITS = {"": 1, "bit": 1, "bits": 1, "kbit": 1000, "mbit": 10**6}
 _BYTES = {"b": 1, "kb": 1000, "mb": 10**6, "kib": 1024, "mib": 1024**2, "bytes": 1, "byte": 1}
@@ -102,6 +104,7 @@ Ratios = Annotated[dict[str, float] | None, BeforeValidator(parse_ratios)]
 BitsPerValue = Annotated[int | Literal["auto"], BeforeValidator(parse_bits_per_value)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -130,7 +133,13 @@ class Settings(BaseModel):
     epochs: Positive | None = None
     level_epochs: Count | None = None
     batch_size: Positive = 128
-    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr: Rate = 2e-3
+    dense_lr: Rate | None = None
+    dense_optimizer: DenseOptimizer = "adam"
+    dense_schedule: RateSchedule = "one-cycle"
+    warmup: Share = 0.4
+    init: str | None = None
+    inherit: str | None = None
     seed: Count = 0
     eval_steps: Positive | None = None
     eval_step_size: Eps | None = None
@@ -154,6 +163,7 @@ class Settings(BaseModel):
             ("data set", self.dataset, data.names()),
             ("model", self.model, models.names()),
             ("method", self.method, methods.names()),
+            ("initialization", self.init, tuple(INITIALIZATIONS)),
         ):
             if name is not None and name not in known:
                 raise SettingsError(f"unknown {kind} {name!r}{_nearest(name, known)}")

@@ -4,10 +4,10 @@ The file holds the settings of a run and, under ``points``, a list of blocks. A 
 a value or a list of values; all combinations of a block are points. Each point is an ordinary run
 in a folder of its own.
 
-A point's dense start is a run of the method ``dense``, trained once for all points of the same data
-set, model, seed, batch size and ``dense_epochs``; methods without an attack in training get a start
-without one. Settings under ``start`` are for the starts alone, what else a block sets for
-compression alone.
+A point's dense start is a run of the method ``dense``, trained once for all points that agree on
+what makes it: data set, model, seed, initial weights and the settings that are named after the
+dense start. Methods without an attack in training get a start without one. Settings under ``start``
+are for the starts alone, what else a block sets for compression alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ from typing import Any, Literal
 
 from atmc import codec, methods
 from atmc.artifact import BudgetError
-from atmc.run import RunError, read_settings, run
+from atmc.model_files import RunError
+from atmc.run import read_settings, run
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 
 Status = Literal["done", "kept", "unreachable", "failed", "interrupted"]
 
 # What of a point's own settings its dense start takes over.
-_OF_START = ("dataset", "data_root", "model", "seed", "dense_epochs", "batch_size")
+_OF_START = (
+    *("dataset", "data_root", "model", "seed", "init", "inherit", "batch_size", "warmup"),
+    *("dense_epochs", "dense_lr", "dense_optimizer", "dense_schedule"),
+)
 # What says nothing of a dense start, so that another sweep may share it.
 _COMPRESSION_OFF = {
     "method": "dense",

@@ -19,7 +19,7 @@ _MENDABLE = {
     "atmc.data.base.DataError",
     "atmc.report.ReportError",
     "atmc.extras.MissingExtraError",
-    "atmc.run.RunError",
+    "atmc.model_files.RunError",
     "atmc.training.TrainingError",
     "torch.OutOfMemoryError",
 }

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from atmc import methods
+from atmc.models.initialize import INITIALIZATIONS
 from atmc.settings import Settings
 
 # Every key of Settings: what stands for its value in the help, and the help.
@@ -36,6 +37,12 @@ HELP = {
     "level_epochs": ("N", "Epochs that train levels alone; the data set's if not given."),
     "batch_size": ("N", "Examples in a training batch."),
     "lr": ("RATE", "Peak learning rate."),
+    "dense_lr": ("RATE", "That of the dense start; the same if not given."),
+    "dense_optimizer": ("adam|sgd", "Optimizer of the dense start."),
+    "dense_schedule": ("one-cycle|constant|cosine", "Learning rate schedule of the dense start."),
+    "warmup": ("SHARE", "Share of the dense start over which eps rises."),
+    "init": ("NAME", f"Initial weights: {', '.join(INITIALIZATIONS)}; the model's if not given."),
+    "inherit": ("FILE", "Start from the initial weights of a larger net: a file of its run."),
     "seed": ("S", "Seed of everything random."),
     "eval_steps": ("S", "PGD steps of the evaluation; the data set's if not given."),
     "eval_step_size": ("A", "Their length; follows eps and steps if not given."),

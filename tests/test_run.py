@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from atmc import data, models
 from atmc.data import Dataset
+from atmc.models.initialize import initialize
 from atmc.run import (
     EpochFigures,
     RunError,
@@ -21,7 +22,7 @@ from atmc.run import (
     run,
 )
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
-from atmc.training import TrainingError
+from atmc.training import TrainingError, derive
 
 TINY: dict[str, Any] = {
     "budget_bits": 48_000,
@@ -284,7 +285,7 @@ def test_the_config_says_all_that_was_settled(finished: tuple[Path, Any]) -> Non
     written = read_config(folder / "config.yaml")
     assert list(written) == list(Settings.model_fields)
     open_ended = {"data_root", "weights", "step_size", "eval_step_size", "eval_examples"}
-    open_ended |= {"ratios"}
+    open_ended |= {"ratios", "dense_lr", "init", "inherit"}
     assert {key for key, value in written.items() if value is None} == open_ended
     chosen = read_settings(folder)
     assert chosen == chosen.resolved() == from_mapping(written)
@@ -331,3 +332,33 @@ def test_epochs_are_told(tmp_path: Path) -> None:
     assert (told[3].nonzeros or 0) > 0 and told[3].file_bits is None
     (events,) = (tmp_path / "new").glob("events.out.tfevents.*")
     assert events.stat().st_size > 0
+
+
+# ---- where a net starts from
+
+
+def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
+    made = Dataset("mnist", x, y, x, y, x, y, 10, 0.3, 1, "lenet5")
+    monkeypatch.setattr(data, "load", lambda *where: made)
+    base = {**TINY, "budget_bits": None, "method": "dense", "dataset": "mnist"}
+    base |= {"init": "orthogonal"}
+    run(from_mapping({**base, "model": "lenet-w2", "seed": 3}), tmp_path / "large")
+    source = str(tmp_path / "large" / "model.atmc")
+    small = {**base, "model": "lenet-w1", "dense_lr": 1e-12, "dense_schedule": "constant"}
+    run(from_mapping({**small, "inherit": source}), tmp_path / "small")
+    start = load_file(tmp_path / "small" / "dense.safetensors")
+    torch.manual_seed(derive(3))
+    large = models.create("lenet-w2")
+    initialize(large, "orthogonal")
+    rows = start["conv1.weight"]
+    found = [
+        any(torch.allclose(row, other, atol=1e-6) for other in large.conv1.weight) for row in rows
+    ]
+    assert all(found)
+    with pytest.raises(RunError, match="conv1 is larger here than there"):
+        run(from_mapping({**small, "model": "lenet-w4", "inherit": source}), tmp_path / "wide")
+    with pytest.raises(RunError, match="there is no run in"):
+        run(from_mapping({**small, "inherit": str(tmp_path / "x.atmc")}), tmp_path / "none")

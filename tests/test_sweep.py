@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atmc import sweep as module
-from atmc.run import RunError
+from atmc.model_files import RunError
 from atmc.settings import SettingsError
 from atmc.sweep import Outcome, Plan, read_plan, sweep
 

@@ -1,6 +1,7 @@
 """The model zoo: every model by name, inputs in [0, 1] and of shape (N, C, H, W)."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from torch import nn
 
 from atmc.models.digits import digits_cnn
 from atmc.models.lenet import lenet5, lenet5_relu
+from atmc.models.lenet_w import cifar_lenet_w, lenet_w
 from atmc.models.normalize import Normalize
-from atmc.models.resnet import resnet18, resnet34
+from atmc.models.resnet import resnet18, resnet18_w, resnet34
+from atmc.models.vgg import vgg16_w
 from atmc.models.wide_resnet import wrn_16_8
 
 __all__ = ["ModelInfo", "Normalize", "create", "info", "names"]
@@ -40,6 +43,16 @@ class ModelInfo:
         return {name: parameter.default for name, parameter in parameters.items()}
 
 
+def _scaled(
+    family: str, build: Callable[..., nn.Module], shape: tuple[int, int, int], dataset: str | None
+) -> list[ModelInfo]:
+    """A family at the widths of Ye et al. (ICCV 2019, table 1): `lenet-w4` and the like."""
+    return [
+        ModelInfo(f"{family}-w{width}", functools.partial(build, width), shape, dataset)
+        for width in (1, 2, 4, 8, 16)
+    ]
+
+
 _MODELS = {
     model.name: model
     for model in (
@@ -49,6 +62,10 @@ _MODELS = {
         ModelInfo("resnet18", resnet18, (3, 32, 32), None),
         ModelInfo("resnet34", resnet34, (3, 32, 32), None),
         ModelInfo("wrn-16-8", wrn_16_8, (3, 32, 32), None),
+        *_scaled("lenet", lenet_w, (1, 28, 28), "mnist"),
+        *_scaled("cifar-lenet", cifar_lenet_w, (3, 32, 32), None),
+        *_scaled("vgg16", vgg16_w, (3, 32, 32), None),
+        *_scaled("resnet18", resnet18_w, (3, 32, 32), None),
     )
 }
 
@@ -77,8 +94,8 @@ def create(name: str, **kwargs: Any) -> nn.Module:
 
     Args:
         name: one of `names()`.
-        **kwargs: all models take `num_classes` (default 10); `resnet18`, `resnet34` and
-            `wrn-16-8` also take `mean` and `std` of the normalization inside them.
+        **kwargs: all models take `num_classes` (default 10); those for colour images also take
+            `mean` and `std` of the normalization inside them.
 
     Raises:
         ValueError: the name is unknown, or an argument is unknown or out of range.

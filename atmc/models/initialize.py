@@ -1,6 +1,10 @@
-"""Initial weights that several models share."""
+"""Initial weights: those that several models share, and those that can be asked for by name."""
 
-from torch import nn
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
 
 
 def kaiming(model: nn.Module) -> None:
@@ -8,3 +12,41 @@ def kaiming(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _uniform(weight: Tensor) -> Tensor:
+    bound = weight[0].numel() ** -0.5
+    return nn.init.uniform_(weight, -bound, bound)
+
+
+def _normal(weight: Tensor) -> Tensor:
+    return nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+
+
+# The seven of Ye et al. (ICCV 2019, table 6). "uniform" and "normal" are scaled to 1 / √(fan-in).
+INITIALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": _uniform,
+    "normal": _normal,
+    "xavier-uniform": nn.init.xavier_uniform_,
+    "xavier-normal": nn.init.xavier_normal_,
+    "kaiming-uniform": partial(nn.init.kaiming_uniform_, nonlinearity="relu"),
+    "kaiming-normal": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "orthogonal": nn.init.orthogonal_,
+}
+
+
+def initialize(model: nn.Module, name: str) -> None:
+    """Draw the weights of all Conv2d and Linear layers anew, biases zero, in place.
+
+    Raises:
+        ValueError: no initialization of that name.
+    """
+    if name not in INITIALIZATIONS:
+        known = ", ".join(INITIALIZATIONS)
+        raise ValueError(f"unknown initialization {name!r} (known: {known})")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                INITIALIZATIONS[name](module.weight)
+                if module.bias is not None:
+                    module.bias.zero_()

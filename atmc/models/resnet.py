@@ -32,13 +32,14 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Four stages of basic blocks with 64, 128, 256 and 512 channels.
+    """Four stages of basic blocks with 64, 128, 256 and 512 channels, or in that proportion.
 
     Args:
         blocks: of each stage.
         num_classes: the number of logits.
         mean: of the normalization inside the model, one value or three.
         std: the same.
+        channels: of the first stage.
     """
 
     def __init__(
@@ -47,16 +48,17 @@ class ResNet(nn.Module):
         num_classes: int = 10,
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.25,
+        channels: int = 64,
     ) -> None:
         super().__init__()
         self.normalize = rgb_normalize(mean, std)
-        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(64, 64, blocks[0], stride=1)
-        self.layer2 = _stage(64, 128, blocks[1], stride=2)
-        self.layer3 = _stage(128, 256, blocks[2], stride=2)
-        self.layer4 = _stage(256, 512, blocks[3], stride=2)
-        self.fc = nn.Linear(512, num_classes)
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.layer1 = _stage(channels, channels, blocks[0], stride=1)
+        self.layer2 = _stage(channels, 2 * channels, blocks[1], stride=2)
+        self.layer3 = _stage(2 * channels, 4 * channels, blocks[2], stride=2)
+        self.layer4 = _stage(4 * channels, 8 * channels, blocks[3], stride=2)
+        self.fc = nn.Linear(8 * channels, num_classes)
         kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,3 +92,13 @@ def resnet34(
 ) -> ResNet:
     """Build ResNet-34 with a CIFAR stem."""
     return ResNet((3, 4, 6, 3), num_classes, mean, std)
+
+
+def resnet18_w(
+    width: int,
+    num_classes: int = 10,
+    mean: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.25,
+) -> ResNet:
+    """Build ResNet-18(w): w sixteenths of its channels (Ye et al., ICCV 2019, table 1)."""
+    return ResNet((2, 2, 2, 2), num_classes, mean, std, 4 * width)

@@ -4,6 +4,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from atmc import models
+from atmc.models.initialize import INITIALIZATIONS, initialize
+
+# Of a family of scaled width, the narrowest and the next.
+BUILT = [n for n in models.names() if n.rpartition("-w")[2] not in ("4", "8", "16")]
 
 
 def dense_bits(model: nn.Module) -> int:
@@ -20,6 +24,15 @@ def dense_bits(model: nn.Module) -> int:
         ("resnet34", 10, 680_482_816),
         ("resnet34", 100, 681_957_376),
         ("wrn-16-8", 10, 350_533_120),
+        # Weights as Ye et al. count them (ICCV 2019).
+        ("lenet-w1", 10, 32 * 13_434),
+        ("lenet-w2", 10, 32 * 52_356),
+        ("lenet-w4", 10, 32 * 206_664),
+        ("lenet-w8", 10, 32 * 821_136),
+        # At w = 16 the usual networks.
+        ("resnet18-w16", 10, 357_259_264),
+        ("vgg16-w16", 10, 32 * (14_710_464 + 5_120)),
+        ("cifar-lenet-w1", 10, 32 * (450 + 2_400 + 48_000 + 10_080 + 840)),
     ],
 )
 def test_dense_size_is_the_papers_to_the_bit(name, num_classes, bits):
@@ -28,7 +41,7 @@ def test_dense_size_is_the_papers_to_the_bit(name, num_classes, bits):
     assert dense_bits(model) == bits
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", BUILT)
 def test_logits_have_the_shape_asked_for_and_every_weight_matters(name):
     torch.manual_seed(0)
     model = models.create(name, num_classes=7)
@@ -39,7 +52,7 @@ def test_logits_have_the_shape_asked_for_and_every_weight_matters(name):
         assert parameter.grad is not None and parameter.grad.any(), parameter_name
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", BUILT)
 def test_the_global_generator_alone_decides_the_weights(name):
     def weights(seed):
         torch.manual_seed(seed)
@@ -143,3 +156,30 @@ def test_a_wrong_argument_is_refused(name, kwargs, message):
     with pytest.raises(ValueError, match=message) as caught:
         models.create(name, **kwargs)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", INITIALIZATIONS)
+def test_initial_weights_by_name(name):
+    """Spreads as the schemes define them, at a layer where fan-in and fan-out differ."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 64, 5), nn.Linear(300, 100))
+    initialize(model, name)
+    fans = {0: (8 * 25, 64 * 25), 1: (300, 100)}
+    for index, (inputs, outputs) in fans.items():
+        weight = model[index].weight.detach().flatten(1)
+        spread = {
+            "uniform": (1 / 3 / inputs) ** 0.5,
+            "normal": inputs**-0.5,
+            "xavier-uniform": (2 / (inputs + outputs)) ** 0.5,
+            "xavier-normal": (2 / (inputs + outputs)) ** 0.5,
+            "kaiming-uniform": (2 / inputs) ** 0.5,
+            "kaiming-normal": (2 / inputs) ** 0.5,
+            "orthogonal": inputs**-0.5,  # rows of length 1
+        }[name]
+        assert weight.std().item() == pytest.approx(spread, rel=0.05)
+        assert not model[index].bias.any()
+        if name == "orthogonal":
+            product = weight @ weight.T
+            assert torch.allclose(product, torch.eye(len(weight)), atol=1e-5)
+    with pytest.raises(ValueError, match="unknown initialization 'lecun'"):
+        initialize(model, "lecun")

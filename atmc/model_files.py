@@ -1,0 +1,67 @@
+"""The files that hold models: artifacts, and the dense starts of run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+from atmc import codec, models
+from atmc.accounting import dense_bits
+from atmc.artifact import from_artifact
+from atmc.compression import channels_last
+from atmc.settings import read_config
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on; one line that says what to do."""
+
+
+def load_dense(model: nn.Module, path: Path) -> None:
+    """Read the weights of a dense start into ``model``.
+
+    Raises:
+        RunError: no such file, no safetensors, or weights of another model.
+    """
+    try:
+        state = load_tensors(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read the weights {path}: {error.strerror}") from error
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path} is no safetensors file: give a run's dense.safetensors") from error
+    expected = model.state_dict()
+    differ = sorted(expected.keys() ^ state.keys()) or [
+        name for name, value in expected.items() if value.shape != state[name].shape
+    ]
+    if differ:
+        raise RunError(f"{path} belongs to another model: {differ[0]!r} does not fit")
+    model.load_state_dict(state)
+
+
+def run_config(path: Path) -> dict[str, Any]:
+    """The settings of the run folder around a file; none where there is no run."""
+    config = path.parent / "config.yaml"
+    return read_config(config) if config.is_file() else {}
+
+
+def read_model(path: Path) -> tuple[nn.Module, dict[str, Any], str | None]:
+    """The model in a file, its size as in report.json, and its name."""
+    size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
+    if path.suffix == ".safetensors":
+        name = run_config(path).get("model")
+        if name not in models.names():
+            raise RunError(f"{path} lies in no run folder: its model is not known")
+        model = models.create(name)
+        load_dense(model, path)
+    else:
+        artifact = codec.decode(codec.read(path))
+        name = artifact.meta.get("model")
+        model = from_artifact(artifact)
+        sizes = codec.measure(artifact)
+        size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
+        size["parts"] = dict(sizes.parts)
+    size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
+    return channels_last(model.eval()), size, name
