@@ -19,7 +19,7 @@ def test_config_is_valid_and_says_what_it_is(path):
     held = read_config(path)
     if "points" in held:
         plan = read_plan(path)
-        assert plan.points and all(point.settings.eps is not None for point in plan.points)
+        assert all(p.settings.eps is not None for p in (*plan.starts, *plan.points))
     else:
         settings = from_mapping(held).resolved()
         assert settings.eps is not None and settings.model is not None
