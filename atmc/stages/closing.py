@@ -14,24 +14,34 @@ from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import factorize, factorized_weights, named_factors
 from atmc.levels import round_dense_part
 from atmc.optim import AUTO_GUESS
-from atmc.rounding import choose_factor_bits, rounded
+from atmc.rounding import DISTORTION, choose_factor_bits, rounded
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage
 
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
 _ROUNDS = 24
+_COARSER = (1, 2, 4, 8)  # times the usual distortion
+_TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
 
 Values = Mapping[str, Tensor]
 
 
 def settle_bits(model: nn.Module, target: Target) -> dict[str, int]:
-    """b for every factor: the target's, or chosen for the factors as they are now."""
+    """b for every factor: the target's, or chosen for the factors as they are now.
+
+    Where the file would be over the budget, coarser codebooks are tried before entries go.
+    """
     factors = named_factors(model)
     if target.bits != "auto":
         return dict.fromkeys(factors, int(target.bits))
-    return choose_factor_bits(factorized_weights(model), factors)
+    weights = factorized_weights(model)
+    for scale in _COARSER:
+        bits = choose_factor_bits(weights, factors, scale * DISTORTION)
+        if _rounded_bits(model, target, bits) <= _AIM * target.budget_bits:
+            break
+    return bits
 
 
 @torch.no_grad()
@@ -120,21 +130,20 @@ class ShareStage(Stage):
         """Set the share to the largest whose file keeps the budget, weights as they are now.
 
         The budget is overshot a little, for :func:`close` to cut. Where b is ours to choose, it is
-        chosen for the share found, and the share looked for once more.
+        chosen for the share found, and the share looked for again.
         """
-        guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
-        first = not self.bits
-        if first:
+        near = self.share if self.bits else None
+        if not self.bits:
+            guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
             self.bits = dict.fromkeys(named_factors(self.model), guess)
-        for again in (False, True):
-            near = None if first and not again else self.share
-            self.share = largest_share(self._fits, near)
-            if self.target.bits != "auto" or (again and not first) or self.share == 0:
-                break
+        for _ in range(_TRIALS):
+            self.share = near = largest_share(self._fits, near)
+            if self.target.bits != "auto" or self.share == 0:
+                return
             probe = _pruned(self.model, self.input_shape, self.values_at(self.share))
             chosen = settle_bits(probe, self.target)
             if chosen == self.bits:
-                break
+                return
             self.bits = chosen
 
     def _fits(self, share: float) -> bool:
