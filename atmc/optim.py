@@ -185,6 +185,17 @@ class ATMC(Splitting):
                 self.duplicates[name].masked_fill_(off, 0)
                 self.duals[name].masked_fill_(off, 0)
 
+    @torch.no_grad()
+    def forget_zeros(self) -> None:
+        """Zero duplicates and duals off the support, after something else than a step has pruned.
+
+        They would draw the entries back otherwise.
+        """
+        for name in self.duplicates:
+            off = self.factors[name] == 0
+            self.duplicates[name].masked_fill_(off, 0)
+            self.duals[name].masked_fill_(off, 0)
+
     def _duplicate(self) -> None:
         self._follow_nonzeros()
         if self.steps // self.duplicate_every % _COLD_EVERY == 0:

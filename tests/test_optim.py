@@ -500,3 +500,22 @@ def test_auto_bits_follow_the_nonzeros():
     opt.finalize()
     for name, factor in opt.factors.items():
         assert len(torch.unique(factor[factor != 0])) <= 2 ** opt.bits[name]
+
+
+def test_what_another_has_pruned_is_not_drawn_back() -> None:
+    model = factorize(network())
+    optimizer = ATMC(model, sgd(model.parameters()), 30, 3, rho=5.0, duplicate_every=1)
+    train(model, optimizer, 0, 5)
+    name, factor = next((n, f) for n, f in named_factors(model).items() if f.any())
+    dropped = factor.detach() != 0
+    with torch.no_grad():
+        factor.zero_()
+    kept = {n: (d.clone(), optimizer.duals[n].clone()) for n, d in optimizer.duplicates.items()}
+    assert kept[name][0][dropped].any()
+    optimizer.forget_zeros()
+    assert not optimizer.duplicates[name].any() and not optimizer.duals[name].any()
+    for other, (duplicate, dual) in kept.items():
+        if other != name:
+            assert torch.equal(optimizer.duplicates[other], duplicate)
+            assert torch.equal(optimizer.duals[other], dual)
+    assert optimizer.penalty() >= 0

@@ -136,6 +136,7 @@ class CompressStage(Stage):
     def _aim(self) -> None:
         """Set k to what the budget holds, entries ranked as they are now."""
         drop_dead_paths(self.model, self.input_shape)
+        self.optimizer.forget_zeros()
         ranks = [
             rank if name in self.allowed else torch.zeros_like(rank)
             for name, rank in zip(
