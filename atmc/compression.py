@@ -213,15 +213,17 @@ class Job:
             ValueError: ratios that cannot be.
         """
         ratios = self.training.ratios
+        if ratios is not None and not self.recipe.layerwise:
+            raise ValueError(f"{self.method} does not prune layer by layer: leave out ratios")
         if self.recipe.least is None or (self.budget_bits is None and ratios is None):
             return
         with torch.random.fork_rng():
-            shape = tuple(next(iter(self.loader))[0].shape[1:])
+            x = next(iter(self.loader))[0][:8].to(next(self.model.parameters()).device)
         target, least = self.target, 0
         # A larger budget may give the dense part more bits a value, and so ask for more again.
         while True:
             model = copy.deepcopy(self.model)
-            found = self.recipe.least(model, target, self.schedule, shape)
+            found = self.recipe.least(model, target, self.schedule, x)
             if found <= target.budget_bits:
                 break
             least = found

@@ -3,7 +3,9 @@
 A unit whose row of W is empty and whose bias is zero says zero; what the next layers multiply it
 by is dead. So is the row of a unit that nobody reads. No graph of the network is needed to find
 both: a copy of it, with generic values where the model has nonzeros, is run forwards and backwards
-on noise, and an entry with a gradient of exactly zero in every trial hangs on a dead path.
+on noise, and an entry with a gradient of exactly zero in every trial hangs on a dead path. That can
+be wrong (a kernel's corner that never meets a maximum, an activation that saturates): so nothing is
+dropped unless the model itself says the same without it.
 """
 
 from __future__ import annotations
@@ -13,20 +15,21 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from atmc.bpda import SmoothGradients
 from atmc.factorization import dense_part, factorized_weights, named_factors, plain_weights
 
-_EXAMPLES = 8
 _TRIALS = 4  # the first with positive values alone: no ReLU is off, nothing cancels
+_CLOSE = 1e-4  # of the largest logit: the same, but for the order of sums
 
 
-def alive_entries(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
+def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """For every factor, bias and norm, by name: whether an entry can change the output.
 
     Of entries that are zero now either may be told.
 
     Args:
         model: factorized; it is not changed.
-        shape: of one input, without the batch.
+        x: a few inputs, (n, ...); the noise is of their shape and range.
 
     Returns:
         Boolean tensors, of the shapes of the factors and of the trainable dense part.
@@ -39,7 +42,6 @@ def alive_entries(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]
     for tensor in entries.values():
         tensor.requires_grad_(True)
     found = {name: torch.zeros_like(mask) for name, mask in held.items()}
-    device = next(probe.parameters()).device
     generator = torch.Generator().manual_seed(0)
 
     def generic(like: Tensor, signed: bool) -> Tensor:
@@ -61,9 +63,8 @@ def alive_entries(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]
                 if isinstance(getattr(module, "running_mean", None), Tensor):
                     mean = module.running_mean
                     mean.copy_(-generic(mean, signed) * (mean != 0))  # type: ignore[operator, arg-type]
-        x = generic(torch.empty(_EXAMPLES, *shape, device=device), False)
-        with torch.enable_grad(), plain_weights(probe, graph=True):
-            logits = probe(x)
+        with torch.enable_grad(), plain_weights(probe, graph=True), SmoothGradients():
+            logits = probe(_noise(x, generator))
             (logits * generic(logits.detach(), signed)).sum().backward()
         for name, tensor in entries.items():
             if tensor.grad is not None:
@@ -109,15 +110,52 @@ def drop_dead_biases(model: nn.Module) -> None:
             bias.mul_(alive)
 
 
+def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform, of the shape and range of ``x``."""
+    low, high = float(x.min()), float(x.max())
+    return low + (high - low) * torch.rand(x.shape, generator=generator).to(x)
+
+
 @torch.no_grad()
-def drop_dead_paths(model: nn.Module, shape: tuple[int, ...]) -> None:
+def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     """Zero what hangs on dead paths, in place; the output stays, but for constant units.
+
+    Where the output would not stay, on ``x`` and on noise, or a model cannot be run on noise,
+    nothing but the biases of empty rows is dropped.
 
     Args:
         model: factorized.
-        shape: of one input, without the batch.
+        x: a few inputs, (n, ...), as the model is given them in training.
     """
     drop_dead_biases(model)
+    try:
+        alive = alive_entries(model, x)
+        noise = _noise(x, torch.Generator().manual_seed(1))
+        before = [_logits(model, inputs) for inputs in (x, noise)]
+    except Exception:  # a model of one's own may refuse noise, or change batches, in any way
+        return
     tensors = {**named_factors(model), **dense_part(model)}
-    for name, alive in alive_entries(model, shape).items():
-        tensors[name].mul_(alive)
+    alive = {name: mask for name, mask in alive.items() if bool((tensors[name] * ~mask).any())}
+    held = {name: tensors[name].clone() for name in alive}
+    for name, mask in alive.items():
+        tensors[name].mul_(mask)
+    after = [_logits(model, inputs) for inputs in (x, noise)]
+    if any(_differ(a, b) for a, b in zip(before, after, strict=True)):
+        for name, value in held.items():
+            tensors[name].copy_(value)
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with plain_weights(model):
+            found: Tensor = model.eval()(x)
+        return found
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _differ(before: Tensor, after: Tensor) -> bool:
+    largest = float(before.abs().max())
+    return not float((after - before).abs().max()) <= _CLOSE * largest + 1e-12

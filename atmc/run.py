@@ -17,7 +17,7 @@ from torch import nn
 
 from atmc import codec, data, methods, models
 from atmc.accounting import dense_bits
-from atmc.artifact import load
+from atmc.artifact import BudgetError, load
 from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report
 from atmc.data import Batches, Dataset
@@ -25,7 +25,7 @@ from atmc.evaluation import attack, evaluate, predict
 from atmc.inheritance import inherit
 from atmc.model_files import RunError, load_dense, read_model
 from atmc.models.initialize import initialize
-from atmc.settings import Settings, from_mapping, read_config, write_config
+from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
 from atmc.training import Progress, Stage, derive
 
 _VALIDATION_EXAMPLES = 500
@@ -210,7 +210,7 @@ def run(
             "precision": "float32" if training.autocast is None else "bfloat16",
         }
     )
-    job = Job(
+    job = _job(
         channels_last(model.to(device)) if settings.fast else model.to(device),
         Batches(  # all of it on the device: a copy a step would wait for the attack before it
             dataset.x_train.to(device),
@@ -267,6 +267,16 @@ def run(
     }
     _write_json(output / "report.json", report)
     return report
+
+
+def _job(*given: Any) -> Job:
+    """The job of resolved settings; what it refuses of them is wrong use."""
+    try:
+        return Job(*given)
+    except BudgetError:
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _start(settings: Settings, dataset: Dataset) -> nn.Module:

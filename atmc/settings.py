@@ -93,9 +93,13 @@ def parse_ratios(value: object) -> dict[str, float] | None:
         pairs = [part.partition("=") for part in value.split(",")]
         value = {name.strip(): share for name, _, share in pairs}
     try:
-        return {str(name): float(Fraction(str(share))) for name, share in value.items()}  # type: ignore[attr-defined]
+        shares = {str(name): float(Fraction(str(share))) for name, share in value.items()}  # type: ignore[attr-defined]
     except (AttributeError, OverflowError, ValueError, ZeroDivisionError):
         raise ValueError("give shares by layer, as in conv*=0.5,fc1=1/8") from None
+    for name, share in shares.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"the share of {name} is {share}: give one above 0, up to 1")
+    return shares
 
 
 Size = Annotated[int, BeforeValidator(parse_bits)]

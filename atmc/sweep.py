@@ -12,22 +12,29 @@ are for the starts alone, what else a block sets for compression alone.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import torch
 
 from atmc import codec, methods
 from atmc.artifact import BudgetError
 from atmc.model_files import RunError
 from atmc.run import read_settings, run
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
+
+_INTERRUPTED, _KEPT = 130, 3  # exit statuses of a run in a process of its own
 
 Status = Literal["done", "kept", "unreachable", "failed", "interrupted"]
 
@@ -103,6 +110,9 @@ def read_plan(path: Path, **given: Any) -> Plan:
     if not isinstance(own, dict):
         raise SettingsError(f"{path}: start must be a mapping of settings to values")
     of_starts = from_mapping({**base, **own, **given})
+    for key in ("dataset", "model", "seed"):
+        if key in own:
+            raise SettingsError(f"{path}: start cannot set {key}: a start has that of its points")
     starts: dict[str, Point] = {}
     points: dict[str, Point] = {}
     for number, block in enumerate(blocks, 1):
@@ -111,17 +121,29 @@ def read_plan(path: Path, **given: Any) -> Plan:
         for chosen in _combinations(block):
             settings = from_mapping({**base, **chosen, **given}).resolved()
             start = None
-            if settings.weights is None:
-                made = _start(of_starts, settings, chosen)
-                starts.setdefault(made.name, made)
+            itself = settings.method == "dense" and settings.bits in ("auto", 32)
+            if settings.weights is None and not (itself and _beyond_start(chosen, settings)):
+                made = _start(of_starts, settings, chosen, own)
+                _add(starts, made, path)
                 start = made.name
-            if settings.method == "dense" and settings.bits in ("auto", 32) and start:
-                continue  # the start itself
-            name = "points/" + _name(settings, chosen)
-            if name in points and points[name].settings != settings:
-                raise SettingsError(f"{path}: two points would share the folder {name}")
-            points[name] = Point(name, settings, start)
+                if itself:
+                    continue
+            _add(points, Point("points/" + _name(settings, chosen), settings, start), path)
+    if not starts and not points:
+        raise SettingsError(f"{path} has no point: a list in it is empty")
     return Plan(tuple(starts.values()), tuple(points.values()))
+
+
+def _add(held: dict[str, Point], point: Point, path: Path) -> None:
+    other = held.setdefault(point.name, point)
+    if other != point:
+        raise SettingsError(f"{path}: two runs would share the folder {point.name}")
+
+
+def _beyond_start(chosen: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether a dense point sets what the shared start does not take over."""
+    own = set(chosen) - {*_OF_START, "method", "bits"}
+    return bool(own - {"train_attack"} if settings.train_attack == "none" else own)
 
 
 def _combinations(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -130,15 +152,17 @@ def _combinations(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(zip(block, combination, strict=True))
 
 
-def _start(base: Settings, settings: Settings, chosen: Mapping[str, Any]) -> Point:
+def _start(
+    base: Settings, settings: Settings, chosen: Mapping[str, Any], own: Mapping[str, Any]
+) -> Point:
     natural = not methods.get(settings.method).attacked or settings.train_attack == "none"
-    taken = {key: getattr(settings, key) for key in _OF_START}
+    taken = {key: getattr(settings, key) for key in _OF_START if key not in own}
     if natural:
         taken |= {"train_attack": "none", "steps": None, "step_size": None}
     made = base.model_copy(update={**taken, **_COMPRESSION_OFF}).resolved()
     kind = "natural" if natural else "robust"
-    own = {key: value for key, value in chosen.items() if key in _OF_START and key != "seed"}
-    return Point(f"starts/{kind}-s{settings.seed}{_suffix(own)}", made)
+    named = {k: v for k, v in chosen.items() if k in taken and k in _OF_START and k != "seed"}
+    return Point(f"starts/{kind}-s{settings.seed}{_suffix(named)}", made)
 
 
 def _name(settings: Settings, chosen: Mapping[str, Any]) -> str:
@@ -168,7 +192,8 @@ def check(plan: Plan, output: Path) -> None:
         was = read_settings(folder)
         for key in Settings.model_fields:
             now, before = getattr(point.settings, key), getattr(was, key)
-            if key not in _FREE and now is not None and now != before:
+            filled = key == "budget_bits" and now is None
+            if key not in _FREE and not filled and now != before:
                 raise RunError(
                     f"{folder} was made with {key} {before}, the sweep now says {now}: "
                     "give another --output, or remove that folder"
@@ -227,18 +252,53 @@ def _run_all(points: list[Point], output: Path, jobs: int) -> Iterator[Outcome]:
                 raise KeyboardInterrupt
             yield outcome
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    # A process a point: one that is killed takes no other with it.
+    context, threads = get_context("spawn"), max(1, (os.cpu_count() or 1) // jobs)
+    waiting, running = list(reversed(points)), dict[int, tuple[Any, Point]]()
     try:
-        futures: list[Future[Outcome]]
-        futures = [pool.submit(run_point, point, output, threads) for point in points]
-        for future in as_completed(futures):
-            outcome = future.result()
-            if outcome.status == "interrupted":
-                raise KeyboardInterrupt
-            yield outcome
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                point = waiting.pop()
+                process = context.Process(target=_child, args=(point, output, threads))
+                process.start()
+                running[process.sentinel] = process, point
+            for sentinel in wait(list(running)):
+                process, point = running.pop(cast(int, sentinel))
+                process.join()
+                if process.exitcode == _INTERRUPTED:
+                    raise KeyboardInterrupt
+                yield _outcome(point, output, process.exitcode)
+    except KeyboardInterrupt:
+        for process, _ in running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process, _ in running.values():
+            process.join()
+
+
+def _child(point: Point, output: Path, threads: int) -> None:
+    """One run in a process of its own; the sweep passes Ctrl-C on, once."""
+    os.setpgrp()
+    outcome = run_point(point, output, threads)
+    codes = {"interrupted": _INTERRUPTED, "kept": _KEPT}
+    sys.exit(codes.get(outcome.status, 0))
+
+
+def _outcome(point: Point, output: Path, code: int | None) -> Outcome:
+    """What a process has left in its folder."""
+    report, failure = (output / point.name / f"{name}.json" for name in ("report", "failure"))
+    if code in (0, _KEPT) and report.is_file():
+        status: Status = "kept" if code == _KEPT else "done"
+        return Outcome(point, status, json.loads(report.read_text()))
+    if code == 0 and failure.is_file():
+        said = json.loads(failure.read_text())
+        status = "failed" if said["smallest_bits"] is None else "unreachable"
+        return Outcome(point, status, error=said["error"])
+    error = f"its process ended with status {code}"
+    _note_failure(output / point.name, point, error, None)
+    return Outcome(point, "failed", error=error)
 
 
 def run_point(point: Point, output: Path, threads: int | None) -> Outcome:
@@ -258,12 +318,14 @@ def run_point(point: Point, output: Path, threads: int | None) -> Outcome:
         settings = settings.model_copy(update={"weights": str(start)})
     if settings.threads is None:
         settings = settings.model_copy(update={"threads": threads})
+    before = torch.get_num_threads()
     try:
         failure.unlink(missing_ok=True)
         resume = (folder / "config.yaml").is_file()
         if resume and not finished:
-            settings = read_settings(folder)
-        report = run(settings, folder, resume=resume)
+            settings = read_settings(folder).model_copy(update=_moved(point.settings))
+        # Without a config what is there was cut before anything was trained.
+        report = run(settings, folder, resume=resume, overwrite=not resume)
     except KeyboardInterrupt:
         return Outcome(point, "interrupted")
     except Exception as error:  # whatever it is: the other points go on
@@ -271,12 +333,20 @@ def run_point(point: Point, output: Path, threads: int | None) -> Outcome:
         smallest = error.smallest if isinstance(error, BudgetError) else None
         _note_failure(folder, point, said, smallest)
         return Outcome(point, "failed" if smallest is None else "unreachable", error=said)
+    finally:
+        torch.set_num_threads(before)
     return Outcome(point, "kept" if finished else "done", report)
+
+
+def _moved(settings: Settings) -> dict[str, Any]:
+    """Where the data lies now, if that is said."""
+    return {} if settings.data_root is None else {"data_root": settings.data_root}
 
 
 def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) -> None:
     keys = ("method", "model", "dataset", "seed", "budget_bits", "bits")
     held = {"schema": 1, **{key: getattr(point.settings, key) for key in keys}}
     held |= {"error": error, "smallest_bits": smallest}
-    folder.mkdir(parents=True, exist_ok=True)
-    codec.write(folder / "failure.json", (json.dumps(held, indent=2) + "\n").encode())
+    with contextlib.suppress(OSError):  # the disk may be what failed
+        folder.mkdir(parents=True, exist_ok=True)
+        codec.write(folder / "failure.json", (json.dumps(held, indent=2) + "\n").encode())

@@ -27,6 +27,8 @@ from atmc.codec import read, write
 from atmc.factorization import plain_weights
 from atmc.objective import Guard, Objective
 
+_EXAMPLES = 8  # that a stage may look at before it starts
+
 Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
 Loader = Iterable[Batch]
 
@@ -74,7 +76,7 @@ class Stage:
         self.warmup = warmup
         # Known before start():
         self.total_steps = 0
-        self.input_shape: tuple[int, ...] = ()  # of one example
+        self.example = torch.empty(0)  # a few inputs of the loader, (n, ...)
 
     def reshape(self, model: nn.Module) -> None:
         """Bring the model into this stage's structure (factorize it, say)."""
@@ -224,14 +226,15 @@ class Trainer:
             resumed = self._load()
             first, step = (resumed["stage"], resumed["step"]) if resumed else (0, 0)
             torch.manual_seed(derive(*self.seed))
-            input_shape = tuple(next(iter(self.loader))[0].shape[1:])
+            device = next(self.model.parameters()).device
+            example = next(iter(self.loader))[0][:_EXAMPLES].to(device)
             for index in range(first):
                 self.stages[index].reshape(self.model)
             for index in range(first, len(self.stages)):
                 stage = self.stages[index]
                 stage.reshape(self.model)
                 stage.total_steps = stage.epochs * self.steps_per_epoch
-                stage.input_shape = input_shape
+                stage.example = example
                 if resumed:
                     with self._fits():
                         self.model.load_state_dict(resumed["model"])

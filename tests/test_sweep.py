@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,23 @@ points:
     assert dense == ["points/dense-8-all-s0"]
 
 
+def test_what_is_set_for_starts_alone(tmp_path: Path) -> None:
+    text = "start: {dense_epochs: 7, warmup: 0.1}\npoints: [{method: l0, dense_epochs: [1, 2]}]"
+    (start,) = plan_of(tmp_path, text).starts
+    assert (start.name, start.settings.dense_epochs) == ("starts/robust-s0", 7)
+    assert start.settings.warmup == 0.1
+
+
+def test_a_dense_point_of_its_own_settings_is_no_start(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "points: [{method: dense, eps: [0.1, 0.2]}, {method: dense}]")
+    assert names(plan) == [
+        *("starts/robust-s0", "points/dense-auto-all-s0-eps=0.1"),
+        "points/dense-auto-all-s0-eps=0.2",
+    ]
+    assert [point.start for point in plan.points] == [None, None]
+    assert [point.settings.eps for point in plan.points] == [0.1, 0.2]
+
+
 def test_a_point_may_bring_its_own_start(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "points: [{method: l0, weights: w.safetensors}]")
     assert plan.starts == () and plan.points[0].start is None
@@ -109,9 +127,15 @@ def test_a_point_may_bring_its_own_start(tmp_path: Path) -> None:
         ("points: [{method: [atmc, admm]}]", "unknown method 'admm'"),
         ("points: [{budget_bits: [-3]}]", "budget-bits: a budget of -3"),
         ("start: 3\npoints: [{method: atmc}]", "start must be a mapping"),
+        ("start: {seed: 1}\npoints: [{method: atmc}]", "start cannot set seed"),
+        ("points: [{method: [], seed: 0}]", "has no point: a list in it is empty"),
+        (
+            "points: [{method: l0, inherit: a/b}, {method: atmc, inherit: a_b}]",
+            "two runs would share the folder starts/",
+        ),
         (
             "points: [{ratios: {'a/b': 1}}, {ratios: {'a?b': 1}}]",
-            "two points would share the folder",
+            "two runs would share the folder",
         ),
     ],
 )
@@ -197,7 +221,7 @@ def test_what_is_finished_is_kept_and_what_was_cut_is_resumed(
     found = statuses(outcomes)
     assert found["starts/robust-s0"] == found["points/low-rank-auto-40000-s0"] == "kept"
     assert found["points/atmc-auto-40000-s0"] == "done"
-    assert (cut.name, {"resume": True}) in asked
+    assert (cut.name, {"resume": True, "overwrite": False}) in asked
     assert (cut / "model.atmc").read_bytes() == before
     (cut / "report.json").write_bytes(report)
 
@@ -205,10 +229,19 @@ def test_what_is_finished_is_kept_and_what_was_cut_is_resumed(
 def test_runs_of_other_settings_are_refused(
     swept: tuple[Path, Plan, list[Outcome]], tmp_path: Path
 ) -> None:
-    folder, _, _ = swept
+    folder, plan, _ = swept
     changed = plan_of(tmp_path, "lr: 0.1" + POINTS)
     with pytest.raises(RunError, match=r"made with lr 0\.002, the sweep now says 0\.1"):
         sweep(changed, folder)
+    less = Plan(
+        plan.starts,
+        tuple(
+            dataclasses.replace(p, settings=p.settings.model_copy(update={"eval_examples": None}))
+            for p in plan.points
+        ),
+    )
+    with pytest.raises(RunError, match="made with eval_examples 50, the sweep now says None"):
+        sweep(less, folder)
     with pytest.raises(RunError, match="is a file"):
         sweep(changed, tmp_path / "sweep.yaml")
 
@@ -244,3 +277,20 @@ def test_several_jobs_give_what_one_gives(
         if outcome.status == "done":
             name = f"{outcome.point.name}/model.atmc"
             assert (tmp_path / name).read_bytes()[:3] == b"atm"
+
+
+def test_a_killed_process_takes_no_other_run_with_it(
+    tmp_path: Path, swept: tuple[Path, Plan, list[Outcome]]
+) -> None:
+    _, plan, _ = swept
+    points = [p for p in plan.points if p.settings.device != "cuda"][:2]
+    killed = module._outcome(points[0], tmp_path, -9)
+    assert (killed.status, killed.error) == ("failed", "its process ended with status -9")
+    assert (tmp_path / points[0].name / "failure.json").is_file()
+
+
+def test_a_folder_without_a_config_is_begun_again(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "points: [{method: dense}]")
+    (tmp_path / "runs/starts/robust-s0/checkpoints").mkdir(parents=True)
+    (outcome,) = sweep(plan, tmp_path / "runs")
+    assert outcome.status == "done", outcome.error

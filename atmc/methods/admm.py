@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from atmc.methods.base import Least, Method, Schedule
 from atmc.stages import AdmmStage, LayerSets, LevelStage, MaskedStage, Structure, Target
@@ -30,10 +30,9 @@ def _recipe(structure: Structure) -> Callable[[Target, Schedule], Sequence[Stage
 
 
 def _least(structure: Structure) -> Least:
-    def least(model: nn.Module, target: Target, schedule: Schedule, shape: tuple[int, ...]) -> int:
-        return AdmmStage(0, 0.0, target, LayerSets(structure, schedule.ratios)).least_bits(
-            model, shape
-        )
+    def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
+        sets = LayerSets(structure, schedule.ratios)
+        return AdmmStage(0, 0.0, target, sets).least_bits(model, x)
 
     return least
 
@@ -44,6 +43,7 @@ def _method(structure: Structure, what: str) -> Method:
         f"ADMM pruning of {what}, layer by layer",
         _recipe(structure),
         least=_least(structure),
+        layerwise=True,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atmc.stages import Target
 from atmc.training import Stage
@@ -36,7 +36,7 @@ class Schedule:
         return (self.epochs + 1) // 2, self.epochs // 2
 
 
-Least = Callable[[nn.Module, Target, Schedule, tuple[int, ...]], int]
+Least = Callable[[nn.Module, Target, Schedule, Tensor], int]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Method:
         stages: the recipe after the dense start.
         attacked: whether the model is attacked while it is trained, its dense start included.
         least: the size in bits of the file in which every layer has the least that the method
-            can leave it, of a dense model (it may be changed) and for inputs of a shape; refuses
+            can leave it, of a dense model (it may be changed) and for a few inputs; refuses
             a schedule that cannot be. None where that is the empty file.
         auto_bits: what "auto" means, where b is not chosen.
+        layerwise: whether it takes ratios.
         bounded: whether there is a budget at all where none is given.
     """
 
@@ -61,4 +62,5 @@ class Method:
     attacked: bool = True
     least: Least | None = None
     auto_bits: int | None = None
+    layerwise: bool = False
     bounded: bool = True

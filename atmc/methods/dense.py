@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from atmc.accounting import FLOAT_BITS
 from atmc.factorization import factorize
@@ -22,8 +22,8 @@ def _stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
     return [MaskedStage(0, schedule.lr, target), LevelStage(epochs, schedule.lr / 2, target)]
 
 
-def _least(model: nn.Module, target: Target, schedule: Schedule, shape: tuple[int, ...]) -> int:
-    return pruned_bits(factorize(model), target, shape, {})
+def _least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
+    return pruned_bits(factorize(model), target, x, {})
 
 
 METHOD = Method(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from atmc.methods.base import Method, Schedule
 from atmc.stages import LevelStage, MaskedStage, ScoreStage, Target
@@ -23,8 +23,8 @@ def _stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
     ]
 
 
-def _least(model: nn.Module, target: Target, schedule: Schedule, shape: tuple[int, ...]) -> int:
-    return ScoreStage(0, target).least_bits(model, shape)
+def _least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
+    return ScoreStage(0, target).least_bits(model, x)
 
 
 METHOD = Method("hydra", "pruned by scores learned under the robust loss", _stages, least=_least)

@@ -45,11 +45,11 @@ def settle_bits(model: nn.Module, target: Target) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _pruned(model: nn.Module, shape: tuple[int, ...], values: Values) -> nn.Module:
+def _pruned(model: nn.Module, x: Tensor, values: Values) -> nn.Module:
     """A copy that holds ``values``, dead paths dropped."""
     probe = copy.deepcopy(model)
     put(probe, values)
-    drop_dead_paths(probe, shape)
+    drop_dead_paths(probe, x)
     return probe
 
 
@@ -59,9 +59,9 @@ def _rounded_bits(probe: nn.Module, target: Target, bits: Mapping[str, int]) -> 
     return encoded_bits(probe, target, {n: rounded(f, bits[n])[0] for n, f in factors.items()})
 
 
-def pruned_bits(model: nn.Module, target: Target, shape: tuple[int, ...], values: Values) -> int:
+def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
     """The real size of the file that ``values`` would make, dead paths dropped and rounded."""
-    probe = _pruned(model, shape, values)
+    probe = _pruned(model, x, values)
     return _rounded_bits(probe, target, settle_bits(probe, target))
 
 
@@ -132,29 +132,30 @@ class ShareStage(Stage):
         The budget is overshot a little, for :func:`close` to cut. Where b is ours to choose, it is
         chosen for the share found, and the share looked for again.
         """
-        near = self.share if self.bits else None
+        near = self.share if self.bits and self.share > 0 else None
         if not self.bits:
             guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
             self.bits = dict.fromkeys(named_factors(self.model), guess)
         for _ in range(_TRIALS):
-            self.share = near = largest_share(self._fits, near)
+            self.share = largest_share(self._fits, near)
             if self.target.bits != "auto" or self.share == 0:
                 return
-            probe = _pruned(self.model, self.input_shape, self.values_at(self.share))
+            near = self.share
+            probe = _pruned(self.model, self.example, self.values_at(self.share))
             chosen = settle_bits(probe, self.target)
             if chosen == self.bits:
                 return
             self.bits = chosen
 
     def _fits(self, share: float) -> bool:
-        probe = _pruned(self.model, self.input_shape, self.values_at(share))
+        probe = _pruned(self.model, self.example, self.values_at(share))
         return _rounded_bits(probe, self.target, self.bits) <= _AIM * self.target.budget_bits
 
-    def least_bits(self, model: nn.Module, shape: tuple[int, ...]) -> int:
+    def least_bits(self, model: nn.Module, x: Tensor) -> int:
         """The size in bits at share 0, of a dense model, which is factorized."""
         self.reshape(model)
         self.take(model)
-        return pruned_bits(model, self.target, shape, self.values_at(0.0))
+        return pruned_bits(model, self.target, x, self.values_at(0.0))
 
     def state_dict(self) -> dict[str, Any]:
         """The share, and b."""
@@ -165,9 +166,9 @@ class ShareStage(Stage):
         self.share, self.bits = state["share"], dict(state["bits"])
 
 
-def close(model: nn.Module, target: Target, shape: tuple[int, ...]) -> None:
+def close(model: nn.Module, target: Target, x: Tensor) -> None:
     """The end of a stage, in place: dead paths dropped, codebooks, the dense part, the budget."""
-    drop_dead_paths(model, shape)
+    drop_dead_paths(model, x)
     factors, bits = named_factors(model), settle_bits(model, target)
     put(model, {name: rounded(factor, bits[name])[0] for name, factor in factors.items()})
     round_dense_part(model, target.width)

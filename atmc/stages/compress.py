@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ from atmc.importance import Importance, scores
 from atmc.levels import round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
 from atmc.rounding import DISTORTION, rounded
+from atmc.stages.closing import put
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage, adam
 
@@ -135,7 +137,7 @@ class CompressStage(Stage):
     @torch.no_grad()
     def _aim(self) -> None:
         """Set k to what the budget holds, entries ranked as they are now."""
-        drop_dead_paths(self.model, self.input_shape)
+        drop_dead_paths(self.model, self.example)
         self.optimizer.forget_zeros()
         ranks = [
             rank if name in self.allowed else torch.zeros_like(rank)
@@ -184,7 +186,7 @@ class CompressStage(Stage):
     def finish(self, model: nn.Module) -> None:
         """The quantized duplicate becomes the model, at the largest k whose file fits."""
         self.optimizer.finalize(self._largest_k())
-        drop_dead_paths(model, self.input_shape)
+        drop_dead_paths(model, self.example)
         round_dense_part(model, self.target.width)
         fit(model, self.target)
 
@@ -193,7 +195,7 @@ class CompressStage(Stage):
         fits, over = 0, self.optimizer.nonzeros + 1
         k, limit = over - 1, self.target.budget_bits
         for _ in range(_ROUNDS):
-            if encoded_bits(self.model, self.target, self.optimizer.quantized(k)) <= limit:
+            if self._file_bits(k) <= limit:
                 fits = k
             else:
                 over = k
@@ -204,6 +206,13 @@ class CompressStage(Stage):
         # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
         # model would be no answer.
         return fits or over - 1
+
+    def _file_bits(self, k: int) -> int:
+        """The real size of the file that finalizing at ``k`` would make, dead paths dropped."""
+        probe = copy.deepcopy(self.model)
+        put(probe, self.optimizer.quantized(k))
+        drop_dead_paths(probe, self.example)
+        return encoded_bits(probe, self.target, {})
 
     def measure(self) -> dict[str, int]:
         """Nonzeros now, and the file they would make, estimated."""

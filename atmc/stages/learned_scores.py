@@ -68,7 +68,9 @@ class ScoreOptimizer(torch.optim.Optimizer):
         """Move the scores by the gradients of the weights, and show what scores best."""
         for name, score in self.scores.items():
             gradient = self.weights[name].grad
-            score.grad = None if gradient is None else gradient * self.whole[name]
+            # d(weight shown) / d(score) = weight · d|score| / d(score), the choice passed by.
+            direct = self.whole[name] * score.sign()
+            score.grad = None if gradient is None else gradient * direct
         self.inner.step()
         self.show(self.counts)
 

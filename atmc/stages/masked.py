@@ -14,7 +14,7 @@ from atmc.stages.closing import ShareStage, Values, close, put
 from atmc.stages.target import Target
 from atmc.training import Stage, adam
 
-Pruning = Callable[[nn.Module, Target, tuple[int, ...]], None]
+Pruning = Callable[[nn.Module, Target, Tensor], None]
 
 
 class _ByMagnitude(ShareStage):
@@ -31,10 +31,10 @@ class _ByMagnitude(ShareStage):
         return {n: v * mask for (n, v), mask in zip(self.whole.items(), masks, strict=True)}
 
 
-def prune_by_magnitude(model: nn.Module, target: Target, shape: tuple[int, ...]) -> None:
+def prune_by_magnitude(model: nn.Module, target: Target, x: Tensor) -> None:
     """Keep the largest weights of all layers together, as many as the budget holds, in place."""
     family = _ByMagnitude(0, 0.0, target)
-    family.input_shape = shape
+    family.example = x
     family.take(model)
     family.aim()
     put(model, family.values_at(family.share))
@@ -77,7 +77,7 @@ class MaskedStage(Stage):
         self.model = model
         self.factors = named_factors(model)
         if self.prune is not None:
-            self.prune(model, self.target, self.input_shape)
+            self.prune(model, self.target, self.example)
         self.masks = {name: factor.detach() != 0 for name, factor in self.factors.items()}
         return adam(model.parameters(), self.lr)
 
@@ -90,7 +90,7 @@ class MaskedStage(Stage):
     def finish(self, model: nn.Module) -> None:
         """Codebooks, and the file within the budget."""
         if self.close:
-            close(model, self.target, self.input_shape)
+            close(model, self.target, self.example)
 
     def measure(self) -> dict[str, int]:
         """Nonzeros now."""

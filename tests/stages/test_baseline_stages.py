@@ -35,6 +35,7 @@ from atmc.stages.low_rank import Spectrum, as_products, ranks_at
 from atmc.training import Trainer
 
 SHAPE = (1, 8, 8)
+X = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
 class Net(nn.Module):
@@ -118,13 +119,13 @@ def test_pruning_by_magnitude_keeps_the_largest_of_all_layers(bits: int | str) -
     model = factorize(net())
     whole = {name: value.clone() for name, value in carriers(model).items()}
     aim = target(bits, {32: 12_000, 4: 6_000, "auto": 4_000}[bits])
-    prune_by_magnitude(model, aim, SHAPE)
+    prune_by_magnitude(model, aim, X)
     held = carriers(model)
     left = torch.cat([v[v != 0].abs() for v in held.values()])
     gone = torch.cat([whole[n][v == 0].abs() for n, v in held.items()])
     assert len(left) > 0 and len(gone) > 0
     assert left.min() >= gone.max()
-    size = pruned_bits(model, aim, SHAPE, {})
+    size = pruned_bits(model, aim, X, {})
     assert 0.9 * aim.budget_bits < size <= 1.02 * aim.budget_bits
 
 
@@ -211,7 +212,7 @@ def test_admm_ends_in_its_sets_within_the_budget(structure: Any) -> None:
         assert torch.equal(projections[name](value.clone()), value)
     assert not any(bool(factor.any()) for factor in others(model))
     # Rounded, and without the columns that nobody feeds, it fills the budget.
-    size = pruned_bits(model, aim, SHAPE, {})
+    size = pruned_bits(model, aim, X, {})
     assert 0.8 * aim.budget_bits < size <= 1.02 * aim.budget_bits
 
 
@@ -249,7 +250,11 @@ def test_scores_start_as_scaled_weights_and_move_by_the_straight_through_gradien
     gradient = torch.randn(4, 6)
     weight.grad = gradient.clone()
     optimizer.step()
-    moved = start - 0.5 * gradient * whole  # of all scores, shown or not
+    # By autograd through what HYDRA shows: the weights times a mask of |scores|, straight through.
+    scores = start.clone().requires_grad_()
+    (gradient * whole * scores.abs()).sum().backward()
+    assert scores.grad is not None
+    moved = (start - 0.5 * scores.grad).detach()  # of all scores, shown or not
     assert torch.allclose(optimizer.scores["w"], moved, atol=1e-6)
     best = moved.abs().flatten().topk(10).indices
     expected = torch.zeros(24)
@@ -269,7 +274,7 @@ def test_the_score_stage_leaves_weights_and_biases_as_they_were() -> None:
         share = value.count_nonzero() / value.numel()
         assert share == pytest.approx(stage.share, abs=1.01 / value.numel())
         assert torch.equal(model.get_parameter(f"{layer}.bias"), before[f"{layer}.bias"])
-    assert pruned_bits(model, stage.target, SHAPE, {}) <= 1.02 * stage.target.budget_bits
+    assert pruned_bits(model, stage.target, X, {}) <= 1.02 * stage.target.budget_bits
 
 
 # ---- low rank
@@ -344,7 +349,7 @@ def test_svd_takes_low_rank_layers_and_leaves_others() -> None:
     factorize(model)
     before = {w.name: w.parametrization.matrix(w.U, w.V, w.C) for w in factorized_weights(model)}
     stage = SvdStage(0, 1e-2, target(32, 200_000))
-    stage.input_shape = SHAPE
+    stage.example = X
     stage.reshape(model)
     stage.start(model)
     weights = {w.name: w for w in factorized_weights(model)}

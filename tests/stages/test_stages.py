@@ -93,7 +93,7 @@ def test_k_is_a_cubic_from_the_dense_count_to_the_target(shrink: float) -> None:
     model = net()
     stage = CompressStage(1, 1e-2, Target.of(model, 4_500, 4, None), shrink=shrink)
     stage.total_steps = 100
-    stage.input_shape = (1, 8, 8)
+    stage.example = torch.rand(4, 1, 8, 8)
     stage.reshape(model)
     stage.start(model)
     # The dense count: the weights of the four layers, wherever a factorization holds them.
@@ -181,7 +181,7 @@ def test_bits_are_chosen_where_a_factor_has_lost_its_partner() -> None:
     model = net()
     stage = CompressStage(1, 1e-2, Target.of(model, 4_500, "auto", None))
     stage.total_steps = 10
-    stage.input_shape = (1, 8, 8)
+    stage.example = torch.rand(4, 1, 8, 8)
     stage.reshape(model)
     stage.start(model)
     weight = next(w for w in factorized_weights(model) if w.parametrization.identity == "left")
