@@ -25,6 +25,7 @@ FLOAT_BITS = 32  # values kept as they are, no codebook
 
 _DENSE_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
+_CHOICES = range(1, 9)  # bits a value
 _TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
 
 
@@ -239,50 +240,72 @@ def plan(
     return Plan(k, dict.fromkeys(names, bits), width, budget_bits, fixed + used)
 
 
-def choose_bits(
-    tensors: Mapping[str, Tensor], sensitivity: Mapping[str, float], distortion: float = 0.01
-) -> dict[str, int]:
-    """b per tensor by rate and distortion: the fewest bits whose error stays in bounds.
+@dataclass(frozen=True)
+class RateDistortion:
+    """What each tensor would lose and cost at 1 to 8 bits a value.
 
-    From one bit each, the tensor whose next bit buys the most error a bit of file gets it,
-    until Σ s_t ‖θ_t - θ'_t‖² ≤ ``distortion`` · Σ s_t ‖θ_t‖².
-
-    Args:
-        tensors: the factors, zeros where they are pruned.
-        sensitivity: s_t, what squared error in a tensor is worth to its layer.
-        distortion: the bound, as a share of the whole.
+    Attributes:
+        names: of all tensors, the empty ones too.
+        errors: of each nonempty tensor, Σ s_t ‖θ_t - θ'_t‖² by bits.
+        rates: its bits in the file, estimated, by bits a value.
+        energy: Σ s_t ‖θ_t‖² over all.
     """
-    choices = range(1, 9)
-    errors: dict[str, list[float]] = {}
-    rates: dict[str, list[float]] = {}
-    energy = 0.0
-    for name, tensor in tensors.items():
-        values = tensor.detach()[tensor != 0].double()
-        if len(values) == 0:
-            continue
-        energy += sensitivity[name] * float(values.square().sum())
-        errors[name], rates[name] = [], []
-        for bits in choices:
-            book = quantized_codebook(values, 2**bits, level_bits(bits))
-            gap = values - book.levels.to(values)[book.codes]
-            errors[name].append(sensitivity[name] * float(gap.square().sum()))
-            entropy = code_bits(book.codes)
-            rates[name].append(factor_bits(tensor.numel(), len(values), bits, entropy))
-    chosen = dict.fromkeys(errors, 0)  # index into the choices
 
-    def gain(name: str) -> float:
-        now = chosen[name]
-        if now + 1 == len(choices):
-            return -1.0
-        saved = errors[name][now] - errors[name][now + 1]
-        return saved / max(rates[name][now + 1] - rates[name][now], 1e-9)
+    names: tuple[str, ...]
+    errors: dict[str, list[float]]
+    rates: dict[str, list[float]]
+    energy: float
 
-    while sum(errors[name][i] for name, i in chosen.items()) > distortion * energy:
-        best = max(chosen, key=gain)
-        if gain(best) < 0:
-            break
-        chosen[best] += 1
-    return {name: choices[chosen.get(name, 0)] for name in tensors}
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], sensitivity: Mapping[str, float]) -> RateDistortion:
+        """Measure tensors.
+
+        Args:
+            tensors: the factors, zeros where they are pruned.
+            sensitivity: s_t, what squared error in a tensor is worth to its layer.
+        """
+        errors: dict[str, list[float]] = {}
+        rates: dict[str, list[float]] = {}
+        energy = 0.0
+        for name, tensor in tensors.items():
+            values = tensor.detach()[tensor != 0].double()
+            if len(values) == 0:
+                continue
+            energy += sensitivity[name] * float(values.square().sum())
+            errors[name], rates[name] = [], []
+            for bits in _CHOICES:
+                book = quantized_codebook(values, 2**bits, level_bits(bits))
+                gap = values - book.levels.to(values)[book.codes]
+                errors[name].append(sensitivity[name] * float(gap.square().sum()))
+                entropy = code_bits(book.codes)
+                rates[name].append(factor_bits(tensor.numel(), len(values), bits, entropy))
+        return cls(tuple(tensors), errors, rates, energy)
+
+    def choose(self, distortion: float) -> dict[str, int]:
+        """b per tensor: the fewest bits whose error stays in bounds.
+
+        From one bit each, the tensor whose next bit buys the most error a bit of file gets it,
+        until Σ s_t ‖θ_t - θ'_t‖² ≤ ``distortion`` · Σ s_t ‖θ_t‖².
+
+        Args:
+            distortion: the bound, as a share of the whole.
+        """
+        errors, rates = self.errors, self.rates
+        chosen = dict.fromkeys(errors, 0)  # index into the choices
+
+        def gain(name: str) -> float:
+            now = chosen[name]
+            if now + 1 == len(_CHOICES):
+                return -1.0
+            saved = errors[name][now] - errors[name][now + 1]
+            return saved / max(rates[name][now + 1] - rates[name][now], 1e-9)
+
+        while sum(errors[name][i] for name, i in chosen.items()) > distortion * self.energy:
+            best = max(chosen, key=gain)
+            if gain(best) < 0:
+                break
+            chosen[best] += 1
+        return {name: _CHOICES[chosen.get(name, 0)] for name in self.names}
 
 
 def code_bits(codes: Tensor) -> float:

@@ -20,7 +20,7 @@ from atmc.accounting import FLOAT_BITS
 from atmc.factorization import factorized_weights
 from atmc.importance import Importance, scores
 from atmc.projection import Selection, select, topk_masks
-from atmc.rounding import DISTORTION, choose_factor_bits, rounded
+from atmc.rounding import DISTORTION, rate_distortion, rounded
 from atmc.splitting import Penalty, Schedule, Splitting, at
 
 Bits = int | Literal["auto"] | Mapping[str, int]
@@ -140,7 +140,7 @@ class ATMC(Splitting):
             name: factor.detach() * mask
             for (name, factor), mask in zip(self.factors.items(), masks, strict=True)
         }
-        return choose_factor_bits(self.weights, kept, distortion)
+        return rate_distortion(self.weights, kept).choose(distortion)
 
     def _follow_nonzeros(self) -> None:
         nonzeros = self.nonzeros

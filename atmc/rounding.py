@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from atmc.accounting import FLOAT_BITS, choose_bits, level_bits
+from atmc.accounting import FLOAT_BITS, RateDistortion, level_bits
 from atmc.factorization import FactorizedWeight
 from atmc.importance import effect
 from atmc.quantization import quantize, quantized_codebook
@@ -29,18 +29,16 @@ def rounded(values: Tensor, bits: int, init: Tensor | None = None) -> tuple[Tens
 
 
 @torch.no_grad()
-def choose_factor_bits(
-    weights: Sequence[FactorizedWeight],
-    kept: Mapping[str, Tensor],
-    distortion: float = DISTORTION,
-) -> dict[str, int]:
-    """b for every factor, by rate and distortion.
+def rate_distortion(
+    weights: Sequence[FactorizedWeight], kept: Mapping[str, Tensor]
+) -> RateDistortion:
+    """What factors would lose and cost at any b; the error of a layer is relative to the layer.
+
+    So layers of small weights count as much as others.
 
     Args:
         weights: of the model, as they are now: they say what an error in a factor is worth.
         kept: the factors by name, zeros where they are (to be) pruned.
-        distortion: the squared error allowed, as a share of the whole; the error of a layer
-            is relative to the layer, so that layers of small weights count as much.
     """
     sensitivity: dict[str, float] = {}
     for weight in weights:
@@ -48,4 +46,4 @@ def choose_factor_bits(
         for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
             energy = float(factor.square().sum())
             sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
-    return choose_bits(kept, sensitivity, distortion)
+    return RateDistortion.of(kept, sensitivity)

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from atmc import accounting, codec, models
 from atmc.accounting import (
-    choose_bits,
+    RateDistortion,
     code_bits,
     dense_bits,
     dense_width,
@@ -319,7 +319,7 @@ def test_choose_bits_meets_its_distortion(bound: float) -> None:
         "empty": torch.zeros(30),
     }
     weights = {"normal": 1.0, "laplace": 0.1, "signs": 1.0, "sparse": 10.0, "empty": 1.0}
-    bits = choose_bits(tensors, weights, bound)
+    bits = RateDistortion.of(tensors, weights).choose(bound)
     assert bits.keys() == tensors.keys()
     assert all(1 <= b <= 8 for b in bits.values())
     assert distortion(tensors, weights, bits) <= bound
@@ -335,8 +335,8 @@ def test_choose_bits_meets_its_distortion(bound: float) -> None:
 def test_choose_bits_does_what_it_can() -> None:
     torch.manual_seed(0)
     tensors = {"a": torch.randn(5000)}
-    assert choose_bits(tensors, {"a": 1.0}, 0.0) == {"a": 8}
-    assert choose_bits({"a": torch.zeros(5)}, {"a": 1.0}) == {"a": 1}
+    assert RateDistortion.of(tensors, {"a": 1.0}).choose(0.0) == {"a": 8}
+    assert RateDistortion.of({"a": torch.zeros(5)}, {"a": 1.0}).choose(0.01) == {"a": 1}
 
 
 def test_code_bits() -> None:

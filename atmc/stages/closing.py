@@ -14,7 +14,7 @@ from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import factorize, factorized_weights, named_factors
 from atmc.levels import round_dense_part
 from atmc.optim import AUTO_GUESS
-from atmc.rounding import DISTORTION, choose_factor_bits, rounded
+from atmc.rounding import DISTORTION, rate_distortion, rounded
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage
 
@@ -36,9 +36,9 @@ def settle_bits(model: nn.Module, target: Target) -> dict[str, int]:
     factors = named_factors(model)
     if target.bits != "auto":
         return dict.fromkeys(factors, int(target.bits))
-    weights = factorized_weights(model)
+    table = rate_distortion(factorized_weights(model), factors)
     for scale in _COARSER:
-        bits = choose_factor_bits(weights, factors, scale * DISTORTION)
+        bits = table.choose(scale * DISTORTION)
         if _rounded_bits(model, target, bits) <= _AIM * target.budget_bits:
             break
     return bits
