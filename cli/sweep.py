@@ -10,6 +10,7 @@ from atmc.extras import MissingExtraError
 from atmc.report import ReportError, report
 from atmc.sweep import Outcome, Plan, read_plan, sweep
 
+from .errors import Interrupted
 from .options import setting
 
 
@@ -49,7 +50,10 @@ def command(config: Path, output: Path, jobs: int, data_root: str | None, dry_ru
         for point in (*plan.starts, *plan.points):
             click.echo(point.name)
         return
-    outcomes = sweep(plan, output, jobs=jobs, on_outcome=_Lines(plan))
+    try:
+        outcomes = sweep(plan, output, jobs=jobs, on_outcome=_Lines(plan))
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: run the same command again to go on") from None
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     try:
         for path in report(output, data_root=data_root).files:
