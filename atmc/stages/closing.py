@@ -21,23 +21,24 @@ from atmc.training import Stage
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
 _ROUNDS = 24
-_COARSER = (1, 2, 4, 8)  # times the usual distortion
+_FINER, _COARSER = (1 / 8, 1 / 4, 1 / 2), (1, 2, 4, 8)  # times the usual distortion
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
 
 Values = Mapping[str, Tensor]
 
 
-def settle_bits(model: nn.Module, target: Target) -> dict[str, int]:
+def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict[str, int]:
     """b for every factor: the target's, or chosen for the factors as they are now.
 
-    Where the file would be over the budget, coarser codebooks are tried before entries go.
+    Where the file would be over the budget, coarser codebooks are tried before entries go; with
+    ``fill``, finer ones where it leaves room.
     """
     factors = named_factors(model)
     if target.bits != "auto":
         return dict.fromkeys(factors, int(target.bits))
     table = rate_distortion(factorized_weights(model), factors)
-    for scale in _COARSER:
+    for scale in (*_FINER, *_COARSER) if fill else _COARSER:
         bits = table.choose(scale * DISTORTION)
         if _rounded_bits(model, target, bits) <= _AIM * target.budget_bits:
             break
@@ -169,7 +170,7 @@ class ShareStage(Stage):
 def close(model: nn.Module, target: Target, x: Tensor) -> None:
     """The end of a stage, in place: dead paths dropped, codebooks, the dense part, the budget."""
     drop_dead_paths(model, x)
-    factors, bits = named_factors(model), settle_bits(model, target)
+    factors, bits = named_factors(model), settle_bits(model, target, fill=True)
     put(model, {name: rounded(factor, bits[name])[0] for name, factor in factors.items()})
     round_dense_part(model, target.width)
     fit(model, target)

@@ -29,7 +29,7 @@ from atmc.stages import (
     fit,
     prune_by_magnitude,
 )
-from atmc.stages.closing import largest_share, pruned_bits
+from atmc.stages.closing import largest_share, pruned_bits, settle_bits
 from atmc.stages.learned_scores import ScoreOptimizer
 from atmc.stages.low_rank import Spectrum, as_products, ranks_at
 from atmc.training import Trainer
@@ -151,6 +151,15 @@ def test_zeros_stay_zeros_and_the_file_fits(bits: int) -> None:
         if bits == 4:
             assert len(value[value != 0].unique()) <= 16
     assert not any(bool(factor.any()) for factor in others(model))
+
+
+def test_codebooks_are_finer_where_the_budget_leaves_room() -> None:
+    model = factorize(net())
+    roomy, tight = target("auto", 60_000), target("auto", 6_500)
+    usual = settle_bits(model, roomy)
+    finer, coarser = settle_bits(model, roomy, fill=True), settle_bits(model, tight, fill=True)
+    assert all(finer[name] >= usual[name] >= coarser[name] for name in usual)
+    assert sum(finer.values()) > sum(usual.values()) > sum(coarser.values())
 
 
 # ---- layer by layer
