@@ -25,7 +25,7 @@ from atmc.objective import Objective, TrainAttack, usual_steps
 from atmc.processor import fast_bfloat16
 from atmc.stages import DenseStage, fit
 from atmc.stages.dense import DenseOptimizer, RateSchedule
-from atmc.training import Loader, Progress, Stage, Trainer
+from atmc.training import EXAMPLES, Loader, Progress, Stage, Trainer
 
 Precision = Literal["auto", "float32", "bfloat16"]
 StatePrecision = Literal["float32", "bfloat16"]
@@ -218,7 +218,7 @@ class Job:
         if self.recipe.least is None or (self.budget_bits is None and ratios is None):
             return
         with torch.random.fork_rng():
-            x = next(iter(self.loader))[0][:8].to(next(self.model.parameters()).device)
+            x = next(iter(self.loader))[0][:EXAMPLES].to(next(self.model.parameters()).device)
         target, least = self.target, 0
         # A larger budget may give the dense part more bits a value, and so ask for more again.
         while True:

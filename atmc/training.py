@@ -27,7 +27,7 @@ from atmc.codec import read, write
 from atmc.factorization import plain_weights
 from atmc.objective import Guard, Objective
 
-_EXAMPLES = 8  # that a stage may look at before it starts
+EXAMPLES = 8  # that a stage may look at before it starts
 
 Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
 Loader = Iterable[Batch]
@@ -227,7 +227,7 @@ class Trainer:
             first, step = (resumed["stage"], resumed["step"]) if resumed else (0, 0)
             torch.manual_seed(derive(*self.seed))
             device = next(self.model.parameters()).device
-            example = next(iter(self.loader))[0][:_EXAMPLES].to(device)
+            example = next(iter(self.loader))[0][:EXAMPLES].to(device)
             for index in range(first):
                 self.stages[index].reshape(self.model)
             for index in range(first, len(self.stages)):

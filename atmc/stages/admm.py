@@ -11,11 +11,10 @@ from atmc.factorization import factorized_weights
 from atmc.pruning import PruningADMM
 from atmc.stages.closing import ShareStage, Values, put
 from atmc.stages.layerwise import LayerSets
+from atmc.stages.penalty import rising_rho
 from atmc.stages.target import Target
 from atmc.training import adam
 
-# ρ × steps, as of the stage that compresses as one problem.
-_PULL = 4000.0
 _AIMS = 5  # how often the share is chosen anew
 
 
@@ -68,14 +67,13 @@ class AdmmStage(ShareStage):
         """PruningADMM around Adam, on the factors that are W."""
         self.take(model)
         steps = max(1, self.total_steps)
-        rho = _PULL / steps if self.rho is None else self.rho
         carried = {id(factor) for factor in self.carriers.values()}
         empty = {id(f) for w in factorized_weights(model) for f in w.factors.values()} - carried
         self.optimizer = PruningADMM(
             self.carriers,
             adam((p for p in model.parameters() if id(p) not in empty), self.lr),
             self.sets.projections(model, self.share),
-            rho=lambda step: rho * (step / steps) ** 2,
+            rho=rising_rho(steps, self.rho),
             duplicate_every=self.duplicate_every or max(1, steps // 50),
             state_dtype=self.state_dtype,
         )

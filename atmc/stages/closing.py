@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -98,7 +99,7 @@ def largest_share(fits: Callable[[float], bool], near: float | None = None) -> f
     return low
 
 
-class ShareStage(Stage):
+class ShareStage(Stage, ABC):
     """A stage whose pruning has one knob: a share, from the least that it can leave to everything.
 
     A subclass says what the factors hold at a share; the share is the one that the file holds.
@@ -123,9 +124,9 @@ class ShareStage(Stage):
         """Look at the model before anything of it is moved."""
         self.model = model
 
+    @abstractmethod
     def values_at(self, share: float) -> Values:
         """What the factors hold at a share, by name."""
-        raise NotImplementedError
 
     def aim(self) -> None:
         """Set the share to the largest whose file keeps the budget, weights as they are now.

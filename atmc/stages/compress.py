@@ -19,14 +19,13 @@ from atmc.levels import round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
 from atmc.rounding import DISTORTION, rounded
 from atmc.stages.closing import put
+from atmc.stages.penalty import rising_rho
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage, adam
 
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
 _AIM = 1.06
-# ρ × steps: below it levels and values are far apart at the end, above it nothing moves any more.
-_PULL = 4000.0
 _ROUNDS = 10  # of the closing loop
 
 
@@ -94,14 +93,13 @@ class CompressStage(Stage):
         carriers = [w.carrier for w in factorized_weights(model)]
         self.allowed = carriers if self.prune_only else self.names
         bits = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
-        rho = _PULL / max(1, self.total_steps) if self.rho is None else self.rho
         costs = {name: 1.0 if name in self.allowed else math.inf for name in self.names}
         self.optimizer = ATMC(
             model,
             adam(model.parameters(), self.lr),
             self.k_at,
             bits,
-            rho=lambda step: rho * (step / max(1, self.total_steps)) ** 2,
+            rho=rising_rho(self.total_steps, self.rho),
             duplicate_every=self.duplicate_every if self.rho != 0 else sys.maxsize,
             importance=self.importance,
             costs=costs if self.prune_only else None,
