@@ -361,13 +361,18 @@ def plain_weights(model: nn.Module, graph: bool = False) -> Iterator[None]:
             module.__class__ = classes[module]
 
 
+def _dimensions(held: FactorizedWeight | Tensor) -> int:
+    return held.dim() if isinstance(held, Tensor) else len(held.parametrization.layout.shape)
+
+
 def named_state(model: nn.Module) -> dict[str, FactorizedWeight | Tensor]:
     """Everything that a file must hold, by name: factorized weights and the dense part.
 
-    The order is canonical: modules in the model's order, names sorted within a module. It is
-    the same before factorization, with factors in place, and after: so a file needs no names
-    for a model whose structure is known. A tied tensor comes once. ``num_batches_tracked``
-    counts training steps, says nothing of the function and is left out.
+    The order is canonical: modules in the model's order, within a module the weights (two
+    dimensions and more) first, then by name: what belongs to outputs comes when a file has said
+    which of them are dead. It is the same before factorization, with factors in place, and after:
+    so a file needs no names for a model whose structure is known. A tied tensor comes once.
+    ``num_batches_tracked`` counts training steps, says nothing of the function and is left out.
     """
     handles = {weight.name: weight for weight in factorized_weights(model)}
     state: dict[str, FactorizedWeight | Tensor] = {}
@@ -388,7 +393,7 @@ def named_state(model: nn.Module) -> dict[str, FactorizedWeight | Tensor]:
             layer, _, name = full.rpartition(".")
             if layer == prefix:
                 held[name] = handle
-        for name in sorted(held):
+        for name in sorted(held, key=lambda name: (_dimensions(held[name]) < 2, name)):
             state[_join(prefix, name)] = held[name]
     return state
 

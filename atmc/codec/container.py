@@ -8,15 +8,18 @@ import math
 import os
 import secrets
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from atmc.codec import model
+from atmc.codec.codes import codes_bits, decode_codes, encode_codes
 from atmc.codec.errors import AtmcFormatError
+from atmc.codec.positions import Layout, decode_positions, encode_positions
 from atmc.codec.stream import PRECISION, TOTAL, Reader, Writer
+from atmc.codec.subset import read_subset, subset_bits, write_subset
 from atmc.codec.tensors import (
     IDENTITIES,
     KINDS,
@@ -38,8 +41,9 @@ from atmc.codec.tensors import (
 )
 
 MAGIC = b"atm"
-VERSION = 0
+VERSION = 1
 _PREFIX = len(MAGIC) + 1 + 4
+BoolArray = NDArray[np.bool_]
 PARTS = ("header", "codebooks", "positions", "values", "dense")
 _ENTRY_KINDS = (FactorizedWeight, DenseTensor, IntegerTensor)
 # Orders of the exp-Golomb codes: near the usual sizes of what they count.
@@ -133,6 +137,10 @@ def _check_prefix(data: bytes) -> bytes:
         raise AtmcFormatError(
             f"file is format version {version}, this atmc reads up to {VERSION}: upgrade atmc"
         )
+    if version < VERSION:
+        raise AtmcFormatError(
+            f"file is format version {version}, of before the first release: compress again"
+        )
     head, checksum, stream = data[: _PREFIX - 4], data[_PREFIX - 4 : _PREFIX], data[_PREFIX:]
     if zlib.crc32(head + stream) != int.from_bytes(checksum, "little"):
         raise AtmcFormatError("damaged file: the checksum does not match; fetch it again")
@@ -163,24 +171,24 @@ def _write_artifact(writer: Writer, artifact: Artifact) -> None:
         writer.symbol(int(named), 2)
         if named:
             _write_json(writer, [entry.name for entry in entries], [])
-    outputs = None
+    live: BoolArray | None = None
     row = 0
     for entry in entries:
         value = entry.value
         writer.symbol(_ENTRY_KINDS.index(type(value)), len(_ENTRY_KINDS))
         if isinstance(value, FactorizedWeight):
-            _write_weight(writer, value, row)
-            outputs = value.out
+            _write_weight(writer, value, row, live)
+            live = _live_outputs(value)
             row += 3
         else:
-            repeat = outputs is not None and value.shape == (outputs,)
-            if outputs is not None:
+            repeat = live is not None and value.shape == live.shape
+            if live is not None:
                 writer.symbol(int(repeat), 2)
             if not repeat:
                 _write_shape(writer, value.shape)
             writer.row, writer.part = row, "dense"
             if isinstance(value, DenseTensor):
-                _write_dense(writer, value)
+                _write_dense(writer, value, live if repeat else None)
             else:
                 _write_integers(writer, value)
             row += 1
@@ -195,22 +203,22 @@ def _read_artifact(reader: Reader, budget: _Budget) -> Artifact:
         names = _read_json(reader, [])
         if len(names) != count or not all(isinstance(name, str) for name in names):
             raise AtmcFormatError(f"damaged file: no list of {count} names")
-    outputs = None
+    live: BoolArray | None = None
     entries: list[Entry] = []
     while len(entries) < count:
         kind = _ENTRY_KINDS[reader.symbol(len(_ENTRY_KINDS))]
         value: Value
         if kind is FactorizedWeight:
-            value = _read_weight(reader, budget)
-            outputs = value.out
+            value = _read_weight(reader, budget, live)
+            live = _live_outputs(value)
         else:
-            if outputs is not None and reader.symbol(2):
-                shape: tuple[int, ...] = (outputs,)
-            else:
-                shape = _read_shape(reader)
+            repeat = live is not None and reader.symbol(2)
+            shape = live.shape if repeat and live is not None else _read_shape(reader)
             budget.spend(shape)
-            read = _read_dense if kind is DenseTensor else _read_integers
-            value = read(reader, shape)
+            if kind is DenseTensor:
+                value = _read_dense(reader, shape, live if repeat else None)
+            else:
+                value = _read_integers(reader, shape)
         entries.append(Entry(names[len(entries)] if names is not None else None, value))
     return Artifact(meta, tuple(entries))
 
@@ -265,7 +273,9 @@ def _read_shape(reader: Reader) -> tuple[int, ...]:
     return tuple(reader.golomb(_DIM_ORDER) for _ in range(ndim))
 
 
-def _write_weight(writer: Writer, weight: FactorizedWeight, row: int) -> None:
+def _write_weight(
+    writer: Writer, weight: FactorizedWeight, row: int, live: BoolArray | None
+) -> None:
     _write_shape(writer, weight.shape)
     writer.golomb(weight.groups - 1, 0)
     if len(weight.shape) > 2:
@@ -273,12 +283,15 @@ def _write_weight(writer: Writer, weight: FactorizedWeight, row: int) -> None:
     writer.symbol(IDENTITIES.index(weight.identity), len(IDENTITIES))
     if weight.identity == "none":
         writer.bounded(weight.rank, min(weight.c.shape[-2:]))
+    layouts = _layouts(
+        weight.shape, weight.groups, weight.identity, weight.transposed, weight.rank, live
+    )
     for offset, factor in enumerate((weight.u, weight.v, weight.c)):
         writer.row, writer.part = row + offset, "header"
-        _write_factor(writer, factor)
+        _write_factor(writer, factor, layouts[offset])
 
 
-def _read_weight(reader: Reader, budget: _Budget) -> FactorizedWeight:
+def _read_weight(reader: Reader, budget: _Budget, live: BoolArray | None) -> FactorizedWeight:
     shape = _read_shape(reader)
     budget.spend(shape)
     groups = reader.golomb(0) + 1
@@ -294,14 +307,49 @@ def _read_weight(reader: Reader, budget: _Budget) -> FactorizedWeight:
     u_shape, v_shape, c_shape = factor_shapes(rows, rest, groups, rank)
     budget.spend(u_shape)
     budget.spend(v_shape)
-    u, v, c = (_read_factor(reader, s) for s in (u_shape, v_shape, c_shape))
+    layouts = _layouts(shape, groups, identity, transposed, rank, live)
+    u, v, c = map(_read_factor, (reader,) * 3, (u_shape, v_shape, c_shape), layouts)
     return FactorizedWeight(shape, groups, transposed, identity, u, v, c)
 
 
-def _write_factor(writer: Writer, factor: Factor) -> None:
+def _layouts(
+    shape: tuple[int, ...],
+    groups: int,
+    identity: str,
+    transposed: bool,
+    rank: int,
+    live: BoolArray | None,
+) -> tuple[Layout, Layout, Layout]:
+    """How U, V and C lie; ``live``: which outputs of the weight before are not always zero."""
+    rows, rest = matrix_shape(shape, groups, transposed)
+    inputs = shape[0] // groups if transposed else shape[1]
+    block = rest // inputs if inputs else 1
+    spatial = len(shape) > 2
+    columns = None
+    if live is not None and groups == 1 and live.size and inputs and inputs % live.size == 0:
+        # A linear layer behind a flattened map reads several places of a channel.
+        spatial = spatial and inputs == live.size
+        block = rest // live.size
+        if not live.all():
+            columns = np.repeat(live, block)
+    outer = Layout(groups * rows, rest, block, spatial, columns)
+    u = outer if identity == "right" else Layout(groups * rows, rank)
+    return u, replace(outer, rows=groups * rank), outer
+
+
+def _live_outputs(weight: FactorizedWeight) -> BoolArray:
+    """The outputs whose row of W is not known to be zero."""
+    live = np.zeros(weight.out, dtype=bool)
+    for factor in (weight.u, weight.c, *((weight.v,) if weight.identity == "left" else ())):
+        if factor.nonzeros:
+            live[factor.positions // factor.shape[-1]] = True
+    return live
+
+
+def _write_factor(writer: Writer, factor: Factor, layout: Layout) -> None:
     floats = isinstance(factor, FloatSparseTensor)
     writer.symbol(int(floats), 2)
-    model.encode_positions(writer, factor.positions, factor.elements)
+    encode_positions(writer, factor.positions, layout)
     if isinstance(factor, FloatSparseTensor):
         writer.part = "values"
         words = factor.values.view(np.uint32)
@@ -310,12 +358,12 @@ def _write_factor(writer: Writer, factor: Factor) -> None:
     elif factor.nonzeros:
         writer.part = "codebooks"
         _write_levels(writer, factor)
-        model.encode_codes(writer, factor.codes, factor.levels.size)
+        encode_codes(writer, factor.codes, factor.levels.size, "values")
 
 
-def _read_factor(reader: Reader, shape: tuple[int, ...]) -> Factor:
+def _read_factor(reader: Reader, shape: tuple[int, ...], layout: Layout) -> Factor:
     floats = reader.symbol(2)
-    positions = model.decode_positions(reader, math.prod(shape))
+    positions = decode_positions(reader, layout)
     count = positions.size
     if floats:
         high = reader.uniform(count, 1 << 16)
@@ -327,9 +375,9 @@ def _read_factor(reader: Reader, shape: tuple[int, ...]) -> Factor:
     exponent = reader.symbol(256) - 128
     limit = (1 << level_bits - 1) - 1
     slots = reader.bounded(min(MAX_LEVELS, 2 * limit) - 1) + 1
-    index = model.read_subset(reader, slots, 2 * limit)
+    index = read_subset(reader, slots, 2 * limit)
     levels = (index - limit + (index >= limit)).astype(np.int32)
-    codes = model.decode_codes(reader, count, slots)
+    codes = decode_codes(reader, count, slots)
     return SparseTensor(shape, positions, codes, levels, exponent, level_bits)
 
 
@@ -340,39 +388,38 @@ def _write_levels(writer: Writer, factor: SparseTensor) -> None:
     limit = (1 << factor.level_bits - 1) - 1
     writer.bounded(factor.levels.size - 1, min(MAX_LEVELS, 2 * limit) - 1)
     levels = factor.levels.astype(np.int64)
-    model.write_subset(writer, levels + limit - (levels > 0), 2 * limit)
+    write_subset(writer, levels + limit - (levels > 0), 2 * limit)
 
 
-def _write_dense(writer: Writer, tensor: DenseTensor) -> None:
+def _write_dense(writer: Writer, tensor: DenseTensor, live: BoolArray | None) -> None:
+    """``live``: which values may differ from zero, where there is one for each output."""
     writer.symbol(tensor.width - 2, 8)
     writer.symbol(KINDS.index(tensor.kind), 2)
     if tensor.kind == "linear":
         writer.bits_of(bfloat16_bits(tensor.scale), 15)
     else:
         writer.bits_of(math.frexp(tensor.scale)[1] + 127, 8)
-    fixed, masked = Writer(), Writer()
-    _write_fixed(fixed, tensor)
-    _write_masked(masked, tensor)
-    use_mask = masked.bits < fixed.bits
-    writer.symbol(int(use_mask), 2)
-    (_write_masked if use_mask else _write_fixed)(writer, tensor)
-
-
-def _write_fixed(writer: Writer, tensor: DenseTensor) -> None:
     low, high = code_range(tensor.kind, tensor.width)
-    writer.uniform(tensor.codes - low, high - low + 1)
+    codes = tensor.codes
+    if live is not None and not live.all():
+        only_live = not bool(codes[~live].any())
+        writer.symbol(int(only_live), 2)
+        codes = codes[live] if only_live else codes
+    places = np.flatnonzero(codes)
+    found = codes[places]
+    shifted = found - low - (found > 0)
+    mask_bits = subset_bits(places.size, codes.size) + 2 * codes.size.bit_length()
+    masked = mask_bits + codes_bits(shifted, high - low) < codes_bits(codes - low, high - low + 1)
+    writer.symbol(int(masked), 2)
+    if masked:
+        writer.bounded(int(places.size), codes.size)
+        write_subset(writer, places, codes.size)
+        encode_codes(writer, shifted, high - low)
+    else:
+        encode_codes(writer, codes - low, high - low + 1)
 
 
-def _write_masked(writer: Writer, tensor: DenseTensor) -> None:
-    low, high = code_range(tensor.kind, tensor.width)
-    places = np.flatnonzero(tensor.codes)
-    writer.bounded(int(places.size), tensor.codes.size)
-    model.write_subset(writer, places, tensor.codes.size)
-    codes = tensor.codes[places]
-    writer.uniform(codes - low - (codes > 0), high - low)
-
-
-def _read_dense(reader: Reader, shape: tuple[int, ...]) -> DenseTensor:
+def _read_dense(reader: Reader, shape: tuple[int, ...], live: BoolArray | None) -> DenseTensor:
     width = reader.symbol(8) + 2
     kind = KINDS[reader.symbol(2)]
     if kind == "linear":
@@ -380,25 +427,26 @@ def _read_dense(reader: Reader, shape: tuple[int, ...]) -> DenseTensor:
     else:
         scale = math.ldexp(1.0, reader.bits_of(8) - 128)
     low, high = code_range(kind, width)
-    size = math.prod(shape)
-    if not reader.symbol(2):
-        codes = reader.uniform(size, high - low + 1) + low
-    else:
-        count = reader.bounded(size)
-        places = model.read_subset(reader, count, size)
-        found = reader.uniform(count, high - low) + low
-        codes = np.zeros(size, dtype=np.int64)
+    codes = np.zeros(math.prod(shape), dtype=np.int64)
+    places = np.arange(codes.size)
+    if live is not None and not live.all() and reader.symbol(2):
+        places = np.flatnonzero(live)
+    if reader.symbol(2):
+        places = places[read_subset(reader, reader.bounded(places.size), places.size)]
+        found = decode_codes(reader, places.size, high - low) + low
         codes[places] = found + (found >= 0)
+    else:
+        codes[places] = decode_codes(reader, places.size, high - low + 1) + low
     return DenseTensor(shape, codes, scale, width, kind)
 
 
 def dense_fixed_bits(size: int, width: int) -> int:
     """Upper bound, in bits, of what a :class:`DenseTensor` of ``size`` values adds to a file.
 
-    20 bits for width, kind, scale and mode, ``width`` a value, and one bit for every 512 values for
-    the coder's rounding. The entry's kind, shape and name are not in it.
+    23 bits for width, kind, scale and modes, ``width`` a value, and one bit for every 512 values
+    for the coder's rounding. The entry's kind, shape and name are not in it.
     """
-    return 20 + size * width + -(-size // 512)
+    return 23 + size * width + -(-size // 512)
 
 
 def largest_bits(artifact: Artifact) -> int:
@@ -426,8 +474,8 @@ def largest_bits(artifact: Artifact) -> int:
 
 def _most_bits(size: int, width: int) -> float:
     """Ideal length of a :class:`DenseTensor` without a mask: the longer of its kinds."""
-    linear = 20 + size * (PRECISION - math.log2(TOTAL // (2**width - 1)))
-    return linear if width < 6 else max(linear, 13 + size * width)
+    linear = 23 + size * (PRECISION - math.log2(TOTAL // (2**width - 1)))
+    return linear if width < 6 else max(linear, 16 + size * width)
 
 
 def _write_integers(writer: Writer, tensor: IntegerTensor) -> None:

@@ -60,7 +60,7 @@ class Writer:
             self._encoder.encode(
                 np.ascontiguousarray(symbols, dtype=np.int32), _model.Uniform(size)
             )
-            self.costs[self.row, self.part] += symbols.size * (PRECISION - math.log2(TOTAL // size))
+            self.costs[self.row, self.part] += uniform_bits(symbols.size, size)
 
     def categorical(self, symbols: NDArray[Any], frequencies: NDArray[np.int64]) -> None:
         """Symbols in [0, n) with probabilities frequencies / 2**24 (n >= 2, each >= 1)."""
@@ -72,11 +72,18 @@ class Writer:
         counts = np.bincount(symbols, minlength=frequencies.size)
         self.costs[self.row, self.part] += categorical_bits(counts, frequencies)
 
+    def bernoulli(self, ones: NDArray[np.int64], chances: NDArray[np.int64]) -> None:
+        """One bit for each chance / 2**24 (1 <= chance < 2**24) that it is 1; ``ones``: indices."""
+        bits = np.zeros(chances.size, dtype=np.int32)
+        bits[ones] = 1
+        self._encoder.encode(bits, _model.Bernoulli(perfect=False), chances / TOTAL)
+        self.costs[self.row, self.part] += bernoulli_bits(ones, chances)
+
     def symbol(self, value: int, size: int) -> None:
         """One symbol in [0, size), 1 <= size <= 2**16, all equally likely."""
         if size > 1:
             self._encoder.encode(value, _model.Uniform(size))
-            self.costs[self.row, self.part] += PRECISION - math.log2(TOTAL // size)
+            self.costs[self.row, self.part] += uniform_bits(1, size)
 
     def bits_of(self, value: int, width: int) -> None:
         """``value`` in [0, 2**width), in digits of 16 bits, the highest (and shortest) first."""
@@ -136,6 +143,19 @@ def categorical_bits(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) 
     return float((counts * (PRECISION - np.log2(frequencies))).sum())
 
 
+def uniform_bits(count: int, size: int) -> float:
+    """Ideal length of ``count`` symbols of ``size``, all equally likely."""
+    return count * (PRECISION - math.log2(TOTAL // size))
+
+
+def bernoulli_bits(ones: NDArray[np.int64], chances: NDArray[np.int64]) -> float:
+    """Ideal length of bits of which those at ``ones`` are 1, under chances / 2**24."""
+    zeros = PRECISION - np.log2(TOTAL - chances)
+    taken = chances[ones]
+    gained = np.log2(TOTAL - taken) - np.log2(taken)
+    return float(zeros.sum() + gained.sum())
+
+
 class Reader:
     """Decodes what a :class:`Writer` wrote; raises :class:`AtmcFormatError` otherwise.
 
@@ -174,6 +194,18 @@ class Reader:
     def categorical(self, count: int, frequencies: NDArray[np.int64]) -> NDArray[np.int64]:
         """``count`` symbols with probabilities frequencies / 2**24."""
         return self._read(_categorical(frequencies), count) if count else np.zeros(0, np.int64)
+
+    def bernoulli(self, chances: NDArray[np.int64]) -> NDArray[np.int32]:
+        """One bit for each chance, as :meth:`Writer.bernoulli` wrote them."""
+        model, shares = _model.Bernoulli(perfect=False), chances / TOTAL
+        try:
+            bits: NDArray[np.int32] = self._decoder.decode(model, shares)
+        except AssertionError:
+            raise AtmcFormatError("damaged file: no symbol has this code") from None
+        self._mirror.encode(bits, model, shares)
+        if self._mirror.num_words() > self._words:
+            raise AtmcFormatError("damaged file: the stream ends too early")
+        return bits
 
     def symbol(self, size: int) -> int:
         """One symbol in [0, size)."""

@@ -46,6 +46,31 @@ def lenet(rng: np.random.Generator, density: float) -> codec.Artifact:
     return codec.Artifact({}, tuple(entries))
 
 
+def uneven(rng: np.random.Generator, density: float) -> codec.Artifact:
+    """A small net as pruning leaves it: uneven rows and columns, dead units that nothing reads."""
+    entries: list[codec.Entry] = []
+    live = np.ones(1, dtype=bool)
+    for shape in ((16, 1, 5, 5), (24, 16, 5, 5), (90, 216), (10, 90)):
+        rows, rest = shape[0], math.prod(shape[1:])
+        by_row, by_column = np.exp(rng.normal(size=(rows, 1))), np.exp(rng.normal(size=rest))
+        by_row[rng.random(rows) < 0.3] = 0
+        by_column *= np.repeat(live, rest // live.size)
+        shares = by_row * by_column
+        kept = rng.random((rows, rest)) < np.minimum(shares / shares.mean() * density, 0.9)
+        v = gaussian_factor(rng, (rows, rest), 1.0)
+        chosen = kept.ravel()[v.positions]
+        v = codec.SparseTensor(
+            v.shape, v.positions[chosen], v.codes[chosen], v.levels, v.exponent, v.level_bits
+        )
+        u, c = empty_factor((rows, rows)), empty_factor((rows, rest))
+        weight = codec.FactorizedWeight(shape, 1, False, "left", u, v, c)
+        live = kept.any(axis=1)
+        bias = np.where(live, rng.normal(size=rows), 0).astype(np.float32)
+        entries.append(codec.Entry(None, weight))
+        entries.append(codec.Entry(None, codec.quantize_dense(bias, 6)))
+    return codec.Artifact({}, tuple(entries))
+
+
 @st.composite
 def factors(draw: Any, shape: tuple[int, ...]) -> Factor:
     size = math.prod(shape)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zlib
 from bisect import bisect_right
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from codec_builders import artifacts, lenet
+from codec_builders import artifacts, lenet, uneven
 from hypothesis import HealthCheck, given, settings
 
 from atmc import codec
-from atmc.codec import model
+from atmc.codec import codes as code_tables
 from atmc.codec.stream import Reader, Writer, scale_frequencies
 
 
@@ -23,11 +25,12 @@ class SlowDecoder:
     """docs/FORMAT.md, section by section, in Python integers."""
 
     def __init__(self, data: bytes) -> None:
-        assert data[:4] == b"atm\x00"
+        assert data[:4] == b"atm\x01"
         assert zlib.crc32(data[:4] + data[8:]) == int.from_bytes(data[4:8], "little")
         self.stream = data[8:] + bytes(16)
         self.next, self.lower, self.range = 8, 0, 2**64 - 1
         self.point = int.from_bytes(self.stream[:8], "big")
+        self.live: list[bool] | None = None
 
     def symbol(self, frequencies: list[int]) -> int:
         scale = self.range >> 24
@@ -82,6 +85,10 @@ class SlowDecoder:
         frequencies[weights.index(max(weights))] += 2**24 - sum(frequencies)
         return self.symbol(frequencies)
 
+    def bit(self, chance: int) -> int:
+        zero = 1 + ((2**24 - chance) * (2**24 - 2) >> 24)
+        return self.symbol([zero, 2**24 - zero])
+
     def json(self) -> Any:
         if not self.uniform(2):
             return None
@@ -112,7 +119,7 @@ class SlowDecoder:
         return sorted(set(range(n)) - set(found)) if 2 * k > n else found
 
     def codes(self, k: int, levels: int) -> list[int]:
-        if levels == 1:
+        if levels <= 1 or k == 0:
             return [0] * k
         table = self.uniform(4)
         if table == 0:
@@ -131,11 +138,72 @@ class SlowDecoder:
             tokens.append(tokens[-1] + (-(z + 1) // 2 if z % 2 else z // 2))
         return [self.cat([weight(t) for t in tokens]) for _ in range(k)]
 
-    def factor(self, shape: tuple[int, ...]) -> codec.SparseTensor | codec.FloatSparseTensor:
-        n = math.prod(shape)
+    def positions(
+        self, rows: int, width: int, block: int, kernels: bool, live: list[bool] | None
+    ) -> list[int]:
+        k = self.bounded(rows * width)
+        if k == 0:
+            return []
+        columns, lines, sigma = list(range(width)), list(range(rows)), 0
+        if live is not None and not all(live) and self.uniform(2):
+            columns = [m for m in columns if live[m]]
+        if self.uniform(2):
+            sigma = self.uniform(4)
+            restricted = self.uniform(2)
+            if restricted:
+                lines = self.subset(self.bounded(rows), rows)
+            if self.uniform(2):
+                chosen = self.subset(self.bounded(len(columns)), len(columns))
+                columns = [columns[i] for i in chosen]
+        if sigma == 0:
+            places = self.subset(k, len(lines) * len(columns))
+            return [lines[p // len(columns)] * width + columns[p % len(columns)] for p in places]
+        high = 1 + self.uniform(39)
+        low = 1 + self.uniform(high)
+        if restricted:
+            scales = [low + code for code in self.codes(len(lines), high - low + 1)]
+        else:
+            scales = [code and low + code - 1 for code in self.codes(len(lines), high - low + 2)]
+        filled = [(line, scale) for line, scale in zip(lines, scales, strict=True) if scale]
+        n, found, start = dict.fromkeys(columns, 0), [], 0
+        while start < len(filled):
+            end = start + max(1, min(start // 4, 2**16 // len(columns)))
+            before = dict(n)
+            for line, scale in filled[start:end]:
+                chances = self.chances(before, (1, 4, 16)[sigma - 1], scale, block, kernels)
+                for m in columns:
+                    if self.bit(chances[m]):
+                        n[m] += 1
+                        found.append(line * width + m)
+            start = end
+        assert len(found) == k
+        return found
+
+    @staticmethod
+    def chances(n: dict[int, int], a: int, scale: int, block: int, kernels: bool) -> dict[int, int]:
+        size, total = len(n), 1 + sum(n.values())
+
+        def expected(m: int, group: Any) -> float:
+            same = [other for other in n if group(other) == group(m)]
+            held = sum(n[other] for other in same)
+            return float(held * size + 8 * total) / float((len(same) + 8) * total)
+
+        chances = {}
+        for m in n:
+            e = expected(m, lambda c: c // block) if block > 1 else 1.0
+            if block > 1 and kernels:
+                e = e * expected(m, lambda c: c % block)
+            w = (n[m] * size / total + a * e) / (1.0 + a)
+            o = w * 2.0 ** (11 - scale)
+            chances[m] = min(max(int(o / (1.0 + o) * 2**24), 1), 2**24 - 1)
+        return chances
+
+    def factor(
+        self, shape: tuple[int, ...], *columns: Any
+    ) -> codec.SparseTensor | codec.FloatSparseTensor:
         floats = self.uniform(2)
-        k = self.bounded(n)
-        positions = np.array(self.subset(k, n), dtype=np.int64)
+        found = self.positions(math.prod(shape[:-1]), shape[-1], *columns)
+        positions, k = np.array(found, dtype=np.int64), len(found)
         if floats:
             high = [self.uniform(2**16) for _ in range(k)]
             words = np.array([h * 2**16 + self.uniform(2**16) for h in high], dtype=np.uint32)
@@ -165,11 +233,23 @@ class SlowDecoder:
             rank = self.bounded(min(rows, rest))
         lead = (groups,) if groups > 1 else ()
         shapes = ((*lead, rows, rank), (*lead, rank, rest), (*lead, rows, rest))
-        return codec.FactorizedWeight(
-            shape, groups, transposed, identity, *(self.factor(s) for s in shapes)
-        )
+        inputs = shape[0] // groups if transposed else shape[1]
+        block, kernels, live = rest // inputs if inputs else 1, len(shape) > 2, None
+        q = len(self.live or [])
+        if q and groups == 1 and inputs and inputs % q == 0:
+            assert self.live is not None
+            block, kernels = rest // q, kernels and q == inputs
+            live = [self.live[m // block] for m in range(rest)]
+        outer = (block, kernels, live)
+        u = self.factor(shapes[0], *(outer if identity == "right" else (1, False, None)))
+        v, c = self.factor(shapes[1], *outer), self.factor(shapes[2], *outer)
+        self.live = [False] * (groups * rows)
+        for factor in (u, c, v) if identity == "left" else (u, c):
+            for position in factor.positions:
+                self.live[position // factor.shape[-1]] = True
+        return codec.FactorizedWeight(shape, groups, transposed, identity, u, v, c)
 
-    def dense(self, shape: tuple[int, ...]) -> codec.DenseTensor:
+    def dense(self, shape: tuple[int, ...], live: list[bool] | None) -> codec.DenseTensor:
         n = math.prod(shape)
         width, kind = self.uniform(8) + 2, ("linear", "log")[self.uniform(2)]
         if kind == "linear":
@@ -178,16 +258,16 @@ class SlowDecoder:
         else:
             scale = 2.0 ** (self.bits(8) - 128)
             lo, hi = 0, 2**width - 1
-        codes = [0] * n
+        codes, places = [0] * n, list(range(n))
+        if live is not None and not all(live) and self.uniform(2):
+            places = [place for place in places if live[place]]
         if self.uniform(2) == 0:
-            codes = [self.uniform(hi - lo + 1) + lo for _ in range(n)]
+            for place, code in zip(places, self.codes(len(places), hi - lo + 1), strict=True):
+                codes[place] = code + lo
         else:
-            for place in self.subset(self.bounded(n), n):
-                codes[place] = 1
-            for place in range(n):
-                if codes[place]:
-                    code = self.uniform(hi - lo) + lo
-                    codes[place] = code + (code >= 0)
+            chosen = self.subset(self.bounded(len(places)), len(places))
+            for i, code in zip(chosen, self.codes(len(chosen), hi - lo), strict=True):
+                codes[places[i]] = code + lo + (code + lo >= 0)
         return codec.DenseTensor(shape, np.array(codes, np.int64), scale, width, kind)
 
     def integers(self, shape: tuple[int, ...]) -> codec.IntegerTensor:
@@ -208,18 +288,15 @@ class SlowDecoder:
         count = self.golomb(2)
         names = (self.json() or []) if count and self.uniform(2) else [None] * count
         entries: list[codec.Entry] = []
-        outputs = None
         for name in names:
             kind = self.uniform(3)
             value: Any
             if kind == 0:
                 value = self.weight()
-                rows = value.shape[1] * value.groups if value.transposed else value.shape[0]
-                outputs = (rows,)
             else:
-                repeat = outputs is not None and self.uniform(2)
-                shape = outputs if repeat and outputs is not None else self.shape()
-                value = self.dense(shape) if kind == 1 else self.integers(shape)
+                live = self.live if self.live is not None and self.uniform(2) else None
+                shape = (len(live),) if live is not None else self.shape()
+                value = self.dense(shape, live) if kind == 1 else self.integers(shape)
             entries.append(codec.Entry(name, value))
         return codec.Artifact(meta, tuple(entries))
 
@@ -235,6 +312,27 @@ def test_slow_decoder_agrees_on_a_network() -> None:
     assert SlowDecoder(codec.encode(artifact)).artifact() == artifact
 
 
+@pytest.mark.parametrize("density", [0.003, 0.03])
+def test_slow_decoder_agrees_on_uneven_rows_and_columns(density: float) -> None:
+    artifact = uneven(np.random.default_rng(0), density)
+    assert SlowDecoder(codec.encode(artifact)).artifact() == artifact
+
+
+def test_a_file_of_this_version_stays_readable_and_stays_the_same() -> None:
+    data = (Path(__file__).parent / "golden" / "uneven.atmc").read_bytes()
+    artifact = codec.decode(data)
+    assert codec.encode(artifact) == data
+    values = b"".join(
+        np.ascontiguousarray(
+            value.weight() if isinstance(value, codec.FactorizedWeight) else value.dense()
+        ).tobytes()
+        for value in (entry.value for entry in artifact.entries)
+    )
+    assert hashlib.sha256(values).hexdigest() == (
+        "0070beeebaa416a7331e1b4f583a6fdd4b0e7c3986206949830a805ec5ec139e"
+    )
+
+
 def test_bytes_are_pinned() -> None:
     """A change of these bytes is a new format version."""
     u = codec.SparseTensor((2, 2), [1], [0], [3], -4, 3)
@@ -245,7 +343,7 @@ def test_bytes_are_pinned() -> None:
     entries = (codec.Entry("w", weight), codec.Entry("b", bias))
     data = codec.encode(codec.Artifact({"a": 1}, entries))
     assert data.hex() == (
-        "61746d00cd15c802877b458510c955c64fda60e890ebd99451a1061cbf276d7cd7080eff7f6cf42c"
+        "61746d01ff5fbf88877b458510c955c64fda60e890ebd99451a106086a7b248242739809eb7a634b"
     )
 
 
@@ -298,7 +396,7 @@ def test_every_ending_is_short_and_exact() -> None:
 
 def test_frequency_tokens_are_the_nearest() -> None:
     for mantissa in (0, 1, 3):
-        grid = model._weights(np.arange(30 << mantissa), mantissa).tolist()
+        grid = code_tables._weights(np.arange(30 << mantissa), mantissa).tolist()
         counts = [*range(300), 1000, 12345, 99999]
         slow = [min(range(len(grid)), key=lambda t: (abs(grid[t] - c), -t)) for c in counts]
-        assert model._tokens(np.array(counts), mantissa).tolist() == slow
+        assert code_tables._tokens(np.array(counts), mantissa).tolist() == slow
