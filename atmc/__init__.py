@@ -54,6 +54,7 @@ _MODULES = [
     "objective",
     "optim",
     "packaged_attacks",
+    "pictures",
     "projection",
     "pruning",
     "quantization",

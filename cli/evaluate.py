@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from atmc import ladder_plot
+from atmc import ladder_plot, pictures
 from atmc.artifact_evaluation import evaluate_artifact
 from atmc.attacks import Loss
 from atmc.evaluation import ATTACKS, parse_attack
@@ -16,6 +16,7 @@ from atmc.settings import from_mapping, parse_eps
 
 from .errors import about
 from .options import setting
+from .plots import plot_option
 from .tables import accuracy_pairs, show_checks, show_ladder, show_pairs
 
 
@@ -35,15 +36,6 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
         return [] if text is None else [parse_eps(each) for each in text.split(",")]
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def _picture(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    try:
-        if path is not None:
-            ladder_plot.check_name(path)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-    return path
 
 
 @click.command("evaluate")
@@ -92,13 +84,7 @@ def _picture(context: click.Context, parameter: click.Parameter, path: Path | No
     metavar="E,E,...",
     help="Also a ladder: PGD at each radius, steps scaled with it, and checks of its truth.",
 )
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    callback=_picture,
-    metavar="FILE",
-    help="Draw the ladder: .png or .svg.",
-)
+@plot_option("Draw the ladder")
 @setting("seed", help="Seed of the random starts.")
 @setting("device")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, keys as in report.json.")
@@ -125,7 +111,7 @@ def command(
     if plot is not None:
         if not eps_grid:
             raise click.UsageError("--plot draws the ladder: give --eps-grid too")
-        ladder_plot.check(plot)
+        pictures.check(plot)
     given = from_mapping({key: value for key, value in options.items() if value is not None})
     given.resolved()  # refuses an unknown data set
     with about(artifact):

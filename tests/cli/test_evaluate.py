@@ -92,7 +92,7 @@ def test_the_table(atmc, artifact, tmp_path):
         (["--eps-grid", "0.1,2"], 2, "from 0 to 1"),
         (["--eps-grid", ""], 2, "'' is no ε"),
         (["--plot", "a.png"], 2, "--plot draws the ladder: give --eps-grid too"),
-        (["--eps-grid", "0.1", "--plot", "a.pdf"], 2, "end it in .png or .svg"),
+        (["--eps-grid", "0.1", "--plot", "a.jpg"], 2, "end it in .svg, .png or .pdf"),
         (["--eps-grid", "0.1", "--plot", "void/a.png"], 1, "there is no folder void"),
     ],
 )
