@@ -37,6 +37,7 @@ _MODULES = [
     "artifact",
     "artifact_evaluation",
     "attacks",
+    "bits_plot",
     "bpda",
     "codec",
     "compression",

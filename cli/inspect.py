@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
+from atmc import bits_plot, pictures
+from atmc.bits_plot import PARTS
 from atmc.codec import Artifact, FactorizedWeight, Sizes, decode, measure, read
 
 from .errors import about
-from .tables import show_columns, show_pairs
-
-PARTS = ("positions", "values", "codebooks", "dense")
+from .plots import plot_option
+from .tables import printable, show_columns, show_pairs
 
 
 @click.command("inspect")
 @click.argument("artifact", type=click.Path(path_type=Path))
+@plot_option("Draw it too, a bar a tensor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(artifact: Path, as_json: bool) -> None:
+def command(artifact: Path, plot: Path | None, as_json: bool) -> None:
     """Show where every bit of ARTIFACT went, per tensor and per part.
 
     A tensor's bits are its ideal code length. The header holds what is the whole file's: prefix,
     shapes, names and rounding; with it the parts add up to the file.
+    A file of a zoo model holds no names: #3 is the tensor at place 3 of the model's state.
     """
+    if plot is not None:
+        pictures.check(plot)
     with about(artifact):
         content = decode(read(artifact))
-    sizes = measure(content)
-    # A file of a zoo model stores no names: a number is the tensor's place in the model's state.
-    prefix = "#" if content.entries and content.entries[0].name is None else ""
+    sizes = _sizes(content)
+    if plot is not None:
+        shown, title = _printable(sizes), printable(artifact.name)
+        bits_plot.draw(plot, shown, f"{title}: {sizes.file_bits:,} bits")
     if as_json:
-        tensors = [
-            asdict(tensor) | {"name": prefix + tensor.name, "bits": tensor.bits}
-            for tensor in sizes.tensors
-        ]
         totals = {
             "meta": content.meta,
             "file_bits": sizes.file_bits,
@@ -42,37 +44,62 @@ def command(artifact: Path, as_json: bool) -> None:
             "nonzeros": sizes.nonzeros,
             "parts": sizes.parts,
         }
+        tensors = [asdict(tensor) | {"bits": tensor.bits} for tensor in sizes.tensors]
         click.echo(json.dumps(totals | {"tensors": tensors}, indent=2))
-        return
-    _show(content, sizes, prefix)
+    else:
+        _show(content, _printable(sizes))
 
 
-def _show(content: Artifact, sizes: Sizes, prefix: str) -> None:
+def _sizes(content: Artifact) -> Sizes:
+    """Where the bits went; a tensor without a name in the file gets its place, as in #3."""
+    sizes = measure(content)
+    if all(entry.name is not None for entry in content.entries):
+        return sizes
+    return replace(sizes, tensors=tuple(replace(t, name=f"#{t.name}") for t in sizes.tensors))
+
+
+def _printable(sizes: Sizes) -> Sizes:
+    tensors = tuple(replace(tensor, name=printable(tensor.name)) for tensor in sizes.tensors)
+    return replace(sizes, tensors=tensors)
+
+
+def _show(content: Artifact, sizes: Sizes) -> None:
+    def share(bits: int) -> str:
+        return f"{bits / sizes.file_bits:.2%}"
+
+    parts = [part for part in PARTS if part != "header"]
     rows = []
     for tensor, factor in zip(sizes.tensors, _are_factors(content), strict=True):
         rows.append(
             [
-                prefix + tensor.name,
+                tensor.name,
                 "×".join(map(str, tensor.shape)) or "scalar",
                 f"{tensor.elements:,}",
                 f"{tensor.nonzeros:,}" if factor else "-",
                 f"{tensor.nonzeros / max(1, tensor.elements):.2%}" if factor else "-",
                 f"{tensor.levels}" if factor else "-",
-                *(f"{tensor.parts[part]:,}" for part in PARTS),
+                *(f"{tensor.parts[part]:,}" for part in parts),
+                f"{tensor.bits:,}",
+                share(tensor.bits),
                 f"{tensor.paper_bits:,}" if factor else "-",
             ]
         )
-    total = [f"{sizes.parts[part]:,}" for part in PARTS]
-    elements = f"{sum(tensor.elements for tensor in sizes.tensors):,}"
+    header = sizes.parts["header"]
+    rows.append(["file header", *["-"] * (5 + len(parts)), f"{header:,}", share(header), "-"])
     rows.append(
-        ["total", "-", elements, f"{sizes.nonzeros:,}", "-", "-", *total, f"{sizes.paper_bits:,}"]
+        [
+            *("total", "-", f"{sum(tensor.elements for tensor in sizes.tensors):,}"),
+            *(f"{sizes.nonzeros:,}", "-", "-"),
+            *(f"{sizes.parts[part]:,}" for part in parts),
+            *(f"{sizes.file_bits:,}", share(sizes.file_bits), f"{sizes.paper_bits:,}"),
+        ]
     )
-    head = ["tensor", "shape", "elements", "nonzeros", "density", "levels", *PARTS, "paper bits"]
-    show_columns(head, rows, left=2)
+    head = ["tensor", "shape", "elements", "nonzeros", "density", "levels", *parts]
+    show_columns([*head, "bits", "share", "paper bits"], rows, left=2)
     click.echo()
     show_pairs(
         [
-            ("model", str(content.meta.get("model", "not of the zoo"))),
+            ("model", printable(str(content.meta.get("model", "not of the zoo")))),
             *((part, f"{bits:,} bits") for part, bits in sizes.parts.items()),
             ("file", f"{sizes.file_bits:,} bits = {sizes.file_bits // 8:,} bytes"),
         ]

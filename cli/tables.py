@@ -8,6 +8,11 @@ from typing import Any
 import click
 
 
+def printable(text: str) -> str:
+    """Text from a file on one line: control characters become escapes such as ``\\n``."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     """Print one line a pair, the second of each in one column."""
     width = max(len(name) for name, _ in pairs)

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any
 
 from atmc import codec, models
+from atmc.bits_plot import PARTS
 from atmc.factorization import named_state
 
-PARTS = ("positions", "values", "codebooks", "dense")
 FACTORS = ("U", "V", "C")
 
 
@@ -64,7 +64,7 @@ def bits_per_layer(artifact: codec.Artifact) -> list[dict[str, Any]]:
 def _row(layer: str) -> dict[str, Any]:
     return {
         "layer": layer,
-        "parts": dict.fromkeys((*PARTS, "header"), 0),
+        "parts": dict.fromkeys(PARTS, 0),
         "factors": dict.fromkeys((*FACTORS, "dense", "header"), 0),
         "nonzeros": dict.fromkeys(FACTORS, 0),
         "elements": 0,

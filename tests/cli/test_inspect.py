@@ -1,7 +1,9 @@
 """``atmc inspect``: every bit accounted for, and files that are none refused."""
 
+import importlib.metadata
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def test_the_rows_add_up_to_the_file(atmc, artifact, run):
     shown = atmc("inspect", artifact).stdout
     rows = table(shown)
     total = rows.pop("total")
-    for part in (*PARTS, "nonzeros", "paper bits", "elements"):
+    for part in (*PARTS, "nonzeros", "bits", "paper bits", "elements"):
         assert sum(number(row[part]) for row in rows.values()) == number(total[part]), part
     report = json.loads((run / "report.json").read_text())["size"]
     assert {part: number(total[part]) for part in PARTS} == {
@@ -66,13 +68,18 @@ def test_the_rows_add_up_to_the_file(atmc, artifact, run):
     assert header == report["parts"]["header"]
     bits = 8 * artifact.stat().st_size
     assert header + sum(number(total[part]) for part in PARTS) == bits
+    assert number(total["bits"]) == bits
+    assert number(rows.pop("file header")["bits"]) == header
+    for row in rows.values():
+        assert number(row["bits"]) == sum(number(row[part]) for part in PARTS)
+        assert row["share"] == f"{number(row['bits']) / bits:.2%}"
     assert below["file"] == f"{bits:,} bits = {bits // 8:,} bytes"
     assert below["model"] == "digits-cnn"
 
 
 def test_a_row_says_what_the_tensor_holds(atmc, artifact):
     rows = table(atmc("inspect", artifact).stdout)
-    del rows["total"]
+    del rows["file header"], rows["total"]
     decoded = codec.decode(artifact.read_bytes())
     expected = {}
     for index, entry in enumerate(decoded.entries):
@@ -99,9 +106,10 @@ def test_a_row_says_what_the_tensor_holds(atmc, artifact):
 def test_names_of_a_model_of_ones_own(atmc, own):
     shown = atmc("inspect", own).stdout
     rows = table(shown)
-    assert list(rows) == ["fc.bias", "fc.weight.U", "fc.weight.V", "fc.weight.C", "total"] or (
-        list(rows) == ["fc.weight.U", "fc.weight.V", "fc.weight.C", "fc.bias", "total"]
-    )
+    assert list(rows) == [
+        *("fc.weight.U", "fc.weight.V", "fc.weight.C", "fc.bias"),
+        *("file header", "total"),
+    ]
     assert rows["fc.weight.U"]["nonzeros"] == "0"
     assert (rows["fc.weight.V"]["nonzeros"], rows["fc.weight.V"]["levels"]) == ("7", "3")
     assert rows["fc.weight.V"]["paper bits"] == "14"
@@ -119,6 +127,91 @@ def test_json(atmc, artifact):
         assert tensor["bits"] == sum(tensor["parts"].values())
         assert tensor["elements"] == np.prod(tensor["shape"])
     assert found["nonzeros"] == sum(tensor["nonzeros"] for tensor in found["tensors"])
+
+
+def with_names(path, *names):
+    bias = codec.quantize_dense(np.linspace(-1, 1, 4, dtype=np.float32), 8)
+    codec.write(path, codec.encode(codec.Artifact({}, tuple(codec.Entry(n, bias) for n in names))))
+
+
+def test_a_name_stays_on_its_line(atmc, here):
+    with_names("odd.atmc", "a\nb\x1b[31m", "größe")
+    rows = table(atmc("inspect", "odd.atmc").stdout)
+    assert list(rows) == [r"a\nb\x1b[31m", "größe", "file header", "total"]
+    found = json.loads(atmc("inspect", "odd.atmc", "--json").stdout)
+    assert [tensor["name"] for tensor in found["tensors"]] == ["a\nb\x1b[31m", "größe"]
+
+
+def test_a_file_without_tensors(atmc, here):
+    with_names("none.atmc")
+    assert list(table(atmc("inspect", "none.atmc").stdout)) == ["file header", "total"]
+    assert json.loads(atmc("inspect", "none.atmc", "--json").stdout)["tensors"] == []
+
+
+def texts(path):
+    """What can be read in an SVG."""
+    root = ElementTree.parse(path).getroot()
+    return [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_the_plot_has_every_tensor_and_part(atmc, artifact, own, here, more):
+    pytest.importorskip("matplotlib")
+    before = contents(here)
+    with_names("odd.atmc", "a\nb\x1b[31m", "$x_$ <&>")
+    for path in (artifact, own, here / "odd.atmc"):
+        shown = atmc("inspect", path, *more)
+        drawn = atmc("inspect", path, *more, "--plot", "bits.svg")
+        assert (drawn.exit_code, drawn.stdout, drawn.stderr) == (0, shown.stdout, "")
+        rows = table(atmc("inspect", path).stdout)
+        total = rows.pop("total")
+        found = texts("bits.svg")
+        assert [text for text in found if text in rows] == list(rows)
+        for row in rows.values():
+            assert any(re.match(rf"{row['bits']} bits? \(", text) for text in found)
+        for part in PARTS:
+            assert any(text.startswith(f"{part} {total[part]} bit") for text in found)
+        assert f"{path.name}: {total['bits']} bits" in found
+    assert contents(here).keys() - before.keys() == {"odd.atmc", "bits.svg"}
+
+
+def test_the_suffix_chooses_the_format(atmc, own, here):
+    pytest.importorskip("matplotlib")
+    for name, start in (("a.png", b"\x89PNG"), ("b.PDF", b"%PDF"), ("c.svg", b"<?xml")):
+        assert atmc("inspect", own, "--plot", name).exit_code == 0
+        assert (here / name).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("path", "plot", "code", "said"),
+    [
+        # Wrong use comes first: the file that is not there is not even looked for.
+        ("void.atmc", "a.jpg", 2, "a.jpg is no picture that can be drawn: end it in .svg, .png"),
+        ("void.atmc", "a", 2, "end it in .svg, .png or .pdf"),
+        ("void.atmc", "void/a.svg", 1, "there is no folder void: make it"),
+        ("void.atmc", "folder.svg", 1, "folder.svg is a folder: give the path of a file"),
+        ("void.atmc", "a.svg", 1, "void.atmc: No such file or directory: check the path"),
+        ("cut.atmc", "a.svg", 1, "cut.atmc: damaged"),
+    ],
+)
+def test_a_plot_that_cannot_be(atmc, own, here, path, plot, code, said):
+    (here / "cut.atmc").write_bytes(own.read_bytes()[:-3])
+    (here / "folder.svg").mkdir()
+    before = contents(here)
+    assert said in error(atmc("inspect", path, "--plot", plot), code)
+    assert contents(here) == before
+
+
+def test_a_plot_without_matplotlib(atmc, own, here, monkeypatch):
+    def nothing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    before = contents(here)
+    line = error(atmc("inspect", own, "--plot", "a.svg"), 1)
+    assert line == "a plot needs matplotlib: pip install 'atmc[report]'"
+    assert contents(here) == before
+    assert atmc("inspect", own).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["inspect", "evaluate"])

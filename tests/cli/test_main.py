@@ -54,6 +54,13 @@ def test_inspect_needs_no_torch(artifact):
     assert f"{8 * artifact.stat().st_size:,} bits" in done.stdout
 
 
+def test_the_plot_of_inspect_needs_no_torch(artifact, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = without_torch("inspect", artifact, "--plot", tmp_path / "bits.svg")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "bits.svg").is_file()
+
+
 def test_no_command_shows_the_help(atmc):
     result = atmc()
     assert result.exit_code == 2
