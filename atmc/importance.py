@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from atmc.factorization import FactorizedWeight
 
-Importance = Literal["effect", "magnitude"]
+Importance = Literal["effect", "effect-per-bit", "magnitude"]
+
+_VALUE_BITS = 4.0  # with its sign, where nothing else is known
 
 
 def magnitude(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,8 +41,52 @@ def effect(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
     return scores_U, scores_V, weight.C.abs()
 
 
+def place_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """What the place of a nonzero costs in the file, as (rows, columns) to be added up.
+
+    The codec knows how full rows and columns are: in row i, column j of a matrix with n nonzeros,
+    r_i and c_j of them there, about r_i c_j / n nonzeros are expected, and one costs
+    -log2(r_i c_j / n) bits. One more in each keeps empty rows and columns in the game.
+
+    Args:
+        factor: (..., rows, columns); zeros are what is pruned.
+
+    Returns:
+        (..., rows, 1) and (..., 1, columns), in bits.
+    """
+    kept = (factor != 0).to(torch.float32)
+    rows = kept.sum(-1, keepdim=True) + 1
+    columns = kept.sum(-2, keepdim=True) + 1
+    total = rows.sum(-2, keepdim=True)
+    return total.log2() - rows.log2(), -columns.log2()
+
+
+def effect_per_bit(
+    weight: FactorizedWeight, value_bits: Sequence[float] = (_VALUE_BITS,) * 3
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Effect over the square root of what an entry costs in the file: squared error for each bit.
+
+    That is the order in which a budget of bits is best spent, if entries are kept or not one by
+    one. Entries in full rows and columns are cheap, those in empty ones dear: so nonzeros gather.
+
+    Args:
+        weight: the factors as they are pruned now.
+        value_bits: what the value of a nonzero costs, in U, V and C.
+    """
+    ranked = []
+    for score, factor, bits in zip(
+        effect(weight), weight.factors.values(), value_bits, strict=True
+    ):
+        rows, columns = place_bits(factor.detach())
+        # No place is cheaper than nothing.
+        ranked.append(score.mul_((rows + columns).clamp_(min=0).add_(bits).rsqrt_()))
+    return ranked[0], ranked[1], ranked[2]
+
+
 @torch.no_grad()
 def scores(weights: list[FactorizedWeight], importance: Importance) -> list[Tensor]:
     """Scores of all U, V, C in the order of :func:`atmc.factorization.named_factors`."""
-    function = {"effect": effect, "magnitude": magnitude}[importance]
+    function = {"effect": effect, "effect-per-bit": effect_per_bit, "magnitude": magnitude}[
+        importance
+    ]
     return [score for weight in weights for score in function(weight)]

@@ -1,11 +1,12 @@
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from atmc.factorization import FactorizedWeight, factorize, factorized_weights, named_factors
-from atmc.importance import effect, magnitude, scores
+from atmc.importance import effect, effect_per_bit, magnitude, place_bits, scores
 
 
 def brute_force(weight: FactorizedWeight) -> list[Tensor]:
@@ -72,3 +73,45 @@ def test_scores_follow_the_order_of_the_factors() -> None:
     assert torch.equal(by_effect[5], weights[1].C.abs())
     assert not any(score.requires_grad for score in by_magnitude + by_effect)
     assert torch.equal(magnitude(weights[0])[1], by_magnitude[1])
+
+
+@torch.no_grad()
+def test_place_bits_are_what_counts_of_rows_and_columns_predict() -> None:
+    torch.manual_seed(0)
+    factor = torch.randn(2, 6, 9) * (torch.rand(2, 6, 1) * torch.rand(2, 1, 9) > 0.3)
+    factor[0, 2] = 0
+    rows, columns = place_bits(factor)
+    for group in range(2):
+        kept = factor[group] != 0
+        total = int(kept.sum()) + 6
+        for i in range(6):
+            for j in range(9):
+                chance = (int(kept[i].sum()) + 1) * (int(kept[:, j].sum()) + 1) / total
+                found = float(rows[group, i, 0] + columns[group, 0, j])
+                assert found == pytest.approx(-math.log2(chance), abs=1e-5)
+
+
+@torch.no_grad()
+def test_effect_per_bit_prefers_full_rows_and_columns() -> None:
+    model = factorize(nn.Linear(8, 6, bias=False))
+    (weight,) = factorized_weights(model)
+    weight.V.zero_()
+    weight.V[1, :] = 1.0
+    weight.V[:, 2] = 1.0
+    ranks = effect_per_bit(weight)[1]
+    assert ranks[1, 2] > ranks[1, 5] > ranks[3, 2] > 0  # where both are full, the row, the column
+    # All rows and columns alike: nothing but the effect counts.
+    weight.V.copy_(torch.rand(6, 8) + 0.1)
+    ratio = effect_per_bit(weight)[1] / effect(weight)[1]
+    assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))
+
+
+@torch.no_grad()
+def test_dear_values_level_the_places() -> None:
+    model = factorize(nn.Linear(8, 6, bias=False))
+    (weight,) = factorized_weights(model)
+    weight.V.zero_()
+    weight.V[1, :] = 1.0
+    weight.V[3, 2] = 1.0
+    cheap, dear = (effect_per_bit(weight, (bits,) * 3)[1] for bits in (1.0, 32.0))
+    assert 1 < dear[1, 2] / dear[3, 2] < cheap[1, 2] / cheap[3, 2]

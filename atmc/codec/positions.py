@@ -22,8 +22,8 @@ from atmc.codec.subset import read_subset, subset_bits, write_subset
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-# What is expected of a column weighs as much as so many average nonzeros of its own.
-STRENGTHS = (1, 4, 16)
+# What is expected of a column weighs as much as so many nonzeros in it.
+STRENGTHS = (0.5, 2.0, 8.0)
 # A channel, or a place in the kernel, counts as if it had so many average columns more.
 _SMOOTHING = 8
 # A row that is not empty has a scale in 1 .. _SCALES: its density in powers of two, downwards; 11
@@ -280,8 +280,8 @@ class _Densities:
     everywhere.
     """
 
-    def __init__(self, columns: Int64Array, layout: Layout, strength: int) -> None:
-        self._strength = float(strength)
+    def __init__(self, columns: Int64Array, layout: Layout, strength: float) -> None:
+        self._strength = strength
         self._columns = float(columns.size)
         self._counts = np.zeros(columns.size)
         self._total = 1.0
@@ -293,14 +293,12 @@ class _Densities:
         self._weights = self._relative()
 
     def _relative(self) -> NDArray[np.float64]:
-        """Each column's density relative to the mean."""
-        own = self._counts * self._columns / self._total
-        if not self._groups:
-            return np.asarray((own + self._strength) / (1.0 + self._strength))
-        expected = self._groups[0].relative(self._columns, self._total)
-        for group in self._groups[1:]:
+        """Each column's density relative to the mean: its own count, and what is expected of it."""
+        expected: NDArray[np.float64] | float = 1.0
+        for group in self._groups:
             expected = expected * group.relative(self._columns, self._total)
-        return np.asarray((own + self._strength * expected) / (1.0 + self._strength))
+        mean = self._total / self._columns
+        return np.asarray((self._counts + self._strength * expected) / (mean + self._strength))
 
     def chances(self, scales: Int64Array) -> Int64Array:
         """P(1) over 2**24, rows of these scales one after the other.

@@ -17,6 +17,7 @@ from atmc.factorization import dense_part, factorize, factorized_weights, named_
 from atmc.importance import Importance, scores
 from atmc.levels import round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
+from atmc.projection import topk_masks
 from atmc.rounding import DISTORTION, rounded
 from atmc.stages.closing import put
 from atmc.stages.penalty import rising_rho
@@ -26,6 +27,7 @@ from atmc.training import Stage, adam
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
 _AIM = 1.06
+_TRIALS, _SAME_RATE = 4, 0.02  # at first, of what the file takes for each bit estimated
 _ROUNDS = 10  # of the closing loop
 
 
@@ -81,6 +83,7 @@ class CompressStage(Stage):
         self.k_start = 0
         self.k_target = 0
         self.chosen = target.bits != "auto"
+        self.rate = 1.0
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize."""
@@ -144,8 +147,17 @@ class CompressStage(Stage):
             )
         ]
         bits = [self.optimizer.bits[name] for name in self.names]
-        left = _AIM * self.target.budget_bits - self.overhead - self._dense_now()
-        self.k_target = k_for_budget(ranks, bits, max(0, left), self._value_bits())
+        values = self._value_bits()
+        fixed = self.overhead + self._dense_now()
+        for _ in range(1 if self.k_target else _TRIALS):
+            left = _AIM * self.target.budget_bits / self.rate - fixed
+            self.k_target = k_for_budget(ranks, bits, max(0, left), values)
+            counts = [int(mask.sum()) for mask in topk_masks(ranks, self.k_target)]
+            sizes = [rank.numel() for rank in ranks]
+            estimate = fixed + sum(map(factor_bits, sizes, counts, bits, values))
+            last, self.rate = self.rate, self._file_bits(self.k_target) / estimate
+            if abs(self.rate / last - 1) < _SAME_RATE:
+                break
 
     def _value_bits(self) -> list[float]:
         """Bits a code takes, by factor: measured on the last duplicate where it is large enough."""
@@ -218,13 +230,14 @@ class CompressStage(Stage):
         counts = [int(torch.count_nonzero(f)) for f in self.optimizer.factors.values()]
         bits = [self.optimizer.bits[name] for name in self.names]
         factors = sum(map(factor_bits, sizes, counts, bits, self._value_bits()))
-        total = factors + self.overhead + self._dense_now()
+        total = self.rate * (factors + self.overhead + self._dense_now())
         return {"nonzeros": sum(counts), "file_bits": round(total)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The aim, and whether b has been chosen."""
-        return {"k_target": self.k_target, "chosen": self.chosen}
+        """The aim, whether b has been chosen, and what the file takes for a bit estimated."""
+        return {"k_target": self.k_target, "chosen": self.chosen, "rate": self.rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`."""
         self.k_target, self.chosen = state["k_target"], state["chosen"]
+        self.rate = state["rate"]

@@ -170,7 +170,7 @@ class SlowDecoder:
             end = start + max(1, min(start // 4, 2**16 // len(columns)))
             before = dict(n)
             for line, scale in filled[start:end]:
-                chances = self.chances(before, (1, 4, 16)[sigma - 1], scale, block, kernels)
+                chances = self.chances(before, (0.5, 2.0, 8.0)[sigma - 1], scale, block, kernels)
                 for m in columns:
                     if self.bit(chances[m]):
                         n[m] += 1
@@ -180,7 +180,9 @@ class SlowDecoder:
         return found
 
     @staticmethod
-    def chances(n: dict[int, int], a: int, scale: int, block: int, kernels: bool) -> dict[int, int]:
+    def chances(
+        n: dict[int, int], a: float, scale: int, block: int, kernels: bool
+    ) -> dict[int, int]:
         size, total = len(n), 1 + sum(n.values())
 
         def expected(m: int, group: Any) -> float:
@@ -193,7 +195,7 @@ class SlowDecoder:
             e = expected(m, lambda c: c // block) if block > 1 else 1.0
             if block > 1 and kernels:
                 e = e * expected(m, lambda c: c % block)
-            w = (n[m] * size / total + a * e) / (1.0 + a)
+            w = (n[m] + a * e) / (total / size + a)
             o = w * 2.0 ** (11 - scale)
             chances[m] = min(max(int(o / (1.0 + o) * 2**24), 1), 2**24 - 1)
         return chances

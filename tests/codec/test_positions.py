@@ -1,0 +1,131 @@
+"""Positions alone: every way to write them, and what each is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atmc.codec import AtmcFormatError
+from atmc.codec.positions import STRENGTHS, Layout, decode_positions, encode_positions
+from atmc.codec.stream import Reader, Writer, bernoulli_bits
+
+
+def round_trip(positions: np.ndarray, layout: Layout) -> float:
+    """The length in bits of positions that came back as they were."""
+    writer = Writer()
+    encode_positions(writer, positions, layout)
+    reader = Reader(writer.finish())
+    np.testing.assert_array_equal(decode_positions(reader, layout), positions)
+    reader.finish()
+    return writer.bits
+
+
+def entropy(count: int, size: int) -> float:
+    p = count / size
+    return 0.0 if p in (0, 1) else -size * float(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[np.ndarray, Layout]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, channels, block = (draw(st.integers(0, most)) for most in (40, 12, 9))
+    columns = channels * block
+    spread = draw(st.sampled_from([0.0, 1.0, 3.0]))
+    shares = np.exp(spread * rng.normal(size=(rows, 1))) * np.exp(spread * rng.normal(size=columns))
+    shares *= draw(st.sampled_from([0.0, 0.01, 0.1, 0.5, 5.0]))
+    shares[rng.random(rows) < draw(st.sampled_from([0.0, 0.5]))] = 0
+    live = np.repeat(rng.random(channels) < 0.5, block) if draw(st.booleans()) else None
+    if live is not None and draw(st.booleans()):
+        shares = shares * live
+    positions = np.flatnonzero(rng.random((rows, columns)) < shares)
+    return positions, Layout(rows, columns, max(block, 1), draw(st.booleans()), live)
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_round_trip(case: tuple[np.ndarray, Layout]) -> None:
+    round_trip(*case)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_never_much_above_the_entropy(case: tuple[np.ndarray, Layout]) -> None:
+    positions, layout = case
+    if positions.size:
+        assert round_trip(positions, layout) <= 1.01 * entropy(positions.size, layout.elements) + 64
+
+
+def test_alike_in_all_places_takes_the_entropy() -> None:
+    rng = np.random.default_rng(0)
+    positions = np.flatnonzero(rng.random(400 * 500) < 0.02)
+    assert round_trip(positions, Layout(400, 500)) < 1.001 * entropy(positions.size, 200_000) + 40
+
+
+@pytest.mark.parametrize("density", [0.01, 0.1])
+def test_uneven_rows_and_columns_come_near_what_they_were_drawn_from(density: float) -> None:
+    rng = np.random.default_rng(0)
+    shares = np.exp(rng.normal(size=(300, 1))) * np.exp(rng.normal(size=400))
+    shares = np.minimum(shares / shares.mean() * density, 0.9)
+    kept = rng.random(shares.shape) < shares
+    drawn = -float(np.log2(np.where(kept, shares, 1 - shares)).sum())
+    found = round_trip(np.flatnonzero(kept), Layout(300, 400))
+    # The densities of 700 rows and columns have to be learned: some 4 bits each.
+    assert found < drawn + 4 * 700
+    assert found < 0.96 * entropy(int(kept.sum()), kept.size)
+
+
+def test_channels_and_places_in_the_kernel_are_learned() -> None:
+    rng = np.random.default_rng(0)
+    by_place = np.array([0.1, 1, 0.1, 1, 4, 1, 0.1, 1, 0.1])
+    shares = np.exp(rng.normal(size=(40, 1, 1))) * np.exp(rng.normal(size=(64, 1))) * by_place
+    positions = np.flatnonzero(rng.random(shares.shape) < shares / shares.mean() * 0.03)
+    plain, blocks, kernels = (
+        round_trip(positions, layout)
+        for layout in (Layout(40, 576), Layout(40, 576, 9), Layout(40, 576, 9, spatial=True))
+    )
+    assert kernels < 0.97 * blocks < 0.97 * plain
+
+
+def test_dense_rows_and_columns_take_their_names_alone() -> None:
+    kept = np.zeros((200, 300), bool)
+    kept[np.ix_(np.arange(0, 200, 7), np.arange(0, 300, 11))] = True
+    names = entropy(29, 200) + entropy(28, 300)
+    assert round_trip(np.flatnonzero(kept), Layout(200, 300)) < names + 60
+
+
+def test_columns_that_read_nothing_are_free() -> None:
+    rng = np.random.default_rng(0)
+    live = np.repeat(rng.random(40) < 0.3, 5)
+    kept = (rng.random((50, 200)) < 0.1) & live
+    told = round_trip(np.flatnonzero(kept), Layout(50, 200, 5, live=live))
+    assert told < entropy(int(kept.sum()), 50 * int(live.sum())) + 40
+    # What is said to be dead and is not, is stored all the same.
+    round_trip(np.array([int(np.flatnonzero(~live)[0])]), Layout(50, 200, 5, live=live))
+
+
+@pytest.mark.parametrize("strength", range(1, len(STRENGTHS) + 1))
+def test_a_liar_about_columns_is_refused(strength: int) -> None:
+    """Densities of many columns would take memory that a few bytes must not claim."""
+    writer = Writer()
+    layout = Layout(3, 1 << 21)
+    writer.bounded(5, layout.elements)
+    for value, size in ((1, 2), (strength, 4), (0, 2), (0, 2)):
+        writer.symbol(value, size)
+    with pytest.raises(AtmcFormatError, match="columns"):
+        decode_positions(Reader(writer.finish()), layout)
+
+
+def test_bits_of_every_chance_come_back() -> None:
+    rng = np.random.default_rng(0)
+    chances = np.concatenate([[1, 2, (1 << 24) - 1, 1 << 23], rng.integers(1, 1 << 24, 5000)])
+    for ones in (np.arange(0), np.arange(5004), np.flatnonzero(rng.random(5004) * 2**24 < chances)):
+        writer = Writer()
+        writer.bernoulli(ones, chances)
+        assert writer.bits == pytest.approx(bernoulli_bits(ones, chances))
+        data = writer.finish()
+        assert 8 * len(data) <= writer.bits * 1.001 + 16
+        reader = Reader(data)
+        np.testing.assert_array_equal(np.flatnonzero(reader.bernoulli(chances)), ones)
+        reader.finish()
