@@ -139,7 +139,7 @@ def _check_prefix(data: bytes) -> bytes:
         )
     if version < VERSION:
         raise AtmcFormatError(
-            f"file is format version {version}, of before the first release: compress again"
+            f"file is format version {version}, this atmc reads {VERSION}: read it with atmc 0.1"
         )
     head, checksum, stream = data[: _PREFIX - 4], data[_PREFIX - 4 : _PREFIX], data[_PREFIX:]
     if zlib.crc32(head + stream) != int.from_bytes(checksum, "little"):
