@@ -169,8 +169,8 @@ def test_a_wrong_model_is_refused_and_left_as_it_was() -> None:
     named = nn.ModuleDict({"0": nn.Linear(4, 3), "other": nn.Linear(3, 2)})
     for wrong, message in (
         (build(4, 3, 2, 2), "holds 4 tensors, the model 6"),
-        (build(4, 3, 5), r"1.bias is \(2,\) in the artifact and \(5,\) in the model"),
-        (named, "no tensor '1.bias'"),
+        (build(4, 3, 5), r"1.weight is \(2, 3\) in the artifact and \(5, 3\) in the model"),
+        (named, "no tensor '1.weight'"),
     ):
         before = copy.deepcopy(wrong.state_dict())
         with pytest.raises(codec.AtmcFormatError, match=message):

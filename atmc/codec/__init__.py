@@ -3,18 +3,10 @@
 ``docs/FORMAT.md`` describes the bytes.
 """
 
-from atmc.codec.container import (
-    Sizes,
-    TensorSize,
-    decode,
-    dense_fixed_bits,
-    encode,
-    largest_bits,
-    measure,
-    read,
-    write,
-)
+from atmc.codec.container import decode, encode
 from atmc.codec.errors import AtmcFormatError
+from atmc.codec.files import read, write
+from atmc.codec.sizes import Sizes, TensorSize, dense_fixed_bits, largest_bits, measure
 from atmc.codec.tensors import (
     Artifact,
     DenseTensor,

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atmc.codec import AtmcFormatError
-from atmc.codec.positions import STRENGTHS, Layout, decode_positions, encode_positions
+from atmc.codec.densities import STRENGTHS, Layout
+from atmc.codec.positions import decode_positions, encode_positions
 from atmc.codec.stream import Reader, Writer, bernoulli_bits
 
 

@@ -1,0 +1,32 @@
+"""Files: read whole, and written in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` to ``path`` in one step: whoever looks sees the old file or the whole new one.
+
+    Raises ``OSError`` where that fails, and leaves nothing behind then.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file, for :func:`decode`."""
+    return Path(path).read_bytes()

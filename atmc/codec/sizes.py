@@ -1,0 +1,138 @@
+"""Where the bits of a file go, and how many it can have at most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from atmc.codec.container import PREFIX, encode_metered
+from atmc.codec.stream import PRECISION, TOTAL, Writer
+from atmc.codec.tensors import (
+    Artifact,
+    DenseTensor,
+    Factor,
+    FactorizedWeight,
+    FloatSparseTensor,
+)
+
+PARTS = ("header", "codebooks", "positions", "values", "dense")
+
+
+@dataclass(frozen=True)
+class TensorSize:
+    """Where the bits of one tensor went. ``shape`` and ``elements`` count zeros too.
+
+    levels is 0 where there is no codebook. paper_bits = nonzeros * b, with 2**b >= levels and
+    b >= 1 (b = 32 for float values); 0 for the dense part. ``parts`` has every part but the header.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+    nonzeros: int
+    levels: int
+    paper_bits: int
+    parts: dict[str, int]
+
+    @property
+    def bits(self) -> int:
+        """All bits of this tensor."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Where the bits of a file went: ``parts`` adds up to ``file_bits``, exactly."""
+
+    file_bits: int
+    parts: dict[str, int]
+    tensors: tuple[TensorSize, ...]
+
+    @property
+    def paper_bits(self) -> int:
+        """Paper bits of all factors."""
+        return sum(tensor.paper_bits for tensor in self.tensors)
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros of all factors (k)."""
+        return sum(tensor.nonzeros for tensor in self.tensors)
+
+
+def measure(artifact: Artifact, bits: int | None = None) -> Sizes:
+    """Where the bits of ``encode(artifact)`` go.
+
+    Parts of a tensor are ideal code lengths, rounded to whole bits; the prefix, metadata, names,
+    shapes and all rounding are in the file's header. ``bits``, if given, is the b of paper bits for
+    every tensor with a codebook.
+    """
+    data, writer = encode_metered(artifact)
+    tensors: list[TensorSize] = []
+    for index, entry in enumerate(artifact.entries):
+        name = entry.name if entry.name is not None else str(index)
+        value = entry.value
+        if isinstance(value, FactorizedWeight):
+            for letter, factor in zip("UVC", (value.u, value.v, value.c), strict=True):
+                parts = _row_parts(writer, len(tensors))
+                tensors.append(_factor_size(f"{name}.{letter}", factor, parts, bits))
+        else:
+            parts = _row_parts(writer, len(tensors))
+            size = math.prod(value.shape)
+            tensors.append(TensorSize(name, value.shape, size, 0, 0, 0, parts))
+    total = {part: sum(t.parts[part] for t in tensors) for part in PARTS[1:]}
+    header = 8 * len(data) - sum(total.values())
+    return Sizes(8 * len(data), {"header": header, **total}, tuple(tensors))
+
+
+def _row_parts(writer: Writer, row: int) -> dict[str, int]:
+    return {part: round(writer.costs.get((row, part), 0.0)) for part in PARTS[1:]}
+
+
+def _factor_size(name: str, factor: Factor, parts: dict[str, int], bits: int | None) -> TensorSize:
+    if isinstance(factor, FloatSparseTensor):
+        levels, b = 0, 32
+    else:
+        levels = int(factor.levels.size)
+        b = bits if bits is not None else max(1, (levels - 1).bit_length())
+    paper_bits = factor.nonzeros * b
+    return TensorSize(
+        name, factor.shape, factor.elements, factor.nonzeros, levels, paper_bits, parts
+    )
+
+
+def dense_fixed_bits(size: int, width: int) -> int:
+    """Upper bound, in bits, of what a :class:`DenseTensor` of ``size`` values adds to a file.
+
+    23 bits for width, kind, scale and modes, ``width`` a value, and one bit for every 512 values
+    for the coder's rounding. The entry's kind, shape and name are not in it.
+    """
+    return 23 + size * width + -(-size // 512)
+
+
+def largest_bits(artifact: Artifact) -> int:
+    """The most bits of any file that differs from ``artifact``'s in values of its dense part only.
+
+    Widths, shapes and all else stay; every factor must be zero. Safe: for each
+    :class:`DenseTensor` the longer of its two kinds, without a mask; below 2**-11 of the length for
+    the coder's rounding (each time its range has shrunk by 32 bits, symbols of one bit and more
+    have lost less than 2**-7 · log2(e) bits); whole bytes.
+    """
+    writer = encode_metered(artifact)[1]
+    bits, row = writer.bits, 0
+    for entry in artifact.entries:
+        if isinstance(entry.value, FactorizedWeight):
+            if entry.value.u.nonzeros or entry.value.v.nonzeros or entry.value.c.nonzeros:
+                raise ValueError("largest_bits: give an artifact whose factors are all zero")
+            row += 3
+            continue
+        if isinstance(entry.value, DenseTensor):
+            size, width = entry.value.codes.size, entry.value.width
+            bits += _most_bits(size, width) - writer.costs.get((row, "dense"), 0.0)
+        row += 1
+    return 8 * (PREFIX + math.ceil((bits * (1 + 2**-11) + 2**-6) / 8))
+
+
+def _most_bits(size: int, width: int) -> float:
+    """Ideal length of a :class:`DenseTensor` without a mask: the longer of its kinds."""
+    linear = 23 + size * (PRECISION - math.log2(TOTAL // (2**width - 1)))
+    return linear if width < 6 else max(linear, 16 + size * width)
