@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +11,7 @@ from atmc.factorization import FactorizedWeight
 
 Importance = Literal["effect", "effect-per-bit", "magnitude"]
 
-_VALUE_BITS = 4.0  # with its sign, where nothing else is known
+_VALUE_BITS = 4.0  # of a nonzero, its sign included
 
 
 def magnitude(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,25 +60,17 @@ def place_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
     return total.log2() - rows.log2(), -columns.log2()
 
 
-def effect_per_bit(
-    weight: FactorizedWeight, value_bits: Sequence[float] = (_VALUE_BITS,) * 3
-) -> tuple[Tensor, Tensor, Tensor]:
+def effect_per_bit(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
     """Effect over the square root of what an entry costs in the file: squared error for each bit.
 
-    That is the order in which a budget of bits is best spent, if entries are kept or not one by
-    one. Entries in full rows and columns are cheap, those in empty ones dear: so nonzeros gather.
-
-    Args:
-        weight: the factors as they are pruned now.
-        value_bits: what the value of a nonzero costs, in U, V and C.
+    That is the order in which a budget of bits is best spent. Entries in full rows and columns are
+    cheap, those in empty ones dear: so nonzeros gather.
     """
     ranked = []
-    for score, factor, bits in zip(
-        effect(weight), weight.factors.values(), value_bits, strict=True
-    ):
+    for score, factor in zip(effect(weight), weight.factors.values(), strict=True):
         rows, columns = place_bits(factor.detach())
         # No place is cheaper than nothing.
-        ranked.append(score.mul_((rows + columns).clamp_(min=0).add_(bits).rsqrt_()))
+        ranked.append(score.mul_((rows + columns).clamp_(min=0).add_(_VALUE_BITS).rsqrt_()))
     return ranked[0], ranked[1], ranked[2]
 
 

@@ -63,7 +63,7 @@ class ATMC(Splitting):
             by ρ_old / ρ_new when ρ changes.
         duplicate_every: steps between duplicates.
         importance: "magnitude" ranks entries by |θ| (the paper's projection), "effect" by
-            what they change in W.
+            what they change in W, "effect-per-bit" by that for what they cost in the file.
         costs: cost of an entry by tensor name; then k is a budget in that unit.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.
         state_dtype: of duplicates and duals, None for that of the factors. bfloat16 halves their
@@ -95,7 +95,8 @@ class ATMC(Splitting):
         if duplicate_every < 1:
             raise ValueError(f"duplicate_every is {duplicate_every}: give at least 1")
         if importance not in get_args(Importance):
-            raise ValueError(f"unknown importance {importance!r}: use 'effect' or 'magnitude'")
+            known = ", ".join(get_args(Importance))
+            raise ValueError(f"unknown importance {importance!r}: use one of {known}")
         super().__init__(self.factors, optimizer, rho=rho, penalty=penalty, state_dtype=state_dtype)
         self.k = k
         self.duplicate_every = duplicate_every

@@ -104,14 +104,3 @@ def test_effect_per_bit_prefers_full_rows_and_columns() -> None:
     weight.V.copy_(torch.rand(6, 8) + 0.1)
     ratio = effect_per_bit(weight)[1] / effect(weight)[1]
     assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))
-
-
-@torch.no_grad()
-def test_dear_values_level_the_places() -> None:
-    model = factorize(nn.Linear(8, 6, bias=False))
-    (weight,) = factorized_weights(model)
-    weight.V.zero_()
-    weight.V[1, :] = 1.0
-    weight.V[3, 2] = 1.0
-    cheap, dear = (effect_per_bit(weight, (bits,) * 3)[1] for bits in (1.0, 32.0))
-    assert 1 < dear[1, 2] / dear[3, 2] < cheap[1, 2] / cheap[3, 2]

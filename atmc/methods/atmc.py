@@ -15,7 +15,13 @@ from atmc.training import Stage
 
 def _stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
     return [
-        CompressStage(schedule.epochs, schedule.lr, target, state_dtype=schedule.state_dtype),
+        CompressStage(
+            schedule.epochs,
+            schedule.lr,
+            target,
+            importance="effect-per-bit",
+            state_dtype=schedule.state_dtype,
+        ),
         LevelStage(schedule.level_epochs, schedule.lr / 2, target),
     ]
 

@@ -22,18 +22,27 @@ from atmc.training import Stage
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
 _ROUNDS = 24
-_FINER, _COARSER = (1 / 8, 1 / 4, 1 / 2), (1, 2, 4, 8)  # times the usual distortion
+# Times the usual distortion, in steps small enough to fill the file.
+_FINER, _COARSER = ([2 ** (i / 2) for i in steps] for steps in (range(-6, 0), range(7)))
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
 
 Values = Mapping[str, Tensor]
 
 
-def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict[str, int]:
-    """b for every factor: the target's, or chosen for the factors as they are now.
+def usual_bits(model: nn.Module, target: Target) -> dict[str, int]:
+    """b for every factor: the target's, or by the usual distortion of the factors as they are."""
+    factors = named_factors(model)
+    if target.bits != "auto":
+        return dict.fromkeys(factors, int(target.bits))
+    return rate_distortion(factorized_weights(model), factors).choose(DISTORTION)
 
-    Where the file would be over the budget, coarser codebooks are tried before entries go; with
-    ``fill``, finer ones where it leaves room.
+
+def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict[str, int]:
+    """b for every factor: the target's, or chosen so that the file keeps the budget.
+
+    Where it would be over, coarser codebooks are tried before entries go; with ``fill``, finer
+    ones where it leaves room.
     """
     factors = named_factors(model)
     if target.bits != "auto":
@@ -144,7 +153,7 @@ class ShareStage(Stage, ABC):
                 return
             near = self.share
             probe = _pruned(self.model, self.example, self.values_at(self.share))
-            chosen = settle_bits(probe, self.target)
+            chosen = usual_bits(probe, self.target)
             if chosen == self.bits:
                 return
             self.bits = chosen
