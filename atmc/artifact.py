@@ -6,6 +6,7 @@ values that are integers times a power of two, and levels and codes are read off
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,21 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
         FileNotFoundError: no such file.
         ValueError: the model given is factorized.
     """
-    return from_artifact(codec.decode(codec.read(Path(path))), model)
+    data = codec.read(Path(path))
+    if model is None:
+        return from_artifact(codec.decode(data), model)
+    return from_artifact(codec.decode(data, _most_elements(model)), model)
+
+
+def _most_elements(model: nn.Module) -> int:
+    """How many entries an artifact of this model can have: U and V have at most W's and a square."""
+    sizes = [
+        math.prod(value.parametrization.layout.shape)
+        if isinstance(value, FactorizedWeight)
+        else value.numel()
+        for value in named_state(model).values()
+    ]
+    return 3 * sum(max(size, 1) for size in sizes)
 
 
 def from_artifact(artifact: codec.Artifact, model: nn.Module | None = None) -> nn.Module:

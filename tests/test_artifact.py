@@ -183,6 +183,12 @@ def test_a_wrong_model_is_refused_and_left_as_it_was() -> None:
             from_artifact(codec.Artifact(meta, artifact.entries))
 
 
+def test_a_file_far_larger_than_the_model_is_refused_unread(tmp_path: Path) -> None:
+    save(compressed(nn.Sequential(nn.Linear(400, 300))), tmp_path / "large.atmc")
+    with pytest.raises(codec.AtmcFormatError, match="larger model"):
+        load(tmp_path / "large.atmc", nn.Sequential(nn.Linear(4, 3)))
+
+
 def test_save_over_budget_writes_nothing(tmp_path: Path) -> None:
     trained = compressed(Net())
     path = tmp_path / "net.atmc"

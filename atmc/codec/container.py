@@ -114,7 +114,7 @@ class _Budget:
         self._left -= math.prod(max(dim, 1) for dim in shape)
         if self._left < 0:
             raise AtmcFormatError(
-                f"file holds over {self._max} elements: raise max_elements if you trust it"
+                f"file holds over {self._max} elements, the limit here: it is of a larger model"
             )
 
 
