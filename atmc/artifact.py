@@ -186,7 +186,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
 
 
 def _most_elements(model: nn.Module) -> int:
-    """How many entries an artifact of this model can have: U and V have at most W's and a square."""
+    """How many entries an artifact of this model has at most: U and V have W's and a square."""
     sizes = [
         math.prod(value.parametrization.layout.shape)
         if isinstance(value, FactorizedWeight)

@@ -27,7 +27,9 @@ from atmc.training import Stage, adam
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
 _AIM = 1.06
-_TRIALS, _SAME_RATE = 4, 0.02  # at first, of what the file takes for each bit estimated
+_MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to agree on one rate
+_TRIALS, _SAME_RATE = 4, 0.02
+_STATE = ("k_target", "chosen", "rate", "aims")
 _ROUNDS = 10  # of the closing loop
 
 
@@ -83,7 +85,8 @@ class CompressStage(Stage):
         self.k_start = 0
         self.k_target = 0
         self.chosen = target.bits != "auto"
-        self.rate = 1.0
+        self.rate = 1.0  # what the file takes for a bit of the estimate
+        self.aims = 0
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize."""
@@ -137,7 +140,10 @@ class CompressStage(Stage):
 
     @torch.no_grad()
     def _aim(self) -> None:
-        """Set k to what the budget holds, entries ranked as they are now."""
+        """Set k to what the budget holds, entries ranked as they are now.
+
+        Every few times the file is really made, and says what it takes for a bit of the estimate.
+        """
         drop_dead_paths(self.model, self.example)
         self.optimizer.forget_zeros()
         ranks = [
@@ -149,15 +155,18 @@ class CompressStage(Stage):
         bits = [self.optimizer.bits[name] for name in self.names]
         values = self._value_bits()
         fixed = self.overhead + self._dense_now()
-        for _ in range(1 if self.k_target else _TRIALS):
+        for trial in range(_TRIALS):
             left = _AIM * self.target.budget_bits / self.rate - fixed
             self.k_target = k_for_budget(ranks, bits, max(0, left), values)
+            if self.aims % _MEASURE_EVERY or (self.aims and trial):
+                break
             counts = [int(mask.sum()) for mask in topk_masks(ranks, self.k_target)]
             sizes = [rank.numel() for rank in ranks]
             estimate = fixed + sum(map(factor_bits, sizes, counts, bits, values))
             last, self.rate = self.rate, self._file_bits(self.k_target) / estimate
             if abs(self.rate / last - 1) < _SAME_RATE:
                 break
+        self.aims += 1
 
     def _value_bits(self) -> list[float]:
         """Bits a code takes, by factor: measured on the last duplicate where it is large enough."""
@@ -234,10 +243,10 @@ class CompressStage(Stage):
         return {"nonzeros": sum(counts), "file_bits": round(total)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The aim, whether b has been chosen, and what the file takes for a bit estimated."""
-        return {"k_target": self.k_target, "chosen": self.chosen, "rate": self.rate}
+        """The aim and what it rests on, and whether b has been chosen."""
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`."""
-        self.k_target, self.chosen = state["k_target"], state["chosen"]
-        self.rate = state["rate"]
+        for name in _STATE:
+            setattr(self, name, state[name])
