@@ -32,17 +32,29 @@ def encode_positions(writer: Writer, positions: Int64Array, layout: Layout) -> N
     if positions.size == 0:
         return
     rows, columns = np.divmod(positions, layout.columns)
-    kept = np.arange(layout.columns)
+    every, kept = _Lines(layout.rows), _Lines(layout.columns)
     if layout.live is not None:
         dead = not bool(layout.live[columns].all())
         writer.symbol(int(not dead), 2)
         if not dead:
-            kept = np.flatnonzero(layout.live)
-    every = np.arange(layout.rows)
+            kept = _some(np.flatnonzero(layout.live))
     best = _Choice(every, kept, 0, subset_bits(positions.size, every.size * kept.size))
-    for choice in _candidates(rows, columns, every, kept, layout):
+    row_masks, column_masks = _masks(rows, every), _masks(columns, kept)
+    for choice in _uniform(positions.size, row_masks, column_masks):
         if round(choice.bits) < round(best.bits):
             best = choice
+    batches: list[_Batch] = []
+    uniform = best
+    for choice in _adaptive(rows, columns, row_masks, column_masks, layout):
+        if round(choice.bits) < round(best.bits):
+            best = choice
+    if best.strength:
+        batches = _batches(rows, columns, best, layout)
+        scales = _scales_of_rows(rows, batches, best)
+        # The sample may have been unlike the rest.
+        bits = sum(each.bits for each in batches) + _scales_bits(scales, best.rows is not every)
+        if round(best.fixed + bits) >= round(uniform.bits):
+            best = uniform
     plain = best.strength == 0 and best.rows is every and best.columns is kept
     writer.symbol(int(not plain), 2)
     if not plain:
@@ -50,21 +62,16 @@ def encode_positions(writer: Writer, positions: Int64Array, layout: Layout) -> N
         for some, before in ((best.rows, every), (best.columns, kept)):
             writer.symbol(int(some is not before), 2)
             if some is not before:
-                _write_mask(writer, np.searchsorted(before, some), before.size)
+                _write_mask(writer, before.places(some.all()), before.size)
     if best.strength == 0:
-        places = np.searchsorted(best.rows, rows) * best.columns.size
         write_subset(
             writer,
-            places + np.searchsorted(best.columns, columns),
+            best.rows.places(rows) * best.columns.size + best.columns.places(columns),
             best.rows.size * best.columns.size,
         )
         return
-    batches = _batches(rows, columns, best, layout)
-    scales = np.zeros(best.rows.size, dtype=np.int64)
-    filled = np.unique(np.searchsorted(best.rows, rows))
-    scales[filled] = np.concatenate([each.scales for each in batches])
     _write_scales(writer, scales, best.rows is not every)
-    density = Densities(best.columns, layout, STRENGTHS[best.strength - 1])
+    density = Densities(best.columns.all(), layout, STRENGTHS[best.strength - 1])
     for each in batches:
         writer.bernoulli(each.ones, density.chances(each.scales))
         density.see(each.inner)
@@ -75,34 +82,36 @@ def decode_positions(reader: Reader, layout: Layout) -> Int64Array:
     count = reader.bounded(layout.elements)
     if count == 0:
         return np.zeros(0, dtype=np.int64)
-    kept = np.arange(layout.columns)
+    rows, columns = _Lines(layout.rows), _Lines(layout.columns)
     if layout.live is not None and reader.symbol(2):
-        kept = np.flatnonzero(layout.live)
-    rows, columns, strength, masked = np.arange(layout.rows), kept, 0, False
+        columns = _some(np.flatnonzero(layout.live))
+    strength, masked = 0, False
     if reader.symbol(2):
         strength = reader.symbol(len(STRENGTHS) + 1)
         masked = bool(reader.symbol(2))
-        rows = _read_mask(reader, rows.size) if masked else rows
-        columns = kept[_read_mask(reader, kept.size)] if reader.symbol(2) else kept
+        rows = _some(_read_mask(reader, rows.size)) if masked else rows
+        if reader.symbol(2):
+            columns = _some(columns.at(_read_mask(reader, columns.size)))
     if count > rows.size * columns.size:
         raise AtmcFormatError("damaged file: more nonzeros than places")
     if strength == 0:
         places = read_subset(reader, count, rows.size * columns.size)
-        inner = columns[places % columns.size]
-        return np.asarray(rows[places // columns.size] * layout.columns + inner, dtype=np.int64)
+        row, inner = np.divmod(places, columns.size)
+        return rows.at(row) * layout.columns + columns.at(inner)
     if columns.size > MAX_COLUMNS:
         raise AtmcFormatError(f"damaged file: densities of {columns.size} columns")
-    density = Densities(columns, layout, STRENGTHS[strength - 1])
+    density = Densities(columns.all(), layout, STRENGTHS[strength - 1])
     scales = _read_scales(reader, rows.size, masked)
-    rows, scales = rows[scales > 0], scales[scales > 0]
+    filled = rows.at(np.flatnonzero(scales))
+    scales = scales[scales > 0]
     found = [np.zeros(0, dtype=np.int64)]
     start = 0
-    while start < rows.size:
-        end = start + batch(start, rows.size, columns.size)
+    while start < filled.size:
+        end = start + batch(start, filled.size, columns.size)
         ones = np.flatnonzero(reader.bernoulli(density.chances(scales[start:end])))
         inner = ones % columns.size
         density.see(inner)
-        found.append(rows[start + ones // columns.size] * layout.columns + columns[inner])
+        found.append(filled[start + ones // columns.size] * layout.columns + columns.at(inner))
         start = end
     positions = np.concatenate(found).astype(np.int64, copy=False)
     if positions.size != count:
@@ -124,37 +133,71 @@ def _mask_bits(count: int, size: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """A way to write positions: the rows and columns that are told apart, and how."""
+class _Lines:
+    """The rows or columns that may hold nonzeros: ``indices`` (ascending), or all if None."""
 
-    rows: Int64Array
-    columns: Int64Array
+    size: int
+    indices: Int64Array | None = None
+
+    def places(self, lines: Int64Array) -> Int64Array:
+        """Where lines that are among them stand."""
+        return lines if self.indices is None else np.searchsorted(self.indices, lines)
+
+    def at(self, places: Int64Array) -> Int64Array:
+        """The lines that stand there."""
+        return places if self.indices is None else self.indices[places]
+
+    def all(self) -> Int64Array:
+        """Every one of them: as much memory as there are."""
+        return np.arange(self.size, dtype=np.int64) if self.indices is None else self.indices
+
+
+def _some(indices: Int64Array) -> _Lines:
+    return _Lines(int(indices.size), indices)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A way to write positions: the rows and columns that are told apart, and how.
+
+    ``bits``: its length, the number of nonzeros apart; ``fixed``: what flags and masks have of it.
+    """
+
+    rows: _Lines
+    columns: _Lines
     strength: int  # 0: all places equally likely; else an index into STRENGTHS, and one
     bits: float
+    fixed: float = 0.0
 
 
-def _candidates(
-    rows: Int64Array, columns: Int64Array, every: Int64Array, kept: Int64Array, layout: Layout
+_Masks = list[tuple[_Lines, float]]
+_FLAGS = 1.0 + 2.0  # not plain, and the strength
+
+
+def _masks(used: Int64Array, lines: _Lines) -> _Masks:
+    """All lines, or those that are used, and what it takes to say so."""
+    filled = _some(np.unique(used))
+    return [(lines, 1.0), (filled, _mask_bits(filled.size, lines.size))]
+
+
+def _uniform(count: int, row_masks: _Masks, column_masks: _Masks) -> Iterator[_Choice]:
+    """All places in the rows and columns that are told apart equally likely."""
+    for rows, row_bits in row_masks:
+        for columns, column_bits in column_masks:
+            fixed = _FLAGS + row_bits + column_bits
+            bits = fixed + subset_bits(count, rows.size * columns.size)
+            yield _Choice(rows, columns, 0, bits, fixed)
+
+
+def _adaptive(
+    rows: Int64Array,
+    columns: Int64Array,
+    row_masks: _Masks,
+    column_masks: _Masks,
+    layout: Layout,
 ) -> Iterator[_Choice]:
-    """All but the plain one, with their lengths, the number of nonzeros apart."""
-    filled_rows, filled_columns = np.unique(rows), np.unique(columns)
-    row_masks = [(every, 1.0), (filled_rows, _mask_bits(filled_rows.size, every.size))]
-    column_masks = [(kept, 1.0), (filled_columns, _mask_bits(filled_columns.size, kept.size))]
-    flags = 1.0 + 2.0
-    uniform = [
-        _Choice(
-            some_rows,
-            some_columns,
-            0,
-            flags
-            + row_bits
-            + column_bits
-            + subset_bits(rows.size, some_rows.size * some_columns.size),
-        )
-        for some_rows, row_bits in row_masks
-        for some_columns, column_bits in column_masks
-    ]
-    yield from uniform
+    """Under densities of rows and columns; the lengths of long tensors are guessed."""
+    every, kept = row_masks[0][0], column_masks[0][0]
     if every.size < 2 or kept.size > MAX_COLUMNS:
         return
     # Long tensors are judged by their first rows.
@@ -162,21 +205,28 @@ def _candidates(
     sample = rows < limit
     share = rows.size / max(1, int(sample.sum()))
 
-    def adaptive(mask: tuple[Int64Array, float], strength: int) -> Iterator[_Choice]:
-        choice = _Choice(every[:limit], mask[0], strength, 0.0)
+    def adaptive(mask: tuple[_Lines, float], strength: int) -> Iterator[_Choice]:
+        choice = _Choice(every, mask[0], strength, 0.0)
         batches = _batches(rows[sample], columns[sample], choice, layout)
         bits = sum(some.bits for some in batches)
         found = np.concatenate([some.scales for some in batches] or [np.zeros(0, np.int64)])
         scales = np.zeros(limit, dtype=np.int64)
         scales[np.unique(rows[sample])] = found
-        fixed = flags + mask[1]
         for (some_rows, row_bits), seen in zip(row_masks, (scales, found), strict=True):
             both = bits + _scales_bits(seen, some_rows is not every)
-            yield _Choice(some_rows, mask[0], strength, fixed + row_bits + share * both)
+            fixed = _FLAGS + mask[1] + row_bits
+            yield _Choice(some_rows, mask[0], strength, fixed + share * both, fixed)
 
     of_all = [c for i in range(len(STRENGTHS)) for c in adaptive(column_masks[0], 1 + i)]
     yield from of_all
     yield from adaptive(column_masks[1], min(of_all, key=lambda choice: choice.bits).strength)
+
+
+def _scales_of_rows(rows: Int64Array, batches: list[_Batch], choice: _Choice) -> Int64Array:
+    """The scale of each row that is told apart, 0 where it is empty."""
+    scales = np.zeros(choice.rows.size, dtype=np.int64)
+    scales[np.unique(choice.rows.places(rows))] = np.concatenate([b.scales for b in batches])
+    return scales
 
 
 def _codes_of_scales(scales: Int64Array, masked: bool) -> tuple[int, int, Int64Array]:
@@ -224,8 +274,8 @@ def _batches(
     rows: Int64Array, columns: Int64Array, choice: _Choice, layout: Layout
 ) -> list[_Batch]:
     """All nonzeros, in batches, and the scales that suit the rows."""
-    density = Densities(choice.columns, layout, STRENGTHS[choice.strength - 1])
-    inner = np.searchsorted(choice.columns, columns)
+    density = Densities(choice.columns.all(), layout, STRENGTHS[choice.strength - 1])
+    inner = choice.columns.places(columns)
     row = np.unique(rows, return_inverse=True)[1]
     count = int(row[-1]) + 1 if row.size else 0
     ends = np.searchsorted(row, np.arange(count + 1))

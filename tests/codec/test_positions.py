@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,6 +89,27 @@ def test_channels_and_places_in_the_kernel_are_learned() -> None:
         for layout in (Layout(40, 576), Layout(40, 576, 9), Layout(40, 576, 9, spatial=True))
     )
     assert kernels < 0.97 * blocks < 0.97 * plain
+
+
+@pytest.mark.parametrize("density", [0.0005, 0.02])
+@pytest.mark.parametrize("head", [0.0, 0.9])
+def test_first_rows_unlike_the_rest_cost_nothing(density: float, head: float) -> None:
+    """Long tensors are judged by their first rows: these are empty, or very uneven."""
+    rng = np.random.default_rng(0)
+    kept = rng.random((1024, 2048)) < density
+    kept[:128] = False
+    kept[:128, :40] = rng.random((128, 40)) < head
+    positions = np.flatnonzero(kept)
+    found = round_trip(positions, Layout(1024, 2048))
+    assert found <= 1.01 * entropy(positions.size, kept.size) + 64
+
+
+def test_a_few_nonzeros_take_no_memory_for_the_zeros() -> None:
+    tracemalloc.start()
+    round_trip(np.array([7, 12345]), Layout(1 << 20, 1 << 30))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_dense_rows_and_columns_take_their_names_alone() -> None:
