@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atmc.codec.errors import AtmcFormatError
-from atmc.codec.stream import Reader, Writer, categorical_bits, scale_frequencies, uniform_bits
+from atmc.codec.stream import (
+    Reader,
+    Writer,
+    bounded_bits,
+    categorical_bits,
+    scale_frequencies,
+    uniform_bits,
+)
 
 Int64Array = NDArray[np.int64]
 
@@ -82,9 +89,10 @@ def _best_table(codes: Int64Array, levels: int) -> _Table:
         tokens = _tokens(counts, mantissa)
         steps = _zigzag(np.diff(tokens))
         table, order = min((int(_golomb_bits(steps, k).sum()), k) for k in range(4))
-        table += 2 + 2 * int(tokens[0]).bit_length()
+        largest = int(_tokens(np.int64(codes.size), mantissa))
         frequencies = scale_frequencies(_weights(tokens, mantissa))
-        bits = table + categorical_bits(counts, frequencies)
+        bits = 2.0 + bounded_bits(int(tokens[0]), largest) + table
+        bits += categorical_bits(counts, frequencies)
         if round(bits) < round(best.bits):
             best = _Table(bits, choice, order, tokens, frequencies)
     return best

@@ -148,6 +148,15 @@ def uniform_bits(count: int, size: int) -> float:
     return count * (PRECISION - math.log2(TOTAL // size))
 
 
+def bounded_bits(value: int, maximum: int) -> float:
+    """Ideal length of :meth:`Writer.bounded`."""
+    if maximum == 0:
+        return 0.0
+    if value == 0:
+        return 1.0
+    return 1.0 + uniform_bits(1, maximum.bit_length()) + value.bit_length() - 1
+
+
 def bernoulli_bits(ones: NDArray[np.int64], chances: NDArray[np.int64]) -> float:
     """Ideal length of bits of which those at ``ones`` are 1, under chances / 2**24."""
     zeros = PRECISION - np.log2(TOTAL - chances)

@@ -215,6 +215,9 @@ def test_equality_is_by_value() -> None:
 
 # ---- the dense part
 
+# Numbers of each code for which a table of frequencies takes as much as it spares.
+LITTLE_UNEVEN = [0, 3, 2, 2, 17, 10, 3, 3, 10, 11, 8, 3, 11, 10, 9]
+
 
 @pytest.mark.parametrize("width", range(2, 9))
 def test_quantize_dense_linear(width: int) -> None:
@@ -276,6 +279,26 @@ def test_dense_bits_never_exceed_their_bound(size: int, width: int) -> None:
                 sizes = codec.measure(artifact)
                 assert sizes.parts["dense"] <= bound
                 assert sizes.file_bits <= bare + bound
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_no_dense_part_is_larger_than_the_largest(count: int) -> None:
+    """Codes so little uneven that a table of their frequencies just does not pay."""
+    rng = np.random.default_rng(count)
+    size, width = 102, 4
+    zero = linear(empty_factor((size, 1)))
+
+    def net(codes: np.ndarray[Any, Any]) -> codec.Artifact:
+        tensor = codec.DenseTensor((size,), codes, 1.0, width, "linear")
+        return pack(zero, *[tensor] * count)
+
+    bound = codec.largest_bits(net(np.zeros(size, np.int64)))
+    for _ in range(20 // count):
+        shares = rng.dirichlet(np.full(15, 2.0))
+        codes = rng.choice(np.arange(-7, 8), size, p=shares)
+        assert 8 * len(codec.encode(net(codes))) <= bound
+    codes = np.repeat(np.arange(-7, 8), LITTLE_UNEVEN)
+    assert 8 * len(codec.encode(net(codes))) <= bound
 
 
 def test_a_sparse_dense_part_is_cheap() -> None:
