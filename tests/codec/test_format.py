@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from codec_builders import artifacts, lenet, uneven
+from codec_builders import artifacts, empty_factor, lenet, uneven
 from hypothesis import HealthCheck, given, settings
 
 from atmc import codec
@@ -31,6 +31,7 @@ class SlowDecoder:
         self.next, self.lower, self.range = 8, 0, 2**64 - 1
         self.point = int.from_bytes(self.stream[:8], "big")
         self.live: list[bool] | None = None
+        self.forms: set[tuple[str, int]] = set()
 
     def symbol(self, frequencies: list[int]) -> int:
         scale = self.range >> 24
@@ -145,14 +146,23 @@ class SlowDecoder:
         if k == 0:
             return []
         columns, lines, sigma = list(range(width)), list(range(rows)), 0
-        if live is not None and not all(live) and self.uniform(2):
-            columns = [m for m in columns if live[m]]
+        if live is not None and not all(live):
+            told = self.uniform(2)
+            self.forms.add(("live columns", told))
+            if told:
+                columns = [m for m in columns if live[m]]
         if self.uniform(2):
             sigma = self.uniform(4)
             restricted = self.uniform(2)
             if restricted:
                 lines = self.subset(self.bounded(rows), rows)
-            if self.uniform(2):
+            some_columns = self.uniform(2)
+            how = "densities" if sigma else "alike"
+            self.forms |= {(f"{how}, rows", restricted), (f"{how}, columns", some_columns)}
+            self.forms.add(("strength", sigma))
+            if sigma:
+                self.forms.add(("blocks", (block > 1) + (block > 1 and kernels)))
+            if some_columns:
                 chosen = self.subset(self.bounded(len(columns)), len(columns))
                 columns = [columns[i] for i in chosen]
         if sigma == 0:
@@ -318,6 +328,52 @@ def test_slow_decoder_agrees_on_a_network() -> None:
 def test_slow_decoder_agrees_on_uneven_rows_and_columns(density: float) -> None:
     artifact = uneven(np.random.default_rng(0), density)
     assert SlowDecoder(codec.encode(artifact)).artifact() == artifact
+
+
+def two_layers(seed: int) -> codec.Artifact:
+    """Rows and columns that are uneven or empty to a degree of their own, after a layer like it."""
+    rng = np.random.default_rng(seed)
+    entries: list[codec.Entry] = []
+    live = np.ones(1, dtype=bool)
+    outputs = int(rng.integers(1, 20))
+    for inputs in (3, outputs * int(rng.choice([1, 1, 4])) + int(rng.choice([0, 0, 1]))):
+        kernel = [(), (1,), (2, 2), (3, 3)][int(rng.integers(4))]
+        rows = outputs if not entries else int(rng.integers(2, 60))
+        rest = inputs * math.prod(kernel)
+        shares = np.exp(rng.choice([0, 1, 2, 3]) * rng.normal(size=(rows, 1)))
+        shares = shares * np.exp(rng.choice([0, 0.5, 1.5, 3]) * rng.normal(size=rest))
+        shares *= rng.choice([0.02, 0.1, 0.5, 1]) / shares.mean()
+        shares[rng.random(rows) < rng.choice([0, 0.3, 0.8])] = 0
+        shares[:, rng.random(rest) < rng.choice([0, 0.3, 0.8])] = 0
+        if rows < 40 and rest % live.size == 0:
+            shares *= np.repeat(live, rest // live.size)
+        kept = rng.random((rows, rest)) < np.minimum(shares, 0.95)
+        live = kept.any(axis=1)
+        places = np.flatnonzero(kept)
+        c = codec.SparseTensor((rows, rest), places, 0 * places, [1], 0, 2)
+        u, v = empty_factor((rows, 0)), empty_factor((0, rest))
+        shape = (rows, inputs, *kernel)
+        weight = codec.FactorizedWeight(shape, 1, False, "none", u, v, c)
+        entries.append(codec.Entry(None, weight))
+    return codec.Artifact({}, tuple(entries))
+
+
+def test_slow_decoder_agrees_on_every_form_of_positions() -> None:
+    forms: set[tuple[str, int]] = set()
+    for seed in range(60):
+        artifact = two_layers(seed)
+        decoder = SlowDecoder(codec.encode(artifact))
+        assert decoder.artifact() == artifact
+        forms |= decoder.forms
+    either = {
+        "live columns",
+        *(f"{a}, {b}" for a in ("densities", "alike") for b in ("rows", "columns")),
+    }
+    assert forms == {
+        *((name, flag) for name in either for flag in (0, 1)),
+        *(("strength", sigma) for sigma in range(4)),
+        *(("blocks", kind) for kind in range(3)),
+    }
 
 
 def test_a_file_of_this_version_stays_readable_and_stays_the_same() -> None:
