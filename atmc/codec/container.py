@@ -65,7 +65,7 @@ def decode(data: bytes, max_elements: int = 2**28) -> Artifact:
     """The artifact that :func:`encode` was given.
 
     Raises :class:`AtmcFormatError` for anything that is not exactly such a file, and where all
-    tensors together have more than ``max_elements`` elements: an element can take 16 bytes here.
+    tensors together have more than ``max_elements`` elements: an element can take 36 bytes here.
     """
     stream = _check_prefix(bytes(data))
     reader = Reader(stream)
