@@ -17,7 +17,7 @@ Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 # What is expected of a column weighs as much as so many nonzeros in it.
-STRENGTHS = (0.5, 2.0, 8.0)
+STRENGTHS = (2.0, 0.5)
 # A channel, or a place in the kernel, counts as if it had so many average columns more.
 _SMOOTHING = 8
 # A row that is not empty has a scale in 1 .. SCALES: its density in powers of two, downwards; 11
@@ -86,7 +86,7 @@ class Densities:
         """
         odds = self._weights * np.ldexp(1.0, _MEAN_SCALE - scales)[:, None]
         chances = (odds / (1.0 + odds) * TOTAL).astype(np.int64)
-        return np.clip(chances, 1, TOTAL - 1).ravel()
+        return np.minimum(np.maximum(chances, 1), TOTAL - 1).ravel()
 
     def fit(self, ones: Int64Array) -> Int64Array:
         """Scales whose expected numbers of ones are nearest to ``ones``, by their ratio."""
@@ -100,17 +100,15 @@ class Densities:
         # right where odds are small, then steps: so the guess decides nothing but the time.
         guess = _MEAN_SCALE - 1 + np.frexp(self._weights.sum() / ones)[1].astype(np.int64)
         low = np.clip(guess, 1, SCALES)
-        here = expected(low)
+        here, sparser = expected(low), expected(np.minimum(low + 1, SCALES))
         while (short := (here < wanted) & (low > 1)).any():
             low = low - short
-            here = expected(low)
-        sparser = np.minimum(low + 1, SCALES)
-        while (more := (expected(sparser) >= wanted) & (sparser > low)).any():
+            here, sparser = expected(low), np.where(short, here, sparser)
+        while (more := (sparser >= wanted) & (low < SCALES)).any():
             low = low + more
-            sparser = np.minimum(low + 1, SCALES)
-            here = expected(low)
-        nearer = wanted * wanted < here * expected(sparser)
-        return np.asarray(np.where(nearer, sparser, low), dtype=np.int64)
+            here, sparser = np.where(more, sparser, here), expected(np.minimum(low + 1, SCALES))
+        nearer = wanted * wanted < here * sparser
+        return np.asarray(np.where(nearer, np.minimum(low + 1, SCALES), low), dtype=np.int64)
 
     def see(self, inner: Int64Array) -> None:
         """Learn from the nonzeros of a batch, given by their columns."""

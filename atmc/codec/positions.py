@@ -23,6 +23,8 @@ Int64Array = NDArray[np.int64]
 
 # Entries by which the strength is chosen: more would only take longer.
 _SAMPLE = 1 << 18
+# Fewer nonzeros than this teach nothing; so many for each column, and two strengths are tried.
+_FEW, _MANY = 32, 4
 
 
 def encode_positions(writer: Writer, positions: Int64Array, layout: Layout) -> None:
@@ -198,7 +200,7 @@ def _adaptive(
 ) -> Iterator[_Choice]:
     """Under densities of rows and columns; the lengths of long tensors are guessed."""
     every, kept = row_masks[0][0], column_masks[0][0]
-    if every.size < 2 or kept.size > MAX_COLUMNS:
+    if every.size < 2 or kept.size > MAX_COLUMNS or rows.size < _FEW:
         return
     # Long tensors are judged by their first rows.
     limit = every.size if layout.elements <= _SAMPLE else max(1, _SAMPLE // layout.columns)
@@ -217,7 +219,9 @@ def _adaptive(
             fixed = _FLAGS + mask[1] + row_bits
             yield _Choice(some_rows, mask[0], strength, fixed + share * both, fixed)
 
-    of_all = [c for i in range(len(STRENGTHS)) for c in adaptive(column_masks[0], 1 + i)]
+    # Counts are trusted soon where there are many.
+    strengths = [1] if rows.size < _MANY * kept.size else [1, 2]
+    of_all = [choice for strength in strengths for choice in adaptive(column_masks[0], strength)]
     yield from of_all
     yield from adaptive(column_masks[1], min(of_all, key=lambda choice: choice.bits).strength)
 

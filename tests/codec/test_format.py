@@ -152,7 +152,7 @@ class SlowDecoder:
             if told:
                 columns = [m for m in columns if live[m]]
         if self.uniform(2):
-            sigma = self.uniform(4)
+            sigma = self.uniform(3)
             restricted = self.uniform(2)
             if restricted:
                 lines = self.subset(self.bounded(rows), rows)
@@ -180,7 +180,7 @@ class SlowDecoder:
             end = start + max(1, min(start // 4, 2**16 // len(columns)))
             before = dict(n)
             for line, scale in filled[start:end]:
-                chances = self.chances(before, (0.5, 2.0, 8.0)[sigma - 1], scale, block, kernels)
+                chances = self.chances(before, (2.0, 0.5)[sigma - 1], scale, block, kernels)
                 for m in columns:
                     if self.bit(chances[m]):
                         n[m] += 1
@@ -371,7 +371,7 @@ def test_slow_decoder_agrees_on_every_form_of_positions() -> None:
     }
     assert forms == {
         *((name, flag) for name in either for flag in (0, 1)),
-        *(("strength", sigma) for sigma in range(4)),
+        *(("strength", sigma) for sigma in range(3)),
         *(("blocks", kind) for kind in range(3)),
     }
 
