@@ -84,28 +84,38 @@ def put(model: nn.Module, values: Values) -> None:
         factors[name].copy_(value)
 
 
-def largest_share(fits: Callable[[float], bool], near: float | None = None) -> float:
+def largest_share(over: Callable[[float], float], near: float | None = None) -> float:
     """The largest share in (0, 1] that fits, to a five-hundredth of it; 0 where none does.
 
     Args:
-        fits: whether a share does; one that does not is followed by no larger one that does.
+        over: the size at a share as a multiple of what it may be; it fits where that is at most 1.
+            A share that does not fit is followed by no larger one that does.
         near: where to look first; None looks down from 1, since files are small shares of dense
             models.
     """
-    low, high = 0.0, math.inf
-    share, factor = (1.0, 1 / 4) if near is None else (near, 1 / 1.1)
-    for _ in range(_ROUNDS):
-        if fits(share):
-            low = share
+    low = high = None  # (share, size) that fits, and that does not
+    share = 1.0 if near is None else near
+    for trial in range(_ROUNDS):
+        size = over(share)
+        if size <= 1:
+            low = share, size
             if share == 1:
                 return 1.0
-            share = min(1.0, share / factor) if high == math.inf else (share + high) / 2
         else:
-            high = share
-            share = share * factor if low == 0 else (low + share) / 2
-        if low > 0 and high < _CLOSE * low:
+            high = share, size
+        if low is not None and (low[1] > 2 - _CLOSE or (high and high[0] < _CLOSE * low[0])):
             break
-    return low
+        if low is None or high is None:
+            # Sizes grow about as shares do.
+            share = min(1.0, share / min(max(size, 1.2), 8.0) if size > 1 else share / size * 1.1)
+            continue
+        # Between the two, where a straight line in logarithms meets the limit; every other time in
+        # the middle, since sizes may be stairs.
+        part = 0.5
+        if trial % 2:
+            part = -math.log(low[1]) / (math.log(high[1]) - math.log(low[1]))
+        share = low[0] * (high[0] / low[0]) ** min(max(part, 0.05), 0.95)
+    return 0.0 if low is None else low[0]
 
 
 class ShareStage(Stage, ABC):
@@ -148,7 +158,7 @@ class ShareStage(Stage, ABC):
             guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
             self.bits = dict.fromkeys(named_factors(self.model), guess)
         for _ in range(_TRIALS):
-            self.share = largest_share(self._fits, near)
+            self.share = largest_share(self._over, near)
             if self.target.bits != "auto" or self.share == 0:
                 return
             near = self.share
@@ -158,9 +168,9 @@ class ShareStage(Stage, ABC):
                 return
             self.bits = chosen
 
-    def _fits(self, share: float) -> bool:
+    def _over(self, share: float) -> float:
         probe = _pruned(self.model, self.example, self.values_at(share))
-        return _rounded_bits(probe, self.target, self.bits) <= _AIM * self.target.budget_bits
+        return _rounded_bits(probe, self.target, self.bits) / (_AIM * self.target.budget_bits)
 
     def least_bits(self, model: nn.Module, x: Tensor) -> int:
         """The size in bits at share 0, of a dense model, which is factorized."""

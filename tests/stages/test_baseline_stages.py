@@ -90,25 +90,47 @@ def others(model: nn.Module) -> list[Tensor]:
 # ---- the share
 
 
-@given(st.floats(0.0005, 1), st.one_of(st.none(), st.floats(0.0005, 1)))
-@settings(max_examples=200, deadline=None)
-def test_the_largest_share_is_found_wherever_it_is_looked_for(edge: float, near: float | None):
+@given(
+    st.floats(0.0005, 1),
+    st.one_of(st.none(), st.floats(0.0005, 1)),
+    st.floats(0.5, 1.5),
+    st.sampled_from([0, 10, 100]),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_largest_share_is_found_wherever_it_is_looked_for(
+    edge: float, near: float | None, power: float, stairs: int
+) -> None:
     asked = []
 
-    def fits(share: float) -> bool:
+    def size(share: float) -> float:
         asked.append(share)
-        return share <= edge
+        share /= edge
+        if stairs:  # in steps; that of the edge fits
+            share = math.ceil(share * stairs - 1e-9) / stairs
+        return float(share**power)
 
-    found = largest_share(fits, near)
-    assert found <= edge
-    assert found >= edge / 1.01 or len(asked) == 24
+    found = largest_share(size, near)
+    assert size(found) <= 1
+    # A file filled to a five-hundredth is as good as the largest share.
+    assert found >= edge / 1.01 or size(found) > 0.997 or len(asked) >= 24
     if near is None:
-        assert found >= edge / 1.01
+        assert found >= edge / 1.01 or size(found) > 0.997
     assert all(0 < share <= 1 for share in asked)
 
 
+def test_few_sizes_are_asked_for() -> None:
+    asked = []
+
+    def size(share: float) -> float:
+        asked.append(share)
+        return 0.05 + 30 * share**0.9
+
+    assert size(largest_share(size)) > 0.997
+    assert len(asked) <= 9
+
+
 def test_there_may_be_no_share() -> None:
-    assert largest_share(lambda share: False) == 0
+    assert largest_share(lambda share: 1 + share) == 0
 
 
 # ---- pruned once
