@@ -46,8 +46,8 @@ Matrix = NDArray[np.int32]
 ARTIFACTS = Path(__file__).parents[1] / "docs/results/artifacts"
 SHARES = ("1", "0.3", "0.1")  # percent of the dense size, of the trained models
 LEVELS, DECAY = 8, 2.0  # level i, ±1 .. ±8: probability in proportion to exp(-|i| / DECAY)
-# Share of empty rows and columns, sigma of the others' log-densities: at 1 % the positions then take
-# 0.74 of their entropy at best.
+# Share of empty rows and columns, sigma of the others' log-densities: at 1 % the positions then
+# take 0.74 of their entropy at best.
 EMPTY, SPREAD = 0.2, 1.0
 DENSITIES = (0.10, 0.05, 0.01)
 TIMED, IID = 0.05, 0.01  # densities of the set that is timed and of the independent entries
