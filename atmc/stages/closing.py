@@ -48,9 +48,11 @@ def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict
     if target.bits != "auto":
         return dict.fromkeys(factors, int(target.bits))
     table = rate_distortion(factorized_weights(model), factors)
+    bits: dict[str, int] = {}
     for scale in (*_FINER, *_COARSER) if fill else _COARSER:
-        bits = table.choose(scale * DISTORTION)
-        if _rounded_bits(model, target, bits) <= _AIM * target.budget_bits:
+        last, bits = bits, table.choose(scale * DISTORTION)
+        # The file of the same bits was too large already.
+        if bits != last and _rounded_bits(model, target, bits) <= _AIM * target.budget_bits:
             break
     return bits
 
