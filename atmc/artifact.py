@@ -179,10 +179,26 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
         FileNotFoundError: no such file.
         ValueError: the model given is factorized.
     """
-    data = codec.read(Path(path))
+    return from_artifact(decode(codec.read(Path(path)), model), model)
+
+
+def decode(data: bytes, model: nn.Module | None = None) -> codec.Artifact:
+    """:func:`codec.decode`, refusing what claims more than its model can hold.
+
+    Args:
+        data: the bytes of an artifact.
+        model: the module it belongs to; None for the model of the zoo that it names. Of one that
+            names none, the codec's own limit holds.
+
+    Raises:
+        AtmcFormatError: a damaged file, or one that is larger than its model.
+    """
     if model is None:
-        return from_artifact(codec.decode(data), model)
-    return from_artifact(codec.decode(data, _most_elements(model)), model)
+        meta = codec.decode_meta(data)
+        if "model" not in meta:
+            return codec.decode(data)
+        model = _zoo_model(meta, "meta")
+    return codec.decode(data, _most_elements(model))
 
 
 def _most_elements(model: nn.Module) -> int:
@@ -196,19 +212,30 @@ def _most_elements(model: nn.Module) -> int:
     return 3 * sum(max(size, 1) for size in sizes)
 
 
+def _zoo_model(meta: dict[str, Any], device: str = "cpu") -> nn.Module:
+    """The model that a file names; on "meta" its shapes alone, which take no memory."""
+    name = meta.get("model")
+    if not isinstance(name, str):
+        raise codec.AtmcFormatError(
+            "the artifact is of a model that is not in the zoo: give the module it belongs to"
+        )
+    try:
+        with torch.device("meta"):
+            shapes = models.create(name, **meta.get("kwargs", {}))
+        elements = sum(value.numel() for value in shapes.state_dict().values())
+        if elements > codec.MAX_ELEMENTS:
+            raise codec.AtmcFormatError(f"the artifact names a model of {elements:,} values")
+        return shapes if device == "meta" else models.create(name, **meta.get("kwargs", {}))
+    except codec.AtmcFormatError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own for impossible sizes
+        raise codec.AtmcFormatError(f"the artifact names a model we lack: {error}") from error
+
+
 def from_artifact(artifact: codec.Artifact, model: nn.Module | None = None) -> nn.Module:
     """A decoded artifact into a plain module; see :func:`load`."""
     if model is None:
-        name = artifact.meta.get("model")
-        if not isinstance(name, str):
-            raise codec.AtmcFormatError(
-                "the artifact is of a model that is not in the zoo: give the module it belongs to"
-            )
-        kwargs = artifact.meta.get("kwargs", {})
-        try:
-            model = models.create(name, **kwargs)
-        except (TypeError, ValueError) as error:
-            raise codec.AtmcFormatError(f"the artifact names a model we lack: {error}") from error
+        model = _zoo_model(artifact.meta)
     state = named_state(model)
     if any(isinstance(value, FactorizedWeight) for value in state.values()):
         raise ValueError("the model given is factorized: give a plain one")

@@ -11,7 +11,7 @@ from torch import nn
 
 from atmc import codec, models
 from atmc.accounting import dense_bits
-from atmc.artifact import from_artifact
+from atmc.artifact import decode, from_artifact
 from atmc.compression import channels_last
 from atmc.settings import read_config
 
@@ -57,7 +57,7 @@ def read_model(path: Path) -> tuple[nn.Module, dict[str, Any], str | None]:
         model = models.create(name)
         load_dense(model, path)
     else:
-        artifact = codec.decode(codec.read(path))
+        artifact = decode(codec.read(path))
         name = artifact.meta.get("model")
         model = from_artifact(artifact)
         sizes = codec.measure(artifact)

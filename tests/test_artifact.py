@@ -2,6 +2,7 @@ import copy
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +188,25 @@ def test_a_file_far_larger_than_the_model_is_refused_unread(tmp_path: Path) -> N
     save(compressed(nn.Sequential(nn.Linear(400, 300))), tmp_path / "large.atmc")
     with pytest.raises(codec.AtmcFormatError, match="larger model"):
         load(tmp_path / "large.atmc", nn.Sequential(nn.Linear(4, 3)))
+
+
+def test_a_file_that_claims_more_than_the_model_it_names_is_refused_unread(tmp_path: Path) -> None:
+    def file(kwargs: dict[str, Any], *shape: int) -> Path:
+        values = codec.IntegerTensor(shape, np.zeros(shape, np.int64).ravel())
+        meta = {"model": "digits-cnn", "kwargs": kwargs}
+        data = codec.encode(codec.Artifact(meta, (codec.Entry(None, values),)))
+        assert len(data) < 80
+        codec.write(tmp_path / "claim.atmc", data)
+        return tmp_path / "claim.atmc"
+
+    with pytest.raises(codec.AtmcFormatError, match="larger model"):
+        load(file({}, 1000, 1000))
+    with pytest.raises(codec.AtmcFormatError, match=r"names a model of 3,225,\d{3},\d{3} values"):
+        load(file({"num_classes": 25_000_000}, 1))
+    with pytest.raises(codec.AtmcFormatError, match="names a model we lack"):
+        load(file({"num_classes": 2**70}, 1))
+    with pytest.raises(codec.AtmcFormatError, match="holds 1 tensors"):
+        load(file({}, 1))
 
 
 def test_save_over_budget_writes_nothing(tmp_path: Path) -> None:

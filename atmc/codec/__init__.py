@@ -3,7 +3,7 @@
 ``docs/FORMAT.md`` describes the bytes.
 """
 
-from atmc.codec.container import decode, encode
+from atmc.codec.container import MAX_ELEMENTS, decode, decode_meta, encode
 from atmc.codec.errors import AtmcFormatError
 from atmc.codec.files import read, write
 from atmc.codec.sizes import Sizes, TensorSize, dense_fixed_bits, largest_bits, measure
@@ -19,6 +19,7 @@ from atmc.codec.tensors import (
 )
 
 __all__ = [
+    "MAX_ELEMENTS",
     "Artifact",
     "AtmcFormatError",
     "DenseTensor",
@@ -30,6 +31,7 @@ __all__ = [
     "SparseTensor",
     "TensorSize",
     "decode",
+    "decode_meta",
     "dense_fixed_bits",
     "encode",
     "largest_bits",

@@ -40,6 +40,7 @@ from atmc.codec.tensors import (
 MAGIC = b"atm"
 VERSION = 1
 PREFIX = len(MAGIC) + 1 + 4
+MAX_ELEMENTS = 2**28  # of a file of which nothing else is known
 BoolArray = NDArray[np.bool_]
 _ENTRY_KINDS = (FactorizedWeight, DenseTensor, IntegerTensor)
 # Orders of the exp-Golomb codes: near the usual sizes of what they count.
@@ -61,7 +62,7 @@ def encode_metered(artifact: Artifact) -> tuple[bytes, Writer]:
     return MAGIC + version + checksum + stream, writer
 
 
-def decode(data: bytes, max_elements: int = 2**28) -> Artifact:
+def decode(data: bytes, max_elements: int = MAX_ELEMENTS) -> Artifact:
     """The artifact that :func:`encode` was given.
 
     Raises :class:`AtmcFormatError` for anything that is not exactly such a file, and where all
@@ -77,6 +78,17 @@ def decode(data: bytes, max_elements: int = 2**28) -> Artifact:
         raise AtmcFormatError(f"damaged file: {error}") from None
     reader.finish()
     return artifact
+
+
+def decode_meta(data: bytes) -> dict[str, Any]:
+    """The metadata of a file, before any of its tensors; raises as :func:`decode` does."""
+    stream = _check_prefix(bytes(data))
+    try:
+        return dict(_read_json(Reader(stream), {}))
+    except AtmcFormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise AtmcFormatError(f"damaged file: {error}") from None
 
 
 def _check_prefix(data: bytes) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atmc import codec
+from atmc.artifact import decode
 from atmc.extras import require
 from atmc.report import examples, page
 from atmc.report.curves import draw, groups
@@ -110,7 +111,7 @@ def _open_artifacts(
         path = result.folder / "model.atmc"
         try:
             data = codec.read(path)
-            artifact = codec.decode(data)
+            artifact = decode(data)
         except codec.AtmcFormatError as error:
             warnings.append(f"{path}: {error}: its bits and examples are left out")
             continue
