@@ -26,15 +26,20 @@ FLOAT_BITS = 32  # values kept as they are, no codebook
 _DENSE_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
 _CHOICES = range(1, 9)  # bits a value
+_LEAST_MORE, _MOST_MORE = 2, 5  # bits of a level beyond those of its index
 _TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
 
 
-def level_bits(bits: int) -> int:
-    """Bits that a level of a ``bits``-bit codebook is stored in.
+def level_bits(bits: int, nonzeros: int) -> int:
+    """Bits that a level of a ``bits``-bit codebook of so many nonzeros is stored in.
 
-    Five more than the index: rounding a level must stay small beside the spacing of levels.
+    A bit more for every level quarters the squared error of rounding levels, one more for every
+    value that of having so few of them: where n values share L levels, a level is worth
+    log2(n / L) / 2 bits more than its index; and one more, as most levels are closer than average.
     """
-    return min(16, bits + 5)
+    levels = min(2**bits, max(nonzeros, 1))
+    more = math.ceil(math.log2(max(nonzeros, 1) / levels) / 2) + 1
+    return min(16, bits + min(max(more, _LEAST_MORE), _MOST_MORE))
 
 
 def dense_bits(model: nn.Module) -> int:
@@ -131,7 +136,7 @@ def factor_bits(size: int, nonzeros: int, bits: int, value_bits: float | None = 
     if bits == FLOAT_BITS:
         return places + nonzeros * FLOAT_BITS
     levels = min(2**bits, nonzeros)
-    book = position_bits(2 ** level_bits(bits) - 2, levels)
+    book = position_bits(2 ** level_bits(bits, nonzeros) - 2, levels)
     values = nonzeros * math.log2(levels)
     if value_bits is not None:
         values = min(values, nonzeros * value_bits + levels * _FREQUENCY_BITS)
@@ -257,12 +262,15 @@ class RateDistortion:
     energy: float
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], sensitivity: Mapping[str, float]) -> RateDistortion:
+    def of(
+        cls, tensors: Mapping[str, Tensor], sensitivity: Mapping[str, float], *, rdo: bool = False
+    ) -> RateDistortion:
         """Measure tensors.
 
         Args:
             tensors: the factors, zeros where they are pruned.
             sensitivity: s_t, what squared error in a tensor is worth to its layer.
+            rdo: how tensors will be rounded, see :func:`atmc.quantization.quantized_codebook`.
         """
         errors: dict[str, list[float]] = {}
         rates: dict[str, list[float]] = {}
@@ -274,7 +282,8 @@ class RateDistortion:
             energy += sensitivity[name] * float(values.square().sum())
             errors[name], rates[name] = [], []
             for bits in _CHOICES:
-                book = quantized_codebook(values, 2**bits, level_bits(bits))
+                precision = level_bits(bits, len(values))
+                book = quantized_codebook(values, 2**bits, precision, rdo=rdo)
                 gap = values - book.levels.to(values)[book.codes]
                 errors[name].append(sensitivity[name] * float(gap.square().sum()))
                 entropy = code_bits(book.codes)

@@ -55,18 +55,17 @@ class Buckets:
         width = self._highest.astype(np.float64) - self._lowest
         return float((self.counts * width * width).sum() / 12)
 
-    def nearest(self, levels: _Floats) -> _Ints:
-        """Code of the nearest of the ascending ``levels`` for each value, the lower on a tie.
+    def between(self, borders: _Floats) -> _Ints:
+        """How many of the ascending ``borders`` lie below each value.
 
-        A bucket on one side of every midpoint has one code; values of the others are looked at
-        one by one, so that the answer is exact.
+        A bucket on one side of every border has one answer; values of the others are looked at
+        one by one, so that it is exact.
         """
-        middles = levels[:-1] / 2 + levels[1:] / 2
         ends = (self._lowest, self._highest)
-        low, high = (np.searchsorted(middles, end, side="left") for end in ends)
+        low, high = (np.searchsorted(borders, end, side="left") for end in ends)
         table = np.zeros(int(self._held[-1]) + 1, dtype=np.int32)
         table[self._held] = np.where(low == high, low, -1)
         codes = table[self._index].astype(np.int64)
         open_ = np.flatnonzero(codes < 0)
-        codes[open_] = np.searchsorted(middles, self.values[open_], side="left")
+        codes[open_] = np.searchsorted(borders, self.values[open_], side="left")
         return codes

@@ -83,6 +83,8 @@ class Training:
             differ by rounding), keep gradients in channels_last, and let the process keep the
             memory that it has freed (:func:`atmc.memory.keep_freed`). A model given in
             channels_last stays in it, and is faster again.
+        rdo: round values with an eye to the length of their codes, too, and not to the nearest
+            level alone (:mod:`atmc.entropy_constrained`).
         state_precision: of ADMM's duplicates and duals; "bfloat16" halves their memory.
         bpda: let the training-time attack's gradients past ReLUs that are off and losers of a
             max-pool (:mod:`atmc.bpda`): nets of few weights learn to hide from PGD otherwise.
@@ -109,6 +111,7 @@ class Training:
     seed: int = 0
     precision: Precision = "auto"
     fast: bool = True
+    rdo: bool = False
     state_precision: StatePrecision = "float32"
     bpda: bool = False
     compiled: bool = False
@@ -202,8 +205,12 @@ class Job:
         self.recipe = get(self.method)
         if self.bits == "auto" and self.recipe.auto_bits is not None:
             self.bits = self.recipe.auto_bits
-        self.target = Target.of(self.model, self.budget_bits, self.bits, self.meta)
+        self.target = self._target(self.budget_bits)
         self._check_least()
+
+    def _target(self, budget_bits: int | None) -> Target:
+        rdo = self.training.rdo
+        return Target.of(self.model, budget_bits, self.bits, self.meta, rdo=rdo)
 
     def _check_least(self) -> None:
         """Refuse a budget that the method cannot reach.
@@ -227,7 +234,7 @@ class Job:
             if found <= target.budget_bits:
                 break
             least = found
-            target = Target.of(self.model, least, self.bits, self.meta)
+            target = self._target(least)
         if least > 0:
             raise BudgetError(
                 f"a budget of {self.budget_bits} bits is too small for {self.method}: the "

@@ -66,6 +66,8 @@ class ATMC(Splitting):
             what they change in W, "effect-per-bit" by that for what they cost in the file.
         costs: cost of an entry by tensor name; then k is a budget in that unit.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.
+        rdo: round with an eye to the length of the codes, too
+            (:mod:`atmc.entropy_constrained`); False: to the nearest level.
         state_dtype: of duplicates and duals, None for that of the factors. bfloat16 halves their
             memory; the quantized model is formed from the factors and keeps their precision.
 
@@ -86,6 +88,7 @@ class ATMC(Splitting):
         importance: Importance = "magnitude",
         costs: Mapping[str, float] | None = None,
         penalty: Penalty | None = None,
+        rdo: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         self.weights = factorized_weights(model)
@@ -102,6 +105,7 @@ class ATMC(Splitting):
         self.duplicate_every = duplicate_every
         self.importance: Importance = importance
         self.costs = self._by_name(costs, "costs") if costs is not None else None
+        self.rdo = rdo
         self.auto = bits == "auto"
         self._chosen_at = 0  # nonzeros when bits were chosen last
         self.set_bits(AUTO_GUESS if bits == "auto" else bits)
@@ -141,7 +145,7 @@ class ATMC(Splitting):
             name: factor.detach() * mask
             for (name, factor), mask in zip(self.factors.items(), masks, strict=True)
         }
-        return rate_distortion(self.weights, kept).choose(distortion)
+        return rate_distortion(self.weights, kept, rdo=self.rdo).choose(distortion)
 
     def _follow_nonzeros(self) -> None:
         nonzeros = self.nonzeros
@@ -203,7 +207,7 @@ class ATMC(Splitting):
             self._centroids.clear()
         for name in self.factors:
             init = self._centroids.get(name)
-            duplicate, centroids = rounded(self._shifted(name), self.bits[name], init)
+            duplicate, centroids = rounded(self._shifted(name), self.bits[name], init, rdo=self.rdo)
             if centroids is not None:
                 self._centroids[name] = centroids
             self._renew(name, duplicate)
@@ -214,7 +218,7 @@ class ATMC(Splitting):
         found = {}
         masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
         for name, mask in zip(self.factors, masks, strict=True):
-            found[name], _ = rounded(self._shifted(name) * mask, self.bits[name])
+            found[name], _ = rounded(self._shifted(name) * mask, self.bits[name], rdo=self.rdo)
         return found
 
     @torch.no_grad()

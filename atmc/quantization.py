@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from atmc.buckets import Buckets
+from atmc.entropy_constrained import bit_price, entropy_constrained, territories
+from atmc.kmeans import Ints, Line, partition
 
 __all__ = [
     "QuantizedCodebook",
@@ -24,27 +25,13 @@ __all__ = [
     "round_levels",
 ]
 
-_Floats = npt.NDArray[np.float64]
-_Ints = npt.NDArray[np.int64]
-
 EXPONENT_MIN, EXPONENT_MAX = -126, 100
 
-# Where the search for the bounds between levels starts: at the exact optimum where its table is
-# small (up to _CANDIDATES distinct values, or hardly more of them than levels); with up to
-# _SEARCHED levels, at the best choice among _CELLS candidates a level (at least _CANDIDATES);
-# beyond, at the bounds that the density asks for: the table grows as the square of the levels.
-_CANDIDATES = 512
-_CELLS = 8
-_SEARCHED = 512
 # Above _MERGED values, values that agree to a thousandth are one point, as long as the error within
 # the points is at most the share _SPREAD of that between them: what such points cannot see is
 # where a bound cuts through one of them, far below the 1 % that is promised.
 _MERGED = 2**16
 _SPREAD = 0.01
-# Refinement: steps to either side that a bound may move at a time; relative gain that ends it.
-_WINDOW = 6
-_CONVERGED = 1e-6
-_WARM_CONVERGED = 1e-4  # the same from levels that are given, after two joint moves
 
 
 def codebook(values: Tensor, levels: int, init: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -90,9 +77,12 @@ def nearest(values: Tensor, levels: Tensor) -> Tensor:
     """
     if levels.numel() == 0 and values.numel() > 0:
         raise ValueError("no levels to choose from; give at least one")
+    return torch.bucketize(values.detach().double(), _midpoints(levels))
+
+
+def _midpoints(levels: Tensor) -> Tensor:
     wide = levels.detach().double()
-    midpoints = wide[:-1] / 2 + wide[1:] / 2
-    return torch.bucketize(values.detach().double(), midpoints)
+    return wide[:-1] / 2 + wide[1:] / 2
 
 
 def quantize(values: Tensor, levels: Tensor, codes: Tensor) -> Tensor:
@@ -163,24 +153,58 @@ class QuantizedCodebook:
 
 
 def quantized_codebook(
-    values: Tensor, levels: int, level_bits: int, init: Tensor | None = None
+    values: Tensor, levels: int, level_bits: int, init: Tensor | None = None, *, rdo: bool = False
 ) -> QuantizedCodebook:
     """``codebook(values, levels, init)`` with its levels rounded to ``level_bits`` bits.
 
-    Levels that become equal are merged, every nonzero is coded again by the nearest rounded level
+    Levels that become equal are merged, every nonzero is coded again by the cheapest rounded level
     (the lower one on a tie), and levels without members are dropped. Raises as ``codebook`` and
     ``round_levels`` do.
+
+    Args:
+        values: float tensor of any shape.
+        levels: the largest number of levels, at least 1.
+        level_bits: 2 to 16.
+        init: see :func:`codebook`.
+        rdo: rate-distortion optimized: a value takes a level of a shorter code where that is worth
+            its error (:mod:`atmc.entropy_constrained`), and codebooks may be smaller. Values that
+            ``levels`` levels hold exactly are kept. False: the nearest level is the cheapest.
     """
     # Levels of 16-bit values are not rounded to 16 bits on the way.
     nonzeros = _Nonzeros(values if values.dtype == torch.float64 else values.float())
+    if rdo and nonzeros.count:
+        return _rate_distortion_optimized(nonzeros, levels, level_bits, init)
     centroids = nonzeros.levels(levels, init)
     integers, exponent = round_levels(centroids, level_bits)
     integers = torch.unique(integers)
     codes = nonzeros.codes(integers.to(values.device).double() * 2.0**exponent)
+    return _used(integers, exponent, codes, centroids)
+
+
+def _rate_distortion_optimized(
+    nonzeros: "_Nonzeros", levels: int, level_bits: int, init: Tensor | None
+) -> QuantizedCodebook:
+    line, bounds = nonzeros.split(levels, init)
+    exact = bounds.size == line.points.size + 1
+    price = 0.0 if exact else bit_price(line, levels)
+    coded = entropy_constrained(line, bounds, price)
+    integers, exponent = round_levels(torch.from_numpy(line.centroids(coded.bounds)), level_bits)
+    integers, merged = torch.unique(integers, return_inverse=True)
+    shares = np.bincount(merged.numpy(), weights=np.exp2(-coded.lengths))
+    scaled = np.ldexp(integers.numpy().astype(np.float64), exponent - line.scale)
+    left, borders = territories(scaled, -price * np.log2(shares))
+    codes = nonzeros.between(torch.from_numpy(np.ldexp(borders, line.scale)))
+    # The next search starts where this one did: with all levels.
+    centroids = torch.from_numpy(line.centroids(bounds))
+    return _used(integers[torch.from_numpy(left)], exponent, codes, centroids)
+
+
+def _used(integers: Tensor, exponent: int, codes: Tensor, centroids: Tensor) -> QuantizedCodebook:
+    """The codebook without the levels that no code names."""
     used = torch.bincount(codes, minlength=integers.numel()).cpu() > 0
-    held = integers[used].to(values.device)
+    held = integers[used].to(codes.device)
     if not bool(used.all()):
-        codes = (used.cumsum(0) - 1).to(values.device)[codes]
+        codes = (used.cumsum(0) - 1).to(codes.device)[codes]
     return QuantizedCodebook(held, exponent, codes, centroids)
 
 
@@ -202,27 +226,36 @@ class _Nonzeros:
         many = wide == torch.float32 and self._host.size > _MERGED
         self._buckets = Buckets(self._host) if many else None
 
-    def levels(self, count: int, init: Tensor | None = None) -> Tensor:
-        """At most ``count`` levels in the values' type, on the host."""
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return int(self._host.size)
+
+    def split(self, count: int, init: Tensor | None = None) -> tuple[Line, Ints]:
+        """The values as points on a line, and the bounds of at most ``count`` parts of them."""
         if count < 1:
             raise ValueError(f"levels must be at least 1, got {count}")
-        if self._host.size == 0:
-            return self._kept.cpu()
-        found = None
+        start = None if init is None else init.detach().to("cpu", torch.float64).numpy()
         buckets = self._buckets
         if buckets is not None and buckets.points.size > count:
-            line = _Line(buckets.points, buckets.counts)
-            bounds = _partition(line, count, init)
+            line = Line(buckets.points, buckets.counts)
+            bounds = partition(line, count, start)
             # Fine enough where the values lie, or the buckets decide instead of the values.
             if buckets.spread() <= _SPREAD * line.total(bounds):
-                found = line.centroids(bounds)
-        if found is None:
-            ordered = np.sort(self._host).astype(np.float64, copy=False)
-            first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-            line = _Line(ordered[first], np.diff(np.append(first, ordered.size)))
-            few = line.points.size <= count
-            found = line.points if few else line.centroids(_partition(line, count, init))
-        chosen = torch.from_numpy(found).to(self._kept.dtype)
+                return line, bounds
+        ordered = np.sort(self._host).astype(np.float64, copy=False)
+        first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+        line = Line(ordered[first], np.diff(np.append(first, ordered.size)))
+        if line.points.size <= count:
+            return line, np.arange(line.points.size + 1)
+        return line, partition(line, count, start)
+
+    def levels(self, count: int, init: Tensor | None = None) -> Tensor:
+        """At most ``count`` levels in the values' type, on the host."""
+        if self._host.size == 0:
+            return self._kept.cpu()
+        line, bounds = self.split(count, init)
+        chosen = torch.from_numpy(line.centroids(bounds)).to(self._kept.dtype)
         if bool((chosen == 0).any()):
             # Values of both signs share this level: those next to zero are its members.
             below = self._host[self._host < 0].max()
@@ -232,209 +265,10 @@ class _Nonzeros:
 
     def codes(self, levels: Tensor) -> Tensor:
         """The index of the nearest level for each nonzero, where the values are."""
+        return self.between(_midpoints(levels))
+
+    def between(self, borders: Tensor) -> Tensor:
+        """How many of the ascending ``borders`` lie below each nonzero, where the values are."""
         if self._buckets is None or self._kept.device.type != "cpu":
-            return nearest(self._kept, levels)
-        return torch.from_numpy(self._buckets.nearest(levels.double().numpy()))
-
-
-def _partition(line: "_Line", count: int, init: Tensor | None) -> _Ints:
-    """Bounds of a near-optimal partition into ``count`` parts; there are more points than that."""
-    if init is not None:
-        start = np.unique(init.detach().to("cpu", torch.float64).numpy())
-        bounds = line.bounds(start) if start.size == count else None
-        if bounds is not None and bounds.size == count + 1 > 2:
-            for part in (32, 128):  # of the gap to the next bound
-                bounds, error = _shift(line, bounds, _step(bounds, part))
-            return _lloyd(line, bounds, error, _WARM_CONVERGED)
-    return _refine(line, _search(line, count))
-
-
-class _Line:
-    """Distinct points, ascending, with their counts; the squared error of any run of them.
-
-    A partition is given by its bounds: indices into ``points``, from 0 to their number, ascending.
-    """
-
-    def __init__(self, points: _Floats, counts: _Ints) -> None:
-        self.points = points
-        self.weight: _Floats = np.concatenate(([0.0], np.cumsum(counts, dtype=np.float64)))
-        # Powers of two are exact, and keep squares of any float64 within range.
-        self._scale = math.frexp(max(-points[0], points[-1]))[1]
-        scaled = np.ldexp(points, -self._scale)
-        # Sums run outward from the middle, where they are smallest, so that differences of two
-        # prefixes lose little to cancellation.
-        middle = scaled.size // 2
-        self._origin = float(scaled[middle])
-        self.scaled: _Floats = scaled
-        offset = scaled - self._origin
-        moment = offset * counts
-        self._sum = _prefix(moment, middle)
-        self._square = _prefix(moment * offset, middle)
-
-    def error(self, start: _Ints, stop: _Ints) -> _Floats:
-        """Squared error (scaled) of the runs start:stop around their means; empty runs are free."""
-        count = self.weight[stop] - self.weight[start]
-        total = self._sum[stop] - self._sum[start]
-        spread = self._square[stop] - self._square[start]
-        return np.maximum(spread - total * total / np.maximum(count, 1.0), 0.0)
-
-    def total(self, bounds: _Ints) -> float:
-        """Squared error of a partition, unscaled."""
-        error = float(self.error(bounds[:-1], bounds[1:]).sum())
-        return math.ldexp(error, 2 * self._scale) if error > 0 else 0.0
-
-    def means(self, bounds: _Ints) -> _Floats:
-        """Scaled means of the parts; each lies between the smallest and largest of its part."""
-        mean = np.diff(self._sum[bounds]) / np.diff(self.weight[bounds]) + self._origin
-        return np.clip(mean, self.scaled[bounds[:-1]], self.scaled[bounds[1:] - 1])
-
-    def centroids(self, bounds: _Ints) -> _Floats:
-        """Means of the parts, unscaled; each lies between the ends of its part, exactly."""
-        mean = np.ldexp(self.means(bounds), self._scale)
-        return np.clip(mean, self.points[bounds[:-1]], self.points[bounds[1:] - 1])
-
-    def bounds(self, levels: _Floats) -> _Ints:
-        """The partition by nearest level (ties to the lower), parts without points left out."""
-        return _cut(self.points, levels)
-
-    def assign(self, means: _Floats) -> _Ints:
-        """The same for scaled means."""
-        return _cut(self.scaled, means)
-
-
-def _prefix(terms: _Floats, middle: int) -> _Floats:
-    """Prefix sums with the zero at index ``middle``."""
-    left = -np.cumsum(terms[:middle][::-1])[::-1]
-    return np.concatenate((left, [0.0], np.cumsum(terms[middle:])))
-
-
-def _cut(points: _Floats, levels: _Floats) -> _Ints:
-    inner = np.searchsorted(points, levels[:-1] / 2 + levels[1:] / 2, side="right")
-    inner = inner[(inner > 0) & (inner < points.size)]
-    return np.concatenate(([0], inner[np.diff(inner, prepend=0) > 0], [points.size]))
-
-
-def _search(line: _Line, levels: int) -> _Ints:
-    """Bounds of a near-optimal partition into ``levels`` parts, before refinement."""
-    size = line.points.size
-    slack = size - levels
-    if slack <= _CANDIDATES and levels * slack * slack <= 2**25:
-        return _dynamic_program(line, np.arange(size + 1), levels, size)
-    if levels > _SEARCHED:
-        return _companded(line, levels - 1)
-    candidates = _companded(line, max(_CELLS * levels, _CANDIDATES))
-    # An optimal part spans about as many candidates as any other: many times that is no limit.
-    return _dynamic_program(line, candidates, levels, max(8 * _CELLS, 16384 // levels))
-
-
-def _companded(line: _Line, cells: int) -> _Ints:
-    """The ends and up to ``cells`` inner bounds, dense as density**(1/3).
-
-    That is the optimum at high resolution (Panter and Dite, 1951). A gap of width w between
-    neighbours that holds the mass p counts w**(2/3) p**(1/3), and never more than one cell, so
-    that outliers do not use up the cells of the others.
-    """
-    if cells >= line.points.size - 1:
-        return np.arange(line.points.size + 1)
-    width = np.diff(line.scaled)
-    measure = np.cbrt(width * width * (line.weight[1:-1] - line.weight[:-2]))
-    for _ in range(20):
-        cell = float(measure.sum()) / cells
-        np.minimum(measure, cell, out=measure)
-    grown = np.cumsum(measure)
-    # Half a cell off the multiples, or rounding would lose gaps that fill a cell.
-    marks = cell * (np.arange(cells) + 0.5)
-    inner = 1 + np.searchsorted(grown, marks).clip(max=measure.size - 1)
-    return np.unique(np.concatenate(([0], inner, [line.points.size])))
-
-
-def _dynamic_program(line: _Line, candidates: _Ints, levels: int, longest: int) -> _Ints:
-    """Best partition into ``levels`` parts with bounds among ``candidates``.
-
-    No part spans more than ``longest`` cells between neighbouring candidates.
-    """
-    cells = candidates.size - 1
-    levels = min(levels, cells)
-    # Part j ends at cell j + s with s in 0..slack: each part has one cell, slack are free.
-    slack = cells - levels
-    longest = min(longest, slack + 1)
-    # cost[i, r]: error of the part that ends at cell i and spans longest - r cells.
-    stops = np.arange(cells + 1)[:, None]
-    starts = stops - longest + np.arange(longest)[None, :]
-    cost = line.error(candidates[np.maximum(starts, 0)], candidates[stops])
-    cost[starts < 0] = np.inf
-    best = np.full(longest + slack, np.inf)
-    best[longest - 1] = 0.0
-    windows = np.lib.stride_tricks.sliding_window_view(best, longest)
-    spans = np.empty((levels, slack + 1), dtype=np.int32)
-    total = np.empty((slack + 1, longest))
-    rows = np.arange(slack + 1)
-    for part in range(levels):
-        np.add(windows, cost[part + 1 : part + 2 + slack], out=total)
-        choice = total.argmin(axis=1)
-        spans[part] = longest - choice
-        best[longest - 1 :] = total[rows, choice]
-    bounds = [cells]
-    for part in reversed(range(levels)):
-        end = bounds[-1]
-        bounds.append(end - int(spans[part, end - part - 1]))
-    chosen: _Ints = candidates[bounds[::-1]]
-    return chosen
-
-
-def _refine(line: _Line, bounds: _Ints) -> _Ints:
-    """A local optimum: joint moves of all bounds by shrinking steps, then Lloyd's iterations."""
-    if bounds.size == 2:
-        return bounds
-    step = _step(bounds, 32)
-    error = math.inf
-    while True:
-        previous, finest = error, bool((step == 1).all())
-        bounds, error = _shift(line, bounds, step)
-        if finest and error >= previous * (1 - _CONVERGED):
-            break
-        step = np.maximum(step // 4, 1)
-    return _lloyd(line, bounds, error, _CONVERGED)
-
-
-def _step(bounds: _Ints, part: int) -> _Ints:
-    """For each inner bound, that part of the way to the nearer of its neighbours."""
-    gaps = np.diff(bounds)
-    step: _Ints = np.maximum(np.minimum(gaps[:-1], gaps[1:]) // part, 1)
-    return step
-
-
-def _lloyd(line: _Line, bounds: _Ints, error: float, converged: float) -> _Ints:
-    """Nearest means and means of the nearest in turns, until a turn gains less than a share."""
-    while True:
-        previous = error
-        bounds = line.assign(line.means(bounds))
-        error = float(line.error(bounds[:-1], bounds[1:]).sum())
-        if error >= previous * (1 - converged):
-            return bounds
-
-
-def _shift(line: _Line, bounds: _Ints, step: _Ints) -> tuple[_Ints, float]:
-    """Best partition whose inner bounds each move by -_WINDOW.._WINDOW of their ``step``.
-
-    Returns it with its squared error (scaled).
-    """
-    size = line.points.size
-    moves = np.arange(-_WINDOW, _WINDOW + 1)
-    places = np.clip(bounds[1:-1, None] + step[:, None] * moves, 1, size - 1)
-    start, stop = places[:-1, :, None], places[1:, None, :]
-    between = np.where(start < stop, line.error(start, np.maximum(stop, start)), np.inf)
-    best = line.error(np.zeros_like(places[0]), places[0])
-    came: list[npt.NDArray[np.intp]] = []
-    for costs in between:
-        total = best[:, None] + costs
-        came.append(total.argmin(axis=0))
-        best = total.min(axis=0)
-    best = best + line.error(places[-1], np.full_like(places[-1], size))
-    at = int(best.argmin())
-    error, path = float(best[at]), [at]
-    for choice in reversed(came):
-        at = int(choice[at])
-        path.append(at)
-    moved = places[np.arange(len(path)), path[::-1]]
-    return np.concatenate(([0], moved, [size])), error
+            return torch.bucketize(self._kept.double(), borders.to(self._kept.device))
+        return torch.from_numpy(self._buckets.between(borders.numpy()))

@@ -16,21 +16,25 @@ from atmc.quantization import quantize, quantized_codebook
 DISTORTION = 0.003
 
 
-def rounded(values: Tensor, bits: int, init: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """The nearest tensor with at most 2^bits levels, and what the next search may start from.
+def rounded(
+    values: Tensor, bits: int, init: Tensor | None = None, *, rdo: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """A tensor near by of at most 2^bits levels, and what the next search may start from.
 
-    Zeros stay. With 32 bits there is no codebook: a copy, and None.
+    Zeros stay. With 32 bits there is no codebook: a copy, and None. With ``rdo`` it is not the
+    nearest, but the best for the error and the length of the codes.
     """
     values = values.detach()
     if bits == FLOAT_BITS:
         return values.clone(), None
-    book = quantized_codebook(values, 2**bits, level_bits(bits), init)
+    count = int(torch.count_nonzero(values))
+    book = quantized_codebook(values, 2**bits, level_bits(bits, count), init, rdo=rdo)
     return quantize(values, book.levels.to(values), book.codes), book.centroids
 
 
 @torch.no_grad()
 def rate_distortion(
-    weights: Sequence[FactorizedWeight], kept: Mapping[str, Tensor]
+    weights: Sequence[FactorizedWeight], kept: Mapping[str, Tensor], *, rdo: bool = False
 ) -> RateDistortion:
     """What factors would lose and cost at any b; the error of a layer is relative to the layer.
 
@@ -39,6 +43,7 @@ def rate_distortion(
     Args:
         weights: of the model, as they are now: they say what an error in a factor is worth.
         kept: the factors by name, zeros where they are (to be) pruned.
+        rdo: how they will be rounded, as of :func:`rounded`.
     """
     sensitivity: dict[str, float] = {}
     for weight in weights:
@@ -46,4 +51,4 @@ def rate_distortion(
         for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
             energy = float(factor.square().sum())
             sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
-    return RateDistortion.of(kept, sensitivity)
+    return RateDistortion.of(kept, sensitivity, rdo=rdo)

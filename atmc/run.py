@@ -343,6 +343,7 @@ def _training(settings: Settings) -> Training:
         warmup=settings.warmup,
         seed=settings.seed,
         precision=settings.precision,
+        rdo=settings.rdo,
         state_precision=settings.state_precision,
         fast=settings.fast,
         bpda=settings.bpda,

@@ -149,6 +149,7 @@ class Settings(BaseModel):
     eval_step_size: Eps | None = None
     eval_examples: Positive | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    rdo: bool = False
     state_precision: Literal["float32", "bfloat16"] = "float32"
     fast: bool = True
     bpda: bool = False

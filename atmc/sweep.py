@@ -52,6 +52,7 @@ _COMPRESSION_OFF = {
     "epochs": 1,
     "level_epochs": 0,
     "distill": 0.0,
+    "rdo": False,
 }
 # What a run folder may hold otherwise than the plan: it says where and how, and is filled in.
 _FREE = {"data_root", "weights", "device", "threads", "precision"}

@@ -48,6 +48,7 @@ HELP = {
     "eval_step_size": ("A", "Their length; follows eps and steps if not given."),
     "eval_examples": ("N", "Evaluate on the first N test examples; on all if not given."),
     "precision": ("auto|float32|bfloat16", "Arithmetic of training; evaluation is in float32."),
+    "rdo": ("true|false", "Round values to levels of short codes where their error is worth it."),
     "state_precision": ("float32|bfloat16", "Of ADMM's duplicates and duals."),
     "fast": (
         "true|false",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import atmc
-from atmc import codec, methods
+from atmc import codec, methods, optim
 from atmc.accounting import dense_bits, smallest_bits
 from atmc.artifact import BudgetError, from_artifact
 from atmc.compression import Job, Training, size_report
@@ -467,3 +467,23 @@ def test_the_state_can_be_kept_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
     settings: dict[str, Any] = {"dense_epochs": 0, "epochs": 4, "level_epochs": 0, "steps": 1}
     atmc.compress(tiny(), loader(), 6000, 0.1, state_precision="bfloat16", **settings)
     assert seen == {torch.bfloat16}
+
+
+def test_rounding_may_look_at_the_length_of_codes_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[bool] = set()
+    rounded = optim.rounded
+
+    def watched(*args: Any, rdo: bool, **kwargs: Any) -> Any:
+        seen.add(rdo)
+        return rounded(*args, rdo=rdo, **kwargs)
+
+    monkeypatch.setattr(optim, "rounded", watched)
+    settings: dict[str, Any] = {"dense_epochs": 0, "epochs": 4, "level_epochs": 0, "steps": 1}
+    files = []
+    for rdo in (True, False):
+        seen.clear()
+        result = atmc.compress(tiny(), loader(), 6000, 0.1, rdo=rdo, **settings)
+        assert seen == {rdo}
+        assert 5000 < 8 * len(result.data) <= 6000
+        files.append(result.data)
+    assert files[0] != files[1]

@@ -49,11 +49,12 @@ def assert_decodable(values: Tensor, bits: int) -> None:
     levels = torch.unique(values[values != 0]).double()
     assert len(levels) <= 2**bits
     if len(levels):
-        exponent = math.frexp(float(levels.abs().max()))[1] - level_bits(bits)
+        precision = level_bits(bits, int(torch.count_nonzero(values)))
+        exponent = math.frexp(float(levels.abs().max()))[1] - precision
         # The unit may be twice that, where the largest level rounds to a power of two.
         integers = levels / 2.0**exponent
         assert torch.equal(integers, integers.round())
-        assert float(integers.abs().max()) <= 2 ** level_bits(bits)
+        assert float(integers.abs().max()) <= 2**precision
 
 
 # ---- a problem whose answer is known

@@ -35,7 +35,8 @@ def usual_bits(model: nn.Module, target: Target) -> dict[str, int]:
     factors = named_factors(model)
     if target.bits != "auto":
         return dict.fromkeys(factors, int(target.bits))
-    return rate_distortion(factorized_weights(model), factors).choose(DISTORTION)
+    table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
+    return table.choose(DISTORTION)
 
 
 def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict[str, int]:
@@ -47,7 +48,7 @@ def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict
     factors = named_factors(model)
     if target.bits != "auto":
         return dict.fromkeys(factors, int(target.bits))
-    table = rate_distortion(factorized_weights(model), factors)
+    table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
     bits: dict[str, int] = {}
     for scale in (*_FINER, *_COARSER) if fill else _COARSER:
         last, bits = bits, table.choose(scale * DISTORTION)
@@ -69,7 +70,11 @@ def _pruned(model: nn.Module, x: Tensor, values: Values) -> nn.Module:
 @torch.no_grad()
 def _rounded_bits(probe: nn.Module, target: Target, bits: Mapping[str, int]) -> int:
     factors = named_factors(probe)
-    return encoded_bits(probe, target, {n: rounded(f, bits[n])[0] for n, f in factors.items()})
+    return encoded_bits(probe, target, _rounded(factors, target, bits))
+
+
+def _rounded(values: Values, target: Target, bits: Mapping[str, int]) -> Values:
+    return {n: rounded(value, bits[n], rdo=target.rdo)[0] for n, value in values.items()}
 
 
 def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
@@ -193,6 +198,6 @@ def close(model: nn.Module, target: Target, x: Tensor) -> None:
     """The end of a stage, in place: dead paths dropped, codebooks, the dense part, the budget."""
     drop_dead_paths(model, x)
     factors, bits = named_factors(model), settle_bits(model, target, fill=True)
-    put(model, {name: rounded(factor, bits[name])[0] for name, factor in factors.items()})
+    put(model, _rounded(factors, target, bits))
     round_dense_part(model, target.width)
     fit(model, target)

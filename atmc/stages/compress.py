@@ -109,6 +109,7 @@ class CompressStage(Stage):
             duplicate_every=self.duplicate_every if self.rho != 0 else sys.maxsize,
             importance=self.importance,
             costs=costs if self.prune_only else None,
+            rdo=self.target.rdo,
             state_dtype=self.state_dtype,
         )
         empty = fixed_bits(model, width=self.target.width, meta=self.target.meta)
@@ -176,7 +177,7 @@ class CompressStage(Stage):
             duplicate = self.optimizer.duplicates.get(name)
             value = float(bits)
             if self.rho == 0 and bits != FLOAT_BITS:
-                duplicate = rounded(self.optimizer.factors[name], bits)[0]
+                duplicate, _ = rounded(self.optimizer.factors[name], bits, rdo=self.target.rdo)
             if duplicate is not None and bits != FLOAT_BITS:
                 kept = duplicate[duplicate != 0]
                 if kept.numel() > 4 * 2**bits:

@@ -55,7 +55,8 @@ def _level_bits(model: nn.Module) -> dict[str, int]:
     """Bits of a level, read off the codebooks that the factors hold."""
     bits = {}
     for name, factor in named_factors(model).items():
-        levels = len(torch.unique(factor.detach()[factor.detach() != 0]))
+        nonzeros = factor.detach()[factor.detach() != 0]
+        levels = len(torch.unique(nonzeros))
         if 0 < levels <= 256:
-            bits[name] = level_bits(max(1, math.ceil(math.log2(levels))))
+            bits[name] = level_bits(max(1, math.ceil(math.log2(levels))), len(nonzeros))
     return bits

@@ -29,12 +29,14 @@ class Target:
         bits: b, or "auto".
         width: bits a value of the dense part.
         meta: what the artifact says of the model, None for a model of one's own.
+        rdo: whether factors are rounded with an eye to the length of their codes.
     """
 
     budget_bits: int
     bits: int | str
     width: int
     meta: dict[str, Any] | None = None
+    rdo: bool = False
 
     def __post_init__(self) -> None:
         """Refuse bits that cannot be, before any training."""
@@ -43,7 +45,13 @@ class Target:
 
     @classmethod
     def of(
-        cls, model: nn.Module, budget_bits: int | None, bits: int | str, meta: dict[str, Any] | None
+        cls,
+        model: nn.Module,
+        budget_bits: int | None,
+        bits: int | str,
+        meta: dict[str, Any] | None,
+        *,
+        rdo: bool = False,
     ) -> Target:
         """The target of a model; None for no ceiling.
 
@@ -53,7 +61,7 @@ class Target:
         """
         if budget_bits is None:
             budget_bits = UNBOUNDED
-        return cls(budget_bits, bits, dense_width(model, budget_bits, meta=meta), meta)
+        return cls(budget_bits, bits, dense_width(model, budget_bits, meta=meta), meta, rdo)
 
 
 @torch.no_grad()

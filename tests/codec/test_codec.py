@@ -498,10 +498,10 @@ def test_foreign_and_newer_files_are_named() -> None:
     assert "atmc 0.1" in one_line_error(b"atm\x00" + bytes(20))
 
 
-def survives(data: bytes) -> None:
+def survives(data: bytes, most: int = 5_000) -> None:
     """Only AtmcFormatError, or an artifact within its limit that is worth these very bytes."""
     try:
-        artifact = codec.decode(data, max_elements=5000)
+        artifact = codec.decode(data, max_elements=most)
     except codec.AtmcFormatError as error:
         assert "\n" not in str(error)
         return
@@ -513,7 +513,7 @@ def survives(data: bytes) -> None:
             value.weight()
         else:
             total += value.dense().size
-    assert total <= 5000
+    assert total <= most
     assert codec.decode(codec.encode(artifact)) == artifact
 
 
@@ -533,6 +533,16 @@ def test_damaged_streams_with_a_good_checksum(artifact: codec.Artifact, draw: An
             index = draw.draw(st.integers(0, min(len(stream), 60) - 1))
             stream[index] = draw.draw(st.integers(0, 255))
     survives(seal(b"atm\x01", bytes(stream)))
+
+
+@relaxed(150)
+@given(st.integers(0, 2**32), st.sampled_from([0.02, 0.1, 0.3]), st.data())
+def test_damaged_streams_of_uneven_weights(seed: int, density: float, draw: Any) -> None:
+    """Where masks, densities and dead units are, and damage may lie anywhere."""
+    stream = bytearray(codec.encode(uneven(np.random.default_rng(seed), density))[8:])
+    for _ in range(draw.draw(st.integers(1, 3))):
+        stream[draw.draw(st.integers(0, len(stream) - 1))] = draw.draw(st.integers(0, 255))
+    survives(seal(b"atm\x01", bytes(stream)), most=100_000)
 
 
 def test_every_single_byte_of_a_small_stream_with_a_good_checksum() -> None:
