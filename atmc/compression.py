@@ -18,7 +18,7 @@ from atmc import codec
 from atmc.accounting import dense_bits
 from atmc.artifact import BudgetError, from_artifact, to_artifact
 from atmc.evaluation import Attack, attack, evaluate
-from atmc.factorization import factorized_weights, named_factors
+from atmc.factorization import factorized_weights
 from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
 from atmc.objective import Objective, TrainAttack, usual_steps
@@ -304,12 +304,11 @@ class Job:
 def size_report(model: nn.Module, target: Target, data: bytes) -> dict[str, Any]:
     """The ``size`` of report.json for a factorized model and the artifact made of it."""
     sizes = codec.measure(to_artifact(model, width=target.width, meta=target.meta))
-    nonzeros = sum(int(torch.count_nonzero(f)) for f in named_factors(model).values())
     return {
         "file_bits": 8 * len(data),
         "paper_bits": sizes.paper_bits,
         "dense_bits": dense_bits(model),
-        "nonzeros": nonzeros,
+        "nonzeros": sizes.nonzeros,
         "parts": dict(sizes.parts),
     }
 

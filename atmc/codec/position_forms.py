@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ _SAMPLE = 1 << 18
 # Fewer nonzeros than this teach nothing; so many for each column, and two strengths are tried.
 _FEW, _MANY = 32, 4
 _FLAGS = 1.0 + 2.0  # not plain, and the strength
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,29 @@ class Batch:
     bits: float
 
 
+class Kept(Enum):
+    """Which rows or columns are told apart."""
+
+    ALL = 0
+    FIRST = 1  # rows alone: those before all empty ones, and the fuller the earlier
+    SOME = 2
+
+
+@dataclass(frozen=True)
+class Told:
+    """Rows or columns that are told apart, and what it takes to say so."""
+
+    kept: Kept
+    lines: Lines
+    bits: float
+
+
 @dataclass(frozen=True)
 class Uniform:
     """All places in the rows and columns that are told apart equally likely."""
 
-    rows: Lines
-    columns: Lines
+    rows: Told
+    columns: Told
     bits: float
 
 
@@ -74,28 +93,30 @@ class Uniform:
 class Adaptive:
     """Densities of rows and columns; ``scales``: of each row that is told apart, 0 if empty."""
 
-    rows: Lines
-    columns: Lines
+    rows: Told
+    columns: Told
     bits: float
     strength: int  # an index into STRENGTHS
     batches: list[Batch]
     scales: Int64Array
 
 
-@dataclass(frozen=True)
-class _Masked:
-    """Rows or columns, all that there are or those that are used, and what it takes to say so."""
-
-    lines: Lines
-    bits: float
-    all: bool
-
-
-def _masks(used: Int64Array, lines: Lines) -> tuple[_Masked, _Masked]:
+def _columns(used: Int64Array, lines: Lines) -> tuple[Told, Told]:
     filled = Lines.some(np.unique(used))
-    count = filled.size
-    told = 1 + 2 * count.bit_length() + subset_bits(count, lines.size)
-    return _Masked(lines, 1.0, True), _Masked(filled, told, False)
+    return Told(Kept.ALL, lines, 1.0), Told(Kept.SOME, filled, 1 + _mask_bits(filled, lines))
+
+
+def _rows(used: Int64Array, lines: Lines) -> tuple[Told, ...]:
+    filled = Lines.some(np.unique(used))
+    some = Told(Kept.SOME, filled, 2 + _mask_bits(filled, lines))
+    if int(filled.all()[-1]) != filled.size - 1:
+        return Told(Kept.ALL, lines, 1.0), some
+    first = Told(Kept.FIRST, filled, 2 + math.log2(lines.size + 1))
+    return Told(Kept.ALL, lines, 1.0), some, first
+
+
+def _mask_bits(filled: Lines, lines: Lines) -> float:
+    return 2 * filled.size.bit_length() + subset_bits(filled.size, lines.size)
 
 
 def shortest(
@@ -110,35 +131,33 @@ def shortest(
         kept: the columns that are not known to be empty.
         layout: the matrix.
     """
-    row_masks, column_masks = _masks(rows, every), _masks(columns, kept)
-    plain = Uniform(every, kept, subset_bits(rows.size, every.size * kept.size))
-    best: Uniform | Adaptive = plain
-    for uniform in _uniform(rows.size, row_masks, column_masks):
+    told_rows, told_columns = _rows(rows, every), _columns(columns, kept)
+    plain = subset_bits(rows.size, every.size * kept.size)
+    best: Uniform | Adaptive = Uniform(told_rows[0], told_columns[0], plain)
+    for uniform in _uniform(rows.size, told_rows, told_columns):
         if round(uniform.bits) < round(best.bits):
             best = uniform
     otherwise = best
-    for adaptive in _adaptive(rows, columns, row_masks, column_masks, layout):
+    for adaptive in _adaptive(rows, columns, told_rows, told_columns, layout):
         if round(adaptive.bits) < round(best.bits):
             best = adaptive
     if isinstance(best, Adaptive) and _sampled(every, layout) < every.size:
         # Judged by its first rows, and the others may be unlike them.
-        mask = column_masks[best.columns is not kept]
-        batches = _batches(rows, columns, mask.lines, best.strength, layout)
-        row_mask = row_masks[best.rows is not every]
-        best = _form(batches, rows, row_mask, mask, best.strength, every.size)
+        under = _Under(rows, columns, every.size, best.columns, best.strength, layout)
+        best = under.form(best.rows)
         if round(best.bits) >= round(otherwise.bits):
             best = otherwise
     return best
 
 
 def _uniform(
-    count: int, row_masks: tuple[_Masked, ...], column_masks: tuple[_Masked, ...]
+    count: int, told_rows: tuple[Told, ...], told_columns: tuple[Told, ...]
 ) -> Iterator[Uniform]:
-    for rows in row_masks:
-        for columns in column_masks:
+    for rows in told_rows:
+        for columns in told_columns:
             bits = _FLAGS + rows.bits + columns.bits
             bits += subset_bits(count, rows.lines.size * columns.lines.size)
-            yield Uniform(rows.lines, columns.lines, bits)
+            yield Uniform(rows, columns, bits)
 
 
 def _sampled(every: Lines, layout: Layout) -> int:
@@ -149,50 +168,69 @@ def _sampled(every: Lines, layout: Layout) -> int:
 def _adaptive(
     rows: Int64Array,
     columns: Int64Array,
-    row_masks: tuple[_Masked, _Masked],
-    column_masks: tuple[_Masked, _Masked],
+    told_rows: tuple[Told, ...],
+    told_columns: tuple[Told, Told],
     layout: Layout,
 ) -> Iterator[Adaptive]:
     """The lengths of long tensors are guessed, and their batches are not all."""
-    every, kept = row_masks[0].lines, column_masks[0].lines
+    every, kept = told_rows[0].lines, told_columns[0].lines
     if every.size < 2 or kept.size > MAX_COLUMNS or rows.size < _FEW:
         return
     limit = _sampled(every, layout)
     sample = rows < limit
     share = rows.size / max(1, int(sample.sum()))
 
-    def under(mask: _Masked, strength: int) -> list[Adaptive]:
-        batches = _batches(rows[sample], columns[sample], mask.lines, strength, layout)
-        return [
-            _form(batches, rows[sample], row_mask, mask, strength, limit, share)
-            for row_mask in row_masks
-        ]
+    def forms(told: Told, strength: int) -> list[Adaptive]:
+        under = _Under(rows[sample], columns[sample], limit, told, strength, layout)
+        return [under.form(told_row, share) for told_row in told_rows]
 
     # Counts are trusted soon where there are many.
     strengths = [0] if rows.size < _MANY * kept.size else [0, 1]
-    of_all = [form for strength in strengths for form in under(column_masks[0], strength)]
+    of_all = [form for strength in strengths for form in forms(told_columns[0], strength)]
     yield from of_all
-    yield from under(column_masks[1], min(of_all, key=lambda form: form.bits).strength)
+    yield from forms(told_columns[1], min(of_all, key=lambda form: form.bits).strength)
 
 
-def _form(
-    batches: list[Batch],
-    rows: Int64Array,
-    row_mask: _Masked,
-    column_mask: _Masked,
-    strength: int,
-    count: int,
-    share: float = 1.0,
-) -> Adaptive:
-    """``rows``: of the nonzeros among the first ``count`` rows; all take ``share`` times theirs."""
-    scales = np.concatenate([some.scales for some in batches] or [np.zeros(0, np.int64)])
-    if row_mask.all:
-        of_all = np.zeros(count, dtype=np.int64)
-        of_all[np.unique(rows)] = scales
-        scales = of_all
-    bits = sum(some.bits for some in batches) + _scales_bits(scales, not row_mask.all)
-    bits = _FLAGS + column_mask.bits + row_mask.bits + share * bits
-    return Adaptive(row_mask.lines, column_mask.lines, bits, strength, batches, scales)
+class _Under:
+    """The nonzeros of the first ``limit`` rows under the densities of some columns."""
+
+    def __init__(
+        self,
+        rows: Int64Array,
+        columns: Int64Array,
+        limit: int,
+        told: Told,
+        strength: int,
+        layout: Layout,
+    ) -> None:
+        self._told, self._strength, self._layout = told, strength, layout
+        self._batches = _batches(rows, columns, told.lines, strength, layout)
+        self._found = np.concatenate([b.scales for b in self._batches] or [_NONE])
+        self._of_all = np.zeros(limit, dtype=np.int64)
+        self._of_all[np.unique(rows)] = self._found
+
+    def form(self, rows: Told, share: float = 1.0) -> Adaptive:
+        """With these rows; all nonzeros take ``share`` times as much as those here."""
+        batches = self._batches
+        scales = self._of_all if rows.kept is Kept.ALL else self._found
+        if rows.kept is Kept.FIRST:
+            scales = np.maximum.accumulate(scales)
+            batches = self._with(scales)
+        bits = sum(each.bits for each in batches) + _scales_bits(scales, rows.kept)
+        bits = _FLAGS + self._told.bits + rows.bits + share * bits
+        return Adaptive(rows, self._told, bits, self._strength, batches, scales)
+
+    def _with(self, scales: Int64Array) -> list[Batch]:
+        """The batches with other scales."""
+        density = Densities(self._told.lines.all(), self._layout, STRENGTHS[self._strength])
+        found, start = [], 0
+        for each in self._batches:
+            own = scales[start : start + each.scales.size]
+            start += own.size
+            bits = bernoulli_bits(each.ones, density.chances(own))
+            found.append(Batch(each.inner, each.ones, own, bits))
+            density.see(each.inner)
+        return found
 
 
 def _batches(
@@ -218,16 +256,23 @@ def _batches(
     return found
 
 
-def codes_of_scales(scales: Int64Array, masked: bool) -> tuple[int, int, Int64Array]:
+def codes_of_scales(scales: Int64Array, kept: Kept) -> tuple[int, int, Int64Array]:
     """Smallest and largest scale of rows with nonzeros, and codes: 0 is the smallest, or no row."""
     filled = scales[scales > 0]
     low, high = int(filled.min()), int(filled.max())
-    return low, high, scales - low if masked else np.where(scales > 0, scales - low + 1, 0)
+    return (
+        low,
+        high,
+        np.where(scales > 0, scales - low + 1, 0) if kept is Kept.ALL else scales - low,
+    )
 
 
-def _scales_bits(scales: Int64Array, masked: bool) -> float:
+def _scales_bits(scales: Int64Array, kept: Kept) -> float:
     """What scales take, nearly."""
     if not scales.any():
         return 0.0
-    low, high, codes = codes_of_scales(scales, masked)
-    return 2 * math.log2(SCALES) + codes_bits(codes, high - low + (1 if masked else 2))
+    low, high, codes = codes_of_scales(scales, kept)
+    bits = 2 * math.log2(SCALES)
+    if kept is Kept.FIRST:
+        return bits + subset_bits(high - low, scales.size + high - low)
+    return bits + codes_bits(codes, high - low + (2 if kept is Kept.ALL else 1))

@@ -18,6 +18,7 @@ from atmc.optim import AUTO_GUESS
 from atmc.rounding import DISTORTION, rate_distortion, rounded
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage
+from atmc.unit_order import UnitOrder
 
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
@@ -59,11 +60,12 @@ def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict
 
 
 @torch.no_grad()
-def _pruned(model: nn.Module, x: Tensor, values: Values) -> nn.Module:
-    """A copy that holds ``values``, dead paths dropped."""
+def _pruned(model: nn.Module, x: Tensor, values: Values, order: UnitOrder) -> nn.Module:
+    """A copy that holds ``values``, dead paths dropped, units in order."""
     probe = copy.deepcopy(model)
     put(probe, values)
     drop_dead_paths(probe, x)
+    order.sort(probe)
     return probe
 
 
@@ -79,7 +81,7 @@ def _rounded(values: Values, target: Target, bits: Mapping[str, int]) -> Values:
 
 def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
     """The real size of the file that ``values`` would make, dead paths dropped and rounded."""
-    probe = _pruned(model, x, values)
+    probe = _pruned(model, x, values, UnitOrder.of(model, x))
     return _rounded_bits(probe, target, settle_bits(probe, target))
 
 
@@ -141,6 +143,7 @@ class ShareStage(Stage, ABC):
         self.target = target
         self.share = 1.0
         self.bits: dict[str, int] = {}
+        self.order: UnitOrder | None = None
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize; of the factors the one that starts as W is pruned, the others stay empty."""
@@ -169,14 +172,19 @@ class ShareStage(Stage, ABC):
             if self.target.bits != "auto" or self.share == 0:
                 return
             near = self.share
-            probe = _pruned(self.model, self.example, self.values_at(self.share))
+            probe = self._probe(self.share)
             chosen = usual_bits(probe, self.target)
             if chosen == self.bits:
                 return
             self.bits = chosen
 
+    def _probe(self, share: float) -> nn.Module:
+        if self.order is None:
+            self.order = UnitOrder.of(self.model, self.example)
+        return _pruned(self.model, self.example, self.values_at(share), self.order)
+
     def _over(self, share: float) -> float:
-        probe = _pruned(self.model, self.example, self.values_at(share))
+        probe = self._probe(share)
         return _rounded_bits(probe, self.target, self.bits) / (_AIM * self.target.budget_bits)
 
     def least_bits(self, model: nn.Module, x: Tensor) -> int:
@@ -195,8 +203,9 @@ class ShareStage(Stage, ABC):
 
 
 def close(model: nn.Module, target: Target, x: Tensor) -> None:
-    """The end of a stage, in place: dead paths dropped, codebooks, the dense part, the budget."""
+    """The end of a stage, in place: dead paths, units in order, codebooks, dense part, budget."""
     drop_dead_paths(model, x)
+    UnitOrder.of(model, x).sort(model)
     factors, bits = named_factors(model), settle_bits(model, target, fill=True)
     put(model, _rounded(factors, target, bits))
     round_dense_part(model, target.width)

@@ -23,6 +23,7 @@ from atmc.stages.closing import put
 from atmc.stages.penalty import rising_rho
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage, adam
+from atmc.unit_order import UnitOrder
 
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
@@ -95,6 +96,7 @@ class CompressStage(Stage):
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """ATMC around Adam."""
         self.model = model
+        self.order = UnitOrder.of(model, self.example)
         self.names = list(named_factors(model))
         carriers = [w.carrier for w in factorized_weights(model)]
         self.allowed = carriers if self.prune_only else self.names
@@ -207,6 +209,7 @@ class CompressStage(Stage):
         """The quantized duplicate becomes the model, at the largest k whose file fits."""
         self.optimizer.finalize(self._largest_k())
         drop_dead_paths(model, self.example)
+        self.order.sort(model)
         round_dense_part(model, self.target.width)
         fit(model, self.target)
 
@@ -228,10 +231,11 @@ class CompressStage(Stage):
         return fits or over - 1
 
     def _file_bits(self, k: int) -> int:
-        """The real size of the file that finalizing at ``k`` would make, dead paths dropped."""
+        """The real size of the file that finalizing at ``k`` would make, closed as it will be."""
         probe = copy.deepcopy(self.model)
         put(probe, self.optimizer.quantized(k))
         drop_dead_paths(probe, self.example)
+        self.order.sort(probe)
         return encoded_bits(probe, self.target, {})
 
     def measure(self) -> dict[str, int]:

@@ -1,0 +1,156 @@
+"""The order of hidden units means nothing, so it should cost nothing: the fullest come first.
+
+Units may change places where the next weight's columns, and the biases and norms between the two,
+change places with them. Rows in order need no list of which ones are empty, and of the others how
+full they are is told by a few numbers (docs/FORMAT.md).
+
+No graph of the network is needed: of two weights, one after the other, a copy with generic values
+is run with its units in order and shuffled. Where both give the same output, the units are nobody
+else's.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from atmc.factorization import (
+    FactorizedWeight,
+    dense_part,
+    factorized_weights,
+    named_factors,
+    plain_weights,
+)
+
+_CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
+
+
+@dataclass(frozen=True)
+class UnitOrder:
+    """Whose units may change places.
+
+    Attributes:
+        pairs: names of two weights; the second alone reads the outputs of the first.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, x: Tensor) -> UnitOrder:
+        """Find the pairs of a factorized model, which is not changed.
+
+        There are none where the model cannot be run on noise.
+
+        Args:
+            model: any factorized module.
+            x: a few inputs, (n, ...); the noise is of their shape.
+        """
+        probe = copy.deepcopy(model).eval()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for tensor in (*named_factors(probe).values(), *dense_part(probe).values()):
+                if tensor.dim() < 2:  # positive, as variances must be
+                    tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+                else:
+                    scale = math.sqrt(2 / max(1, tensor.shape[-1]))
+                    tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
+        noise = torch.rand(x.shape, generator=generator).to(x)
+        weights = factorized_weights(probe)
+        found = []
+        for first, second in itertools.pairwise(weights):
+            if not _fit(first, second):
+                continue
+            order = torch.randperm(first.parametrization.layout.rows, generator=generator)
+            try:
+                before = _outputs(probe, noise)
+                _reorder(probe, first, second, order)
+                same = _same(before, _outputs(probe, noise))
+            except Exception:  # a model of one's own may refuse noise in any way
+                return cls(())
+            if same:
+                found.append((first.name, second.name))
+            _reorder(probe, first, second, order.argsort())
+        return cls(tuple(found))
+
+    @torch.no_grad()
+    def sort(self, model: nn.Module) -> None:
+        """Bring the units in order, in place: those of most inputs first, then of most readers.
+
+        Args:
+            model: that of which the pairs were found, or a copy.
+        """
+        weights = {weight.name: weight for weight in factorized_weights(model)}
+        for one, other in self.pairs:
+            first, second = weights[one], weights[other]
+            rows = first.parametrization.layout.rows
+            inputs = _carrier(first).count_nonzero(-1)
+            blocks = _carrier(second).reshape(len(_carrier(second)), rows, -1)
+            readers = blocks.count_nonzero((0, 2))
+            keys = inputs * (int(readers.max()) + 1) + readers
+            _reorder(model, first, second, keys.argsort(descending=True, stable=True))
+
+
+def _carrier(weight: FactorizedWeight) -> Tensor:
+    return weight.factors[weight.carrier]
+
+
+def _fit(first: FactorizedWeight, second: FactorizedWeight) -> bool:
+    """Whether the second may read the outputs of the first, a block of columns each."""
+    layouts = first.parametrization.layout, second.parametrization.layout
+    if any(layout.groups > 1 or layout.transposed for layout in layouts):
+        return False
+    return layouts[0].rows > 1 and layouts[1].shape[1] % layouts[0].rows == 0
+
+
+@torch.no_grad()
+def _reorder(
+    model: nn.Module, first: FactorizedWeight, second: FactorizedWeight, order: Tensor
+) -> None:
+    """Let unit order[i] of the first take place i, with all that is known to belong to it."""
+    rows = len(order)
+    order = order.to(first.U.device)
+    first.C.copy_(first.C[order])
+    first.U.copy_(first.U[order])
+    if first.parametrization.identity == "left":  # P (I + U) V = (I + P U P') P V
+        first.U.copy_(first.U[:, order])
+        first.V.copy_(first.V[order])
+    block = second.parametrization.layout.rest // rows
+    columns = (order[:, None] * block + torch.arange(block, device=order.device)).flatten()
+    second.C.copy_(second.C[:, columns])
+    second.V.copy_(second.V[:, columns])
+    if second.parametrization.identity == "right":  # U (I + V) P' = U P' (I + P V P')
+        second.U.copy_(second.U[:, columns])
+        second.V.copy_(second.V[columns])
+    for tensor in _between(model, first, second):
+        if tensor.shape == (rows,):
+            tensor.copy_(tensor[order])
+
+
+def _between(model: nn.Module, first: FactorizedWeight, second: FactorizedWeight) -> list[Tensor]:
+    """Parameters and buffers from the first's module on, before the second's."""
+    names = [name for name, _ in model.named_modules()]
+    start, stop = (names.index(weight.name.rpartition(".")[0]) for weight in (first, second))
+    found: list[Tensor] = []
+    for _, module in list(model.named_modules())[start:stop]:
+        found += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return found
+
+
+def _outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad(), plain_weights(model):
+        found: Tensor = model(x)
+    return found
+
+
+def _same(before: Tensor, after: Tensor) -> bool:
+    largest = float(before.abs().max())
+    spread = float((before - before.mean(0)).abs().max())
+    # An output that says nothing of the input, or overflows, proves nothing.
+    if not 1e-3 * largest < spread < float("inf"):
+        return False
+    return float((after - before).abs().max()) <= _CLOSE * spread
