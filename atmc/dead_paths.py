@@ -96,7 +96,8 @@ def _held(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
 def drop_dead_biases(model: nn.Module) -> None:
     """Zero the bias of every output whose row of W is empty, in place.
 
-    Such a unit is a constant; what it says is left to the next layer's bias.
+    Such a unit is a constant; where :func:`atmc.constant_units.fold_constant_units` could not move
+    what it says into the next layer's bias, training will.
     """
     modules = dict(model.named_modules())
     for weight in factorized_weights(model):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atmc.constant_units import fold_constant_units
 from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import factorize, factorized_weights, named_factors
 from atmc.levels import round_dense_part
@@ -204,8 +205,10 @@ class ShareStage(Stage, ABC):
 
 def close(model: nn.Module, target: Target, x: Tensor) -> None:
     """The end of a stage, in place: dead paths, units in order, codebooks, dense part, budget."""
+    order = UnitOrder.of(model, x)
+    fold_constant_units(model, x, order)
     drop_dead_paths(model, x)
-    UnitOrder.of(model, x).sort(model)
+    order.sort(model)
     factors, bits = named_factors(model), settle_bits(model, target, fill=True)
     put(model, _rounded(factors, target, bits))
     round_dense_part(model, target.width)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atmc import codec
 from atmc.accounting import FLOAT_BITS, code_bits, factor_bits, fixed_bits, k_for_budget
+from atmc.constant_units import fold_constant_units
 from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import dense_part, factorize, factorized_weights, named_factors
 from atmc.importance import Importance, scores
@@ -147,6 +148,7 @@ class CompressStage(Stage):
 
         Every few times the file is really made, and says what it takes for a bit of the estimate.
         """
+        fold_constant_units(self.model, self.example, self.order)
         drop_dead_paths(self.model, self.example)
         self.optimizer.forget_zeros()
         ranks = [
@@ -208,6 +210,7 @@ class CompressStage(Stage):
     def finish(self, model: nn.Module) -> None:
         """The quantized duplicate becomes the model, at the largest k whose file fits."""
         self.optimizer.finalize(self._largest_k())
+        fold_constant_units(model, self.example, self.order)
         drop_dead_paths(model, self.example)
         self.order.sort(model)
         round_dense_part(model, self.target.width)

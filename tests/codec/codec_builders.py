@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,34 @@ def uneven(rng: np.random.Generator, density: float) -> codec.Artifact:
         entries.append(codec.Entry(None, weight))
         entries.append(codec.Entry(None, codec.quantize_dense(bias, 6)))
     return codec.Artifact({}, tuple(entries))
+
+
+def ordered(artifact: codec.Artifact) -> codec.Artifact:
+    """The same network with the units of the fullest rows first; nothing but V may be filled."""
+    entries = []
+    order: np.ndarray[Any, Any] = np.zeros(1, dtype=np.int64)  # of the units before
+    weights = [e.value for e in artifact.entries if isinstance(e.value, codec.FactorizedWeight)]
+    for entry in artifact.entries:
+        value = entry.value
+        if isinstance(value, codec.FactorizedWeight):
+            v = value.v
+            assert isinstance(v, codec.SparseTensor)
+            codes = np.full(v.elements, -1)
+            codes[v.positions] = v.codes
+            codes = codes.reshape(len(codes) // v.shape[-1], order.size, -1)[:, order]
+            order = np.arange(len(codes))
+            if value is not weights[-1]:
+                order = np.argsort(-(codes >= 0).sum(axis=(1, 2)), kind="stable")
+            codes = codes[order].ravel()
+            places = np.flatnonzero(codes >= 0)
+            v = codec.SparseTensor(
+                v.shape, places, codes[places], v.levels, v.exponent, v.level_bits
+            )
+            value = replace(value, v=v)
+        elif isinstance(value, codec.DenseTensor):
+            value = replace(value, codes=value.codes[order])
+        entries.append(codec.Entry(entry.name, value))
+    return codec.Artifact(artifact.meta, tuple(entries))
 
 
 @st.composite
