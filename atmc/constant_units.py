@@ -6,16 +6,12 @@ bias is then no more than a detour to the next layer's, and need not be stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization import FactorizedWeight, factorized_weights, plain_weights
+from atmc.factorization import FactorizedWeight, factorized_weights
+from atmc.probing import outputs, same
 from atmc.unit_order import UnitOrder
-
-_CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
 
 
 @torch.no_grad()
@@ -51,7 +47,7 @@ def fold_constant_units(model: nn.Module, x: Tensor, order: UnitOrder) -> None:
         # The same in every example and place; where it is not, the check below says so.
         next_bias += columns.sum(-1) @ (change * constant)
         _, after = _run(model, reader, x)
-        if not float((after - before).abs().max()) <= _CLOSE * float(before.abs().max()):
+        if not same(before, after):
             bias.copy_(held[0])
             next_bias.copy_(held[1])
 
@@ -67,23 +63,11 @@ def _per_unit(reader: nn.Module, inputs: Tensor, units: int) -> Tensor:
 
 
 def _run(model: nn.Module, reader: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``reader`` is given, and the model's output, in eval mode."""
+    """What ``reader`` is given, and what the model says."""
     seen: list[Tensor] = []
     handle = reader.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
-        with _eval(model), plain_weights(model):
-            output: Tensor = model(x)
+        said = outputs(model, x)
     finally:
         handle.remove()
-    return seen[0], output
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    return seen[0], said

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from atmc.bpda import SmoothGradients
 from atmc.factorization import dense_part, factorized_weights, named_factors, plain_weights
+from atmc.probing import noise_like, outputs, same
 
 _TRIALS = 4  # the first with positive values alone: no ReLU is off, nothing cancels
-_CLOSE = 1e-4  # of the largest logit: the same, but for the order of sums
 
 
 def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
                     mean = module.running_mean
                     mean.copy_(-generic(mean, signed) * (mean != 0))  # type: ignore[operator, arg-type]
         with torch.enable_grad(), plain_weights(probe, graph=True), SmoothGradients():
-            logits = probe(_noise(x, generator))
+            logits = probe(noise_like(x, generator))
             (logits * generic(logits.detach(), signed)).sum().backward()
         for name, tensor in entries.items():
             if tensor.grad is not None:
@@ -111,12 +111,6 @@ def drop_dead_biases(model: nn.Module) -> None:
             bias.mul_(alive)
 
 
-def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform, of the shape and range of ``x``."""
-    low, high = float(x.min()), float(x.max())
-    return low + (high - low) * torch.rand(x.shape, generator=generator).to(x)
-
-
 @torch.no_grad()
 def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     """Zero what hangs on dead paths, in place; the output stays, but for constant units.
@@ -131,8 +125,8 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     drop_dead_biases(model)
     try:
         alive = alive_entries(model, x)
-        noise = _noise(x, torch.Generator().manual_seed(1))
-        before = [_logits(model, inputs) for inputs in (x, noise)]
+        noise = noise_like(x, torch.Generator().manual_seed(1))
+        before = [outputs(model, inputs) for inputs in (x, noise)]
     except Exception:  # a model of one's own may refuse noise, or change batches, in any way
         return
     tensors = {**named_factors(model), **dense_part(model)}
@@ -140,23 +134,7 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     held = {name: tensors[name].clone() for name in alive}
     for name, mask in alive.items():
         tensors[name].mul_(mask)
-    after = [_logits(model, inputs) for inputs in (x, noise)]
-    if any(_differ(a, b) for a, b in zip(before, after, strict=True)):
+    after = [outputs(model, inputs) for inputs in (x, noise)]
+    if not all(same(a, b) for a, b in zip(before, after, strict=True)):
         for name, value in held.items():
             tensors[name].copy_(value)
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with plain_weights(model):
-            found: Tensor = model.eval()(x)
-        return found
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _differ(before: Tensor, after: Tensor) -> bool:
-    largest = float(before.abs().max())
-    return not float((after - before).abs().max()) <= _CLOSE * largest + 1e-12

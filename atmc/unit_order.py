@@ -24,10 +24,8 @@ from atmc.factorization import (
     dense_part,
     factorized_weights,
     named_factors,
-    plain_weights,
 )
-
-_CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
+from atmc.probing import CLOSE, outputs
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class UnitOrder:
             model: any factorized module.
             x: a few inputs, (n, ...); the noise is of their shape.
         """
-        probe = copy.deepcopy(model).eval()
+        probe = copy.deepcopy(model)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for tensor in (*named_factors(probe).values(), *dense_part(probe).values()):
@@ -67,12 +65,12 @@ class UnitOrder:
                 continue
             order = torch.randperm(first.parametrization.layout.rows, generator=generator)
             try:
-                before = _outputs(probe, noise)
+                before = outputs(probe, noise)
                 _reorder(probe, first, second, order)
-                same = _same(before, _outputs(probe, noise))
+                proved = _proved(before, outputs(probe, noise))
             except Exception:  # a model of one's own may refuse noise in any way
                 return cls(())
-            if same:
+            if proved:
                 found.append((first.name, second.name))
             _reorder(probe, first, second, order.argsort())
         return cls(tuple(found))
@@ -141,16 +139,10 @@ def _between(model: nn.Module, first: FactorizedWeight, second: FactorizedWeight
     return found
 
 
-def _outputs(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad(), plain_weights(model):
-        found: Tensor = model(x)
-    return found
-
-
-def _same(before: Tensor, after: Tensor) -> bool:
+def _proved(before: Tensor, after: Tensor) -> bool:
+    """Whether outputs agree that say something of the inputs."""
     largest = float(before.abs().max())
     spread = float((before - before.mean(0)).abs().max())
-    # An output that says nothing of the input, or overflows, proves nothing.
-    if not 1e-3 * largest < spread < float("inf"):
+    if not 1e-3 * largest < spread < math.inf:
         return False
-    return float((after - before).abs().max()) <= _CLOSE * spread
+    return float((after - before).abs().max()) <= CLOSE * spread

@@ -1,0 +1,35 @@
+"""Running a model to see whether a change has changed what it says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from atmc.factorization import plain_weights
+
+CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    """What a model says in eval mode; its own mode is put back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with plain_weights(model):
+            found: Tensor = model.eval()(x)
+        return found
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def same(before: Tensor, after: Tensor) -> bool:
+    """Whether outputs agree, but for the order of sums; never where one is NaN."""
+    largest = float(before.abs().max())
+    return float((after - before).abs().max()) <= CLOSE * largest + 1e-12
+
+
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform noise of the shape and range of ``x``."""
+    low, high = float(x.min()), float(x.max())
+    return low + (high - low) * torch.rand(x.shape, generator=generator).to(x)
