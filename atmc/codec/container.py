@@ -44,7 +44,8 @@ MAX_ELEMENTS = 2**28  # of a file of which nothing else is known
 BoolArray = NDArray[np.bool_]
 _ENTRY_KINDS = (FactorizedWeight, DenseTensor, IntegerTensor)
 # Orders of the exp-Golomb codes: near the usual sizes of what they count.
-_COUNT_ORDER, _NDIM_ORDER, _DIM_ORDER, _TEXT_ORDER = 2, 2, 3, 6
+_COUNT_ORDER, _NDIM_ORDER, _DIM_ORDER, _TEXT_ORDER, _NAME_ORDER = 2, 2, 3, 6, 4
+_EMPTY, _NAMED, _JSON = range(3)  # metadata: none, a model's name alone, anything
 
 
 def encode(artifact: Artifact) -> bytes:
@@ -84,7 +85,7 @@ def decode_meta(data: bytes) -> dict[str, Any]:
     """The metadata of a file, before any of its tensors; raises as :func:`decode` does."""
     stream = _check_prefix(bytes(data))
     try:
-        return dict(_read_json(Reader(stream), {}))
+        return _read_meta(Reader(stream))
     except AtmcFormatError:
         raise
     except (ValueError, RecursionError) as error:
@@ -131,14 +132,14 @@ class _Budget:
 
 
 def _write_artifact(writer: Writer, artifact: Artifact) -> None:
-    _write_json(writer, artifact.meta, {})
+    _write_meta(writer, artifact.meta)
     entries = artifact.entries
     writer.golomb(len(entries), _COUNT_ORDER)
     if entries:
         named = entries[0].name is not None
         writer.symbol(int(named), 2)
         if named:
-            _write_json(writer, [entry.name for entry in entries], [])
+            _write_json(writer, [entry.name for entry in entries])
     live: BoolArray | None = None
     row = 0
     for entry in entries:
@@ -164,11 +165,11 @@ def _write_artifact(writer: Writer, artifact: Artifact) -> None:
 
 
 def _read_artifact(reader: Reader, budget: _Budget) -> Artifact:
-    meta = _read_json(reader, {})
+    meta = _read_meta(reader)
     count = reader.golomb(_COUNT_ORDER)
     names: list[Any] | None = None
     if count and reader.symbol(2):
-        names = _read_json(reader, [])
+        names = _read_json(reader, list)
         if len(names) != count or not all(isinstance(name, str) for name in names):
             raise AtmcFormatError(f"damaged file: no list of {count} names")
     live: BoolArray | None = None
@@ -191,11 +192,29 @@ def _read_artifact(reader: Reader, budget: _Budget) -> Artifact:
     return Artifact(meta, tuple(entries))
 
 
-def _write_json(writer: Writer, content: Any, empty: Any) -> None:
-    """One bit if ``content`` is empty; else UTF-8 JSON, at 7 bits a byte where it is ASCII."""
-    writer.symbol(int(content != empty), 2)
-    if content == empty:
+def _write_meta(writer: Writer, meta: dict[str, Any]) -> None:
+    """JSON, but for what the files of a known model say: its name."""
+    name = meta.get("model")
+    if isinstance(name, str) and name.isascii() and len(meta) == 1:
+        writer.symbol(_NAMED, 3)
+        writer.golomb(len(name), _NAME_ORDER)
+        writer.uniform(np.frombuffer(name.encode(), dtype=np.uint8), 128)
         return
+    writer.symbol(_JSON if meta else _EMPTY, 3)
+    if meta:
+        _write_json(writer, meta)
+
+
+def _read_meta(reader: Reader) -> dict[str, Any]:
+    kind = reader.symbol(3)
+    if kind == _NAMED:
+        name = reader.uniform(reader.golomb(_NAME_ORDER), 128)
+        return {"model": name.astype(np.uint8).tobytes().decode()}
+    return dict(_read_json(reader, dict)) if kind == _JSON else {}
+
+
+def _write_json(writer: Writer, content: Any) -> None:
+    """UTF-8, at 7 bits a byte where it is ASCII."""
     try:
         text = _json_text(content)
         same = json.loads(text) == content
@@ -215,15 +234,13 @@ def _json_text(content: Any) -> bytes:
     ).encode()
 
 
-def _read_json(reader: Reader, empty: Any) -> Any:
-    if not reader.symbol(2):
-        return empty
+def _read_json(reader: Reader, kind: type) -> Any:
     length = reader.golomb(_TEXT_ORDER)
     size = 256 if reader.symbol(2) else 128
     text = reader.uniform(length, size).astype(np.uint8).tobytes()
     content = json.loads(text)
     # Also refuses what json.loads takes and nobody could write again: NaN, 1e999, lone surrogates.
-    if type(content) is not type(empty) or _json_text(content) != text:
+    if type(content) is not kind or _json_text(content) != text:
         raise AtmcFormatError("damaged file: metadata or names are not as an encoder writes them")
     return content
 

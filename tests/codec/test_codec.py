@@ -108,6 +108,10 @@ def test_names_and_metadata() -> None:
     entries = (codec.Entry("a.b", value), codec.Entry("☃", value))
     meta = {"model": "lenet5", "kwargs": {"x": [1, 2.5, None, True]}, "é": "\n"}
     check(codec.Artifact(meta, entries))
+    for other in ({"model": "lenet5"}, {"model": ""}, {"model": "é"}, {"model": 3}, {"a": "b"}, {}):
+        check(codec.Artifact(other, entries))
+    named = len(codec.encode(codec.Artifact({"model": "lenet5"}, entries)))
+    assert named <= len(codec.encode(codec.Artifact({}, entries))) + 6
     shuffled = dict(reversed(list(meta.items())))
     assert codec.encode(codec.Artifact(shuffled, entries)) == codec.encode(
         codec.Artifact(meta, entries)

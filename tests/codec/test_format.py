@@ -90,9 +90,14 @@ class SlowDecoder:
         zero = 1 + ((2**24 - chance) * (2**24 - 2) >> 24)
         return self.symbol([zero, 2**24 - zero])
 
+    def meta(self) -> Any:
+        kind = self.uniform(3)
+        if kind == 1:
+            length = self.golomb(4)
+            return {"model": "".join(chr(self.uniform(128)) for _ in range(length))}
+        return self.json() if kind == 2 else {}
+
     def json(self) -> Any:
-        if not self.uniform(2):
-            return None
         length = self.golomb(6)
         size = 256 if self.uniform(2) else 128
         return json.loads(bytes(self.uniform(size) for _ in range(length)))
@@ -308,9 +313,9 @@ class SlowDecoder:
         return codec.IntegerTensor(shape, np.array(values, np.int64))
 
     def artifact(self) -> codec.Artifact:
-        meta = self.json() or {}
+        meta = self.meta()
         count = self.golomb(2)
-        names = (self.json() or []) if count and self.uniform(2) else [None] * count
+        names = self.json() if count and self.uniform(2) else [None] * count
         entries: list[codec.Entry] = []
         for name in names:
             kind = self.uniform(3)
@@ -421,7 +426,7 @@ def test_bytes_are_pinned() -> None:
     entries = (codec.Entry("w", weight), codec.Entry("b", bias))
     data = codec.encode(codec.Artifact({"a": 1}, entries))
     assert data.hex() == (
-        "61746d01ff5fbf88877b458510c955c64fda60e890ebd99451a106086a7b248242739809eb7a634b"
+        "61746d0163796ce7afa7830d59af8e83a3da503de7fe27e683fd7bc719a55bcc045444fae486f190"
     )
 
 
