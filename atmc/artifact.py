@@ -228,8 +228,9 @@ def _zoo_model(meta: dict[str, Any], device: str = "cpu") -> nn.Module:
         return shapes if device == "meta" else models.create(name, **meta.get("kwargs", {}))
     except codec.AtmcFormatError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:  # torch's own for impossible sizes
-        raise codec.AtmcFormatError(f"the artifact names a model we lack: {error}") from error
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch's for sizes
+        said = str(error).partition("\n")[0][:200]
+        raise codec.AtmcFormatError(f"the artifact names a model we lack: {said}") from error
 
 
 def from_artifact(artifact: codec.Artifact, model: nn.Module | None = None) -> nn.Module:

@@ -11,12 +11,12 @@ CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """What a model says in eval mode; its own mode is put back."""
+def outputs(model: nn.Module, x: Tensor, training: bool = False) -> Tensor:
+    """What a model says in eval mode, or in training mode; its own mode is put back."""
     modes = {module: module.training for module in model.modules()}
     try:
         with plain_weights(model):
-            found: Tensor = model.eval()(x)
+            found: Tensor = model.train(training)(x)
         return found
     finally:
         for module, mode in modes.items():

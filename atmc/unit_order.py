@@ -5,8 +5,9 @@ change places with them. Rows in order need no list of which ones are empty, and
 full they are is told by a few numbers (docs/FORMAT.md).
 
 No graph of the network is needed: of two weights, one after the other, a copy with generic values
-is run with its units in order and shuffled. Where both give the same output, the units are nobody
-else's.
+is run with its units in order, with the first two exchanged, and with all moved on by one. Where
+all give the same output, in training mode too, the units are nobody else's: any order is made of
+these two steps.
 """
 
 from __future__ import annotations
@@ -57,22 +58,22 @@ class UnitOrder:
                 else:
                     scale = math.sqrt(2 / max(1, tensor.shape[-1]))
                     tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
+        for module in probe.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0  # what it drops is no matter of which unit stands where
         noise = torch.rand(x.shape, generator=generator).to(x)
-        weights = factorized_weights(probe)
         found = []
-        for first, second in itertools.pairwise(weights):
+        for first, second in itertools.pairwise(factorized_weights(probe)):
             if not _fit(first, second):
                 continue
-            order = torch.randperm(first.parametrization.layout.rows, generator=generator)
             try:
-                before = outputs(probe, noise)
-                _reorder(probe, first, second, order)
-                proved = _proved(before, outputs(probe, noise))
+                proved = all(
+                    _proved(probe, first, second, noise, training) for training in (False, True)
+                )
             except Exception:  # a model of one's own may refuse noise in any way
                 return cls(())
             if proved:
                 found.append((first.name, second.name))
-            _reorder(probe, first, second, order.argsort())
         return cls(tuple(found))
 
     @torch.no_grad()
@@ -130,19 +131,32 @@ def _reorder(
 
 
 def _between(model: nn.Module, first: FactorizedWeight, second: FactorizedWeight) -> list[Tensor]:
-    """Parameters and buffers from the first's module on, before the second's."""
+    """What files hold from the first's module on, before the second's."""
     names = [name for name, _ in model.named_modules()]
     start, stop = (names.index(weight.name.rpartition(".")[0]) for weight in (first, second))
     found: list[Tensor] = []
     for _, module in list(model.named_modules())[start:stop]:
-        found += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        found += module.parameters(recurse=False)
+        lost = module._non_persistent_buffers_set
+        found += [b for name, b in module.named_buffers(recurse=False) if name not in lost]
     return found
 
 
-def _proved(before: Tensor, after: Tensor) -> bool:
-    """Whether outputs agree that say something of the inputs."""
-    largest = float(before.abs().max())
-    spread = float((before - before.mean(0)).abs().max())
-    if not 1e-3 * largest < spread < math.inf:
+def _proved(
+    probe: nn.Module, first: FactorizedWeight, second: FactorizedWeight, x: Tensor, training: bool
+) -> bool:
+    """Whether the outputs stay under two orders of the units of which all others are made."""
+    places = torch.arange(first.parametrization.layout.rows)
+    exchanged = places.clone()
+    exchanged[:2] = exchanged[:2].flip(0)
+    before = outputs(probe, x, training)
+    largest, spread = float(before.abs().max()), float((before - before.mean(0)).abs().max())
+    if not 1e-3 * largest < spread < math.inf:  # it says nothing of the inputs
         return False
-    return float((after - before).abs().max()) <= CLOSE * spread
+    for order in (exchanged, places.roll(1)):
+        _reorder(probe, first, second, order)
+        after = outputs(probe, x, training)
+        _reorder(probe, first, second, order.argsort())
+        if not float((after - before).abs().max()) <= CLOSE * spread:
+            return False
+    return True

@@ -234,7 +234,7 @@ class CompressStage(Stage):
         return fits or over - 1
 
     def _file_bits(self, k: int) -> int:
-        """The real size of the file that finalizing at ``k`` would make, closed as it will be."""
+        """The real size of the file that finalizing at ``k`` would make; constants not folded."""
         probe = copy.deepcopy(self.model)
         put(probe, self.optimizer.quantized(k))
         drop_dead_paths(probe, self.example)
