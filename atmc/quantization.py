@@ -170,6 +170,8 @@ def quantized_codebook(
             its error (:mod:`atmc.entropy_constrained`), and codebooks may be smaller. Values that
             ``levels`` levels hold exactly are kept. False: the nearest level is the cheapest.
     """
+    if levels < 1:
+        raise ValueError(f"levels must be at least 1, got {levels}")
     # Levels of 16-bit values are not rounded to 16 bits on the way.
     nonzeros = _Nonzeros(values if values.dtype == torch.float64 else values.float())
     if rdo and nonzeros.count:
@@ -233,8 +235,6 @@ class _Nonzeros:
 
     def split(self, count: int, init: Tensor | None = None) -> tuple[Line, Ints]:
         """The values as points on a line, and the bounds of at most ``count`` parts of them."""
-        if count < 1:
-            raise ValueError(f"levels must be at least 1, got {count}")
         start = None if init is None else init.detach().to("cpu", torch.float64).numpy()
         buckets = self._buckets
         if buckets is not None and buckets.points.size > count:

@@ -394,6 +394,13 @@ def test_quantized_codebook(level_bits, count, dtype):
         assert rounded <= 1.01 * exact
 
 
+@pytest.mark.parametrize("rdo", [False, True])
+@pytest.mark.parametrize("values", [torch.zeros(4), torch.ones(4)])
+def test_quantized_codebook_of_no_levels_is_refused(values, rdo):
+    with pytest.raises(ValueError, match="levels must be at least 1, got 0"):
+        quantized_codebook(values, 0, 8, rdo=rdo)
+
+
 def test_quantized_codebook_without_nonzeros():
     book = quantized_codebook(torch.zeros(4), 8, 8)
     assert isinstance(book, QuantizedCodebook)

@@ -33,6 +33,7 @@ from atmc.stages.closing import largest_share, pruned_bits, settle_bits
 from atmc.stages.learned_scores import ScoreOptimizer
 from atmc.stages.low_rank import Spectrum, as_products, ranks_at
 from atmc.training import Trainer
+from atmc.unit_order import UnitOrder
 
 SHAPE = (1, 8, 8)
 X = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1))
@@ -153,7 +154,9 @@ def test_pruning_by_magnitude_keeps_the_largest_of_all_layers(bits: int | str) -
 
 
 @pytest.mark.parametrize("bits", [4, 32])
-def test_zeros_stay_zeros_and_the_file_fits(bits: int) -> None:
+def test_zeros_stay_zeros_and_the_file_fits(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Units stay where they are, or the masks would have to move with them.
+    monkeypatch.setattr(UnitOrder, "of", lambda model, x: UnitOrder(()))
     model = net()
     aim = target(bits, 12_000)
     masks: dict[str, Tensor] = {}
@@ -170,10 +173,7 @@ def test_zeros_stay_zeros_and_the_file_fits(bits: int) -> None:
     train(model, Watched(1, 1e-2, aim, prune_by_magnitude))
     assert file_bits(model, aim) <= aim.budget_bits
     for name, value in carriers(model).items():
-        # Units have been brought in order: as many entries at most, in rows as full as before.
-        assert value.count_nonzero() <= masks[name].sum()
-        if name == "fc2.weight.V":  # its rows are the classes
-            assert (value.count_nonzero(-1) <= masks[name].sum(-1)).all()
+        assert not value[~masks[name]].any()
         if bits == 4:
             assert len(value[value != 0].unique()) <= 16
     assert not any(bool(factor.any()) for factor in others(model))
