@@ -61,14 +61,15 @@ def evaluate_artifact(
         ``eps_grid`` also ``"ladder"`` and ``"checks"``, as :func:`atmc.ladder.climb` says.
 
     Raises:
-        AtmcFormatError, DataError, MissingExtraError, RunError, ValueError: see their messages.
+        AtmcFormatError, DataError, MissingExtraError, RunError, WeightsError, ValueError: see
+            their messages.
     """
     keep_freed()
     where = choose_device(device)
     beside = run_config(path)
     model, size, name = read_model(path)
     if dataset is None:
-        usual = models.info(name).dataset if name in models.names() else None
+        usual = models.info(name).dataset if name and models.known(name) else None
         dataset = beside.get("dataset") or usual
     if dataset is None:
         raise RunError("the artifact does not tell its data set: give --dataset")
@@ -121,7 +122,8 @@ def _read_source(path: Path, dataset: Dataset, device: torch.device) -> Source:
     """The model in a file as the source of a transfer attack.
 
     Raises:
-        AtmcFormatError, OSError, RunError: there is no model in it that fits the data set.
+        AtmcFormatError, OSError, RunError, WeightsError: there is no model in it that fits the
+            data set.
     """
     try:
         model = read_model(path)[0]

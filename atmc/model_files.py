@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import safetensors
-from safetensors.torch import load as load_tensors
 from torch import nn
 
 from atmc import codec, models
@@ -14,31 +12,11 @@ from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
 from atmc.compression import channels_last
 from atmc.settings import read_config
+from atmc.weights import load_weights
 
 
 class RunError(ValueError):
     """A run that cannot start or go on; one line that says what to do."""
-
-
-def load_dense(model: nn.Module, path: Path) -> None:
-    """Read the weights of a dense start into ``model``.
-
-    Raises:
-        RunError: no such file, no safetensors, or weights of another model.
-    """
-    try:
-        state = load_tensors(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"cannot read the weights {path}: {error.strerror}") from error
-    except safetensors.SafetensorError as error:
-        raise RunError(f"{path} is no safetensors file: give a run's dense.safetensors") from error
-    expected = model.state_dict()
-    differ = sorted(expected.keys() ^ state.keys()) or [
-        name for name, value in expected.items() if value.shape != state[name].shape
-    ]
-    if differ:
-        raise RunError(f"{path} belongs to another model: {differ[0]!r} does not fit")
-    model.load_state_dict(state)
 
 
 def run_config(path: Path) -> dict[str, Any]:
@@ -52,10 +30,10 @@ def read_model(path: Path) -> tuple[nn.Module, dict[str, Any], str | None]:
     size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
     if path.suffix == ".safetensors":
         name = run_config(path).get("model")
-        if name not in models.names():
+        if not isinstance(name, str) or not models.known(name):
             raise RunError(f"{path} lies in no run folder: its model is not known")
         model = models.create(name)
-        load_dense(model, path)
+        load_weights(model, path)
     else:
         artifact = decode(codec.read(path))
         name = artifact.meta.get("model")

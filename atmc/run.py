@@ -23,10 +23,11 @@ from atmc.compression import Job, Training, channels_last, size_report
 from atmc.data import Batches, Dataset
 from atmc.evaluation import attack, evaluate, predict
 from atmc.inheritance import inherit
-from atmc.model_files import RunError, load_dense, read_model
+from atmc.model_files import RunError, read_model
 from atmc.models.initialize import initialize
 from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
 from atmc.training import Progress, Stage, derive
+from atmc.weights import load_weights
 
 _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
@@ -178,7 +179,8 @@ def run(
         The dict of report.json.
 
     Raises:
-        RunError, SettingsError, BudgetError, DataError, TrainingError: see their messages.
+        RunError, SettingsError, WeightsError, BudgetError, DataError, TrainingError: see their
+            messages.
         KeyboardInterrupt: after a checkpoint.
     """
     _check_folder(output, resume, overwrite)
@@ -193,9 +195,9 @@ def run(
     model = _start(settings, dataset)
     dense_file = output / "dense.safetensors"
     if resume and dense_file.is_file():  # first: --weights may be gone by now
-        load_dense(model, dense_file)
+        load_weights(model, dense_file)
     elif settings.weights is not None:
-        load_dense(model, Path(settings.weights))
+        load_weights(model, settings.weights)
     elif settings.inherit is not None:
         _inherit(model, Path(settings.inherit))
     training = _training(settings)
@@ -298,7 +300,10 @@ def _start(settings: Settings, dataset: Dataset) -> nn.Module:
 def _initial(name: str, seed: int, init: str | None) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed))
-        model = models.create(name)
+        try:
+            model = models.create(name)
+        except ValueError as error:
+            raise RunError(str(error)) from error
         if init is not None:
             initialize(model, init)
     return model
@@ -365,5 +370,6 @@ def _test(model: nn.Module, dataset: Dataset, settings: Settings, eps: float) ->
 
 
 def _dense_bytes(model: nn.Module) -> bytes:
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # Copies: safetensors refuses tied weights, which share their memory.
+    state = {name: value.cpu().clone().contiguous() for name, value in model.state_dict().items()}
     return save_tensors(state)

@@ -166,12 +166,16 @@ class Settings(BaseModel):
         """
         for kind, name, known in (
             ("data set", self.dataset, data.names()),
-            ("model", self.model, models.names()),
             ("method", self.method, methods.names()),
             ("initialization", self.init, tuple(INITIALIZATIONS)),
         ):
             if name is not None and name not in known:
                 raise SettingsError(f"unknown {kind} {name!r}{_nearest(name, known)}")
+        if self.model is not None:
+            try:
+                models.info(self.model)
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
         usual = {**_USUAL[self.dataset], "steps": usual_steps(self.train_attack)}
         filled = {key: value for key, value in usual.items() if getattr(self, key) is None}
         return self.model_copy(update=filled)

@@ -21,6 +21,7 @@ _MENDABLE = {
     "atmc.extras.MissingExtraError",
     "atmc.model_files.RunError",
     "atmc.training.TrainingError",
+    "atmc.weights.WeightsError",
     "torch.OutOfMemoryError",
 }
 _USAGE = {"atmc.settings.SettingsError"}

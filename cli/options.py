@@ -15,8 +15,14 @@ from atmc.settings import Settings
 HELP = {
     "dataset": ("NAME", "Data set: digits (embedded) or mnist."),
     "data_root": ("DIR", "Folder that holds the data sets which are files; data if not given."),
-    "model": ("NAME", "Model of the zoo; that of the data set if not given."),
-    "weights": ("FILE", "Dense start of an earlier run (its dense.safetensors); skips that stage."),
+    "model": (
+        "NAME",
+        "Model of the zoo or classifier of torchvision; the data set's usual one if not given.",
+    ),
+    "weights": (
+        "FILE",
+        "Trained weights, a run's dense.safetensors or a saved state dict; skips the dense start.",
+    ),
     "method": ("NAME", f"How the budget is reached: {', '.join(methods.names())}."),
     "budget_bits": (
         "N",

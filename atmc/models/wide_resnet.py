@@ -1,4 +1,4 @@
-"""Wide residual network of depth 16 and width 8 (Zagoruyko & Komodakis, BMVC 2016)."""
+"""Wide residual networks of any depth and width (Zagoruyko & Komodakis, BMVC 2016)."""
 
 from collections.abc import Sequence
 
@@ -32,29 +32,39 @@ class PreActBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
-class WideResNet16x8(nn.Module):
-    """Three groups of two pre-activation blocks with 128, 256 and 512 channels.
+class WideResNet(nn.Module):
+    """Three groups of (depth - 4) / 6 pre-activation blocks, of 16, 32 and 64 times width channels.
 
     Args:
+        depth: number of layers, 6 n + 4.
+        width: how many times wider than the plain network.
         num_classes: the number of logits.
         mean: of the normalization inside the model, one value or three.
         std: the same.
+
+    Raises:
+        ValueError: no such depth.
     """
 
     def __init__(
         self,
+        depth: int,
+        width: int,
         num_classes: int = 10,
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.25,
     ) -> None:
         super().__init__()
+        blocks, rest = divmod(depth - 4, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"no wide ResNet has depth {depth}: give 10, 16, 22, 28, 34, ...")
         self.normalize = rgb_normalize(mean, std)
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.group1 = _group(16, 128, stride=1)
-        self.group2 = _group(128, 256, stride=2)
-        self.group3 = _group(256, 512, stride=2)
-        self.bn = nn.BatchNorm2d(512)
-        self.fc = nn.Linear(512, num_classes)
+        self.group1 = _group(16, 16 * width, blocks, stride=1)
+        self.group2 = _group(16 * width, 32 * width, blocks, stride=2)
+        self.group3 = _group(32 * width, 64 * width, blocks, stride=2)
+        self.bn = nn.BatchNorm2d(64 * width)
+        self.fc = nn.Linear(64 * width, num_classes)
         kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,16 +75,18 @@ class WideResNet16x8(nn.Module):
         return logits
 
 
-def _group(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        PreActBlock(in_channels, out_channels, stride), PreActBlock(out_channels, out_channels, 1)
-    )
+def _group(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = PreActBlock(in_channels, out_channels, stride)
+    others = (PreActBlock(out_channels, out_channels, 1) for _ in range(blocks - 1))
+    return nn.Sequential(first, *others)
 
 
-def wrn_16_8(
+def wrn(
+    depth: int,
+    width: int,
     num_classes: int = 10,
     mean: float | Sequence[float] = 0.5,
     std: float | Sequence[float] = 0.25,
-) -> WideResNet16x8:
-    """Build WRN-16-8."""
-    return WideResNet16x8(num_classes, mean, std)
+) -> WideResNet:
+    """Build WRN-depth-width."""
+    return WideResNet(depth, width, num_classes, mean, std)

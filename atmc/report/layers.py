@@ -22,7 +22,7 @@ def _names(model: str) -> tuple[str, ...]:
 def _names_of(artifact: codec.Artifact) -> Sequence[str]:
     stored = [entry.name for entry in artifact.entries]
     name = artifact.meta.get("model")
-    if None in stored and isinstance(name, str) and name in models.names():
+    if None in stored and isinstance(name, str) and models.known(name):
         known = _names(name)
         if len(known) == len(stored):
             return known

@@ -24,6 +24,8 @@ def dense_bits(model: nn.Module) -> int:
         ("resnet34", 10, 680_482_816),
         ("resnet34", 100, 681_957_376),
         ("wrn-16-8", 10, 350_533_120),
+        # As Zagoruyko and Komodakis count them (36.5 M), less norms and the last biases.
+        ("wrn-28-10", 10, 32 * (36_479_194 - 17_952 - 10)),
         # Weights as Ye et al. count them (ICCV 2019).
         ("lenet-w1", 10, 32 * 13_434),
         ("lenet-w2", 10, 32 * 52_356),
@@ -117,6 +119,64 @@ def test_residual_stages_halve_the_map_and_keep_an_identity_shortcut():
     assert torch.equal(block(x), x)
 
 
+GROUPS = [(16, 32), (32, 64), (64, 128)]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("lenet-w3", 25 * 6 + 25 * 6 * 12 + 588 * 192 + 192 * 10),
+        # Six blocks a group: twelve convolutions and a shortcut.
+        ("wrn-40-2", 27 * 16 + 1280 + sum(10 * i * o + 99 * o * o for i, o in GROUPS)),
+    ],
+)
+def test_a_family_has_members_of_any_size(name, weights):
+    with torch.device("meta"):
+        model = models.create(name)
+    assert dense_bits(model) == 32 * weights
+
+
+@pytest.mark.parametrize("name", ["lenet-w0", "lenet-w01", "lenet-w1000", "lenet-w-1", "wrn-16"])
+def test_no_member_of_a_family(name):
+    assert not models.known(name)
+
+
+@pytest.mark.parametrize("depth", [4, 17, 9])
+def test_a_wide_resnet_of_an_impossible_depth(depth):
+    with pytest.raises(ValueError, match=f"no wide ResNet has depth {depth}: give 10, 16"):
+        models.create(f"wrn-{depth}-2")
+
+
+def test_torchvisions_classifiers_by_name():
+    import torchvision.models
+
+    torch.manual_seed(0)
+    model = models.create("mobilenet_v3_small", num_classes=7).eval()
+    torch.manual_seed(0)
+    theirs = torchvision.models.mobilenet_v3_small(weights=None, num_classes=7).eval()
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normalized = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.equal(model(x), theirs(normalized))
+    assert models.info("mobilenet_v3_small").input_shape is None
+    assert models.info("mobilenet_v3_small").kwargs["num_classes"] == 1000
+
+
+def test_where_names_meet_the_zoo_wins_and_a_prefix_tells():
+    with torch.device("meta"):
+        ours = models.create("resnet18")
+        theirs = models.create("torchvision:resnet18")
+    assert ours.conv1.kernel_size == (3, 3)
+    assert theirs.model.conv1.kernel_size == (7, 7)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_every_classifier_returns_logits_alone(name):
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=3).train()
+    assert model(torch.rand(2, 3, 75, 75)).shape == (2, 3)
+
+
 def test_info_says_what_a_model_is_for():
     lenet = models.info("lenet5-relu")
     assert (lenet.dataset, lenet.input_shape, lenet.kwargs) == (
@@ -132,7 +192,7 @@ def test_info_says_what_a_model_is_for():
     ("wrong", "right"), [("lenet", "lenet5"), ("wrn16-8", "wrn-16-8"), ("resnet-34", "resnet34")]
 )
 def test_an_unknown_model_is_refused_with_the_nearest_name(wrong, right):
-    with pytest.raises(ValueError, match=f"unknown model '{wrong}'; did you mean '{right}'"):
+    with pytest.raises(ValueError, match=f"unknown model '{wrong}': did you mean '{right}'"):
         models.create(wrong)
 
 
