@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from atmc import codec
 from atmc.artifact import DENSE_WIDTHS, BudgetError, to_artifact
-from atmc.factorization import factorize, factorized_weights, named_factors, plain_weights
+from atmc.factorization import (
+    ATTENTION_WEIGHTS,
+    factorize,
+    factorized_weights,
+    named_factors,
+    plain_weights,
+)
 from atmc.projection import topk_masks
 from atmc.quantization import quantized_codebook
 
@@ -43,13 +49,20 @@ def level_bits(bits: int, nonzeros: int) -> int:
 
 
 def dense_bits(model: nn.Module) -> int:
-    """Weights of Conv and Linear layers × 32 bits, the dense size as the papers count it."""
-    weights: dict[int, Tensor] = {}  # by identity: a tied weight counts once
+    """Weights of Conv and Linear layers × 32 bits, the dense size as the papers count it.
+
+    The projections inside attention are linear layers too. A tied weight counts once.
+    """
+    weights: dict[int, Tensor] = {}  # by identity
     with plain_weights(model):
         for module in model.modules():
-            if isinstance(module, _DENSE_LAYERS):
-                weight = module.weight
-                weights[id(weight)] = weight
+            names: tuple[str, ...] = ("weight",) if isinstance(module, _DENSE_LAYERS) else ()
+            if isinstance(module, nn.MultiheadAttention):
+                names = ATTENTION_WEIGHTS
+            for name in names:
+                weight = getattr(module, name)
+                if weight is not None:
+                    weights[id(weight)] = weight
     return 32 * sum(weight.numel() for weight in weights.values())
 
 

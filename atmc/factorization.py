@@ -29,7 +29,7 @@ Identity = Literal["left", "right", "none"]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _layout(module: nn.Module, name: str, weight: Tensor) -> Layout | None:
     if isinstance(module, (*_CONV, *_CONV_TRANSPOSE)) and name == "weight":
         return Layout(tuple(weight.shape), module.groups, isinstance(module, _CONV_TRANSPOSE))
     linear = isinstance(module, nn.Linear) and name == "weight"
-    attention = isinstance(module, nn.MultiheadAttention) and name in _ATTENTION_WEIGHTS
+    attention = isinstance(module, nn.MultiheadAttention) and name in ATTENTION_WEIGHTS
     if linear or attention:
         return Layout(tuple(weight.shape))
     return None

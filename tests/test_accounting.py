@@ -89,6 +89,14 @@ def test_dense_bits_of_any_module() -> None:
     assert dense_bits(nn.ConvTranspose2d(4, 6, 3, groups=2)) == 32 * 4 * 3 * 9
 
 
+@pytest.mark.parametrize("sizes", [{}, {"kdim": 3, "vdim": 5}])
+def test_dense_bits_of_attention(sizes: dict[str, int]) -> None:
+    attention = nn.MultiheadAttention(4, 2, **sizes)
+    inputs = 4 + sizes.get("kdim", 4) + sizes.get("vdim", 4)
+    assert dense_bits(attention) == 32 * (4 * inputs + 4 * 4)
+    assert dense_bits(factorize(attention)) == 32 * (4 * inputs + 4 * 4)
+
+
 def test_paper_bits() -> None:
     tensors = {"a": torch.tensor([0.0, 1.0, -0.0, 2.0]), "b": torch.ones(3, 2)}
     assert paper_bits(tensors, {"a": 3, "b": 32}) == 2 * 3 + 6 * 32
