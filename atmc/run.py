@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from atmc.accounting import dense_bits
 from atmc.artifact import BudgetError, load
 from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report
-from atmc.data import Batches, Dataset
+from atmc.data import Dataset
 from atmc.evaluation import attack, evaluate, predict
 from atmc.inheritance import inherit
+from atmc.model_check import check_model
 from atmc.model_files import RunError, load_dense, read_model
 from atmc.models.initialize import initialize
 from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
@@ -30,7 +32,7 @@ from atmc.training import Progress, Stage, derive
 
 _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
-EVALUATION_BATCH = 500
+_EVALUATION_EXAMPLES, _EVALUATION_VALUES = 500, 2**23
 _OURS = ("model.atmc", "report.json", "config.yaml", "dense.safetensors", "checkpoints")
 
 
@@ -110,6 +112,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def evaluation_batch(shape: tuple[int, ...]) -> int:
+    """How many inputs of that shape are evaluated at a time: 500, fewer where they are large."""
+    return max(1, min(_EVALUATION_EXAMPLES, _EVALUATION_VALUES // math.prod(shape)))
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     codec.write(path, (json.dumps(value, indent=2) + "\n").encode())
 
@@ -123,19 +130,24 @@ class _Watch:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder))
-        self.x = dataset.x_val[:_VALIDATION_EXAMPLES]
-        self.y = dataset.y_val[:_VALIDATION_EXAMPLES]
+        self.batches = dataset.val.first(_VALIDATION_EXAMPLES).batches(
+            evaluation_batch(dataset.input_shape)
+        )
         self.eps = eps
         self.on_epoch = on_epoch
         self.started = time.monotonic()
 
     def __call__(self, model: nn.Module, stage: Stage, epoch: int) -> None:
         device = next(model.parameters()).device
-        x, y = self.x.to(device), self.y.to(device)
+        right = held = count = 0
         with frozen(model):
-            clean = (predict(model, x) == y).float().mean().item()
-            adv = pgd(model, x, y, self.eps, _VALIDATION_STEPS)
-            robust = (predict(model, adv) == y).float().mean().item()
+            for x, y, *_ in self.batches:
+                x, y = x.to(device), y.to(device)
+                right += int((predict(model, x) == y).sum())
+                adv = pgd(model, x, y, self.eps, _VALIDATION_STEPS)
+                held += int((predict(model, adv) == y).sum())
+                count += len(y)
+        clean, robust = right / count, held / count
         size = stage.measure()
         figures = EpochFigures(
             stage.name,
@@ -212,13 +224,7 @@ def run(
     )
     job = _job(
         channels_last(model.to(device)) if settings.fast else model.to(device),
-        Batches(  # all of it on the device: a copy a step would wait for the attack before it
-            dataset.x_train.to(device),
-            dataset.y_train.to(device),
-            settings.batch_size,
-            shuffle=True,
-            indexed=True,
-        ),
+        dataset.train.batches(settings.batch_size, shuffle=True, indexed=True, device=device),
         budget,
         training,
         settings.method,
@@ -283,16 +289,12 @@ def _start(settings: Settings, dataset: Dataset) -> nn.Module:
     """The model by name, its initial weights drawn from the seed.
 
     Raises:
-        RunError: the data set's inputs are not the model's.
+        RunError: the model cannot classify the data set.
     """
     assert settings.model is not None
-    info = models.info(settings.model)
-    if info.input_shape != dataset.input_shape:
-        raise RunError(
-            f"model {settings.model!r} takes inputs of {info.input_shape}, data set "
-            f"{settings.dataset!r} has {dataset.input_shape}: choose another model"
-        )
-    return _initial(settings.model, settings.seed, settings.init)
+    model = _initial(settings.model, settings.seed, settings.init)
+    check_model(model, dataset, f"model {settings.model!r}")
+    return model
 
 
 def _initial(name: str, seed: int, init: str | None) -> nn.Module:
@@ -358,7 +360,7 @@ def _test(model: nn.Module, dataset: Dataset, settings: Settings, eps: float) ->
     steps, size, count = settings.eval_steps, settings.eval_step_size, settings.eval_examples
     return evaluate(
         model,
-        Batches(dataset.x_test[:count], dataset.y_test[:count], EVALUATION_BATCH),
+        dataset.test.first(count).batches(evaluation_batch(dataset.input_shape)),
         [attack("fgsm", eps=eps), attack("pgd", eps=eps, steps=steps, step_size=size)],
         seed=settings.seed,
     )

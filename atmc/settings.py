@@ -172,28 +172,15 @@ class Settings(BaseModel):
         ):
             if name is not None and name not in known:
                 raise SettingsError(f"unknown {kind} {name!r}{_nearest(name, known)}")
-        usual = {**_USUAL[self.dataset], "steps": usual_steps(self.train_attack)}
+        usual = {**data.USUAL[self.dataset], **_EPOCHS[self.dataset]}
+        usual["steps"] = usual_steps(self.train_attack)
         filled = {key: value for key, value in usual.items() if getattr(self, key) is None}
         return self.model_copy(update=filled)
 
 
-_USUAL: dict[str, dict[str, Any]] = {
-    "digits": {
-        "model": "digits-cnn",
-        "eps": 0.1,
-        "dense_epochs": 30,
-        "epochs": 30,
-        "level_epochs": 10,
-        "eval_steps": 20,
-    },
-    "mnist": {
-        "model": "lenet5-relu",
-        "eps": 0.3,
-        "dense_epochs": 12,
-        "epochs": 8,
-        "level_epochs": 2,
-        "eval_steps": 40,
-    },
+_EPOCHS = {
+    "digits": {"dense_epochs": 30, "epochs": 30, "level_epochs": 10},
+    "mnist": {"dense_epochs": 12, "epochs": 8, "level_epochs": 2},
 }
 
 

@@ -43,7 +43,10 @@ def examples(count: int = 40) -> tuple[Tensor, Tensor]:
 def test_each_rung_is_an_attack_with_steps_to_scale() -> None:
     x, y = examples()
     found = climb(
-        Brightness(), x, y, [0.3, 0.1, 0.3, 0.0], attack("pgd", eps=0.2, steps=8, step_size=0.05)
+        Brightness(),
+        [(x[:15], y[:15]), (x[15:], y[15:])],
+        [0.3, 0.1, 0.3, 0.0],
+        attack("pgd", eps=0.2, steps=8, step_size=0.05),
     )
     rows = found["ladder"]
     assert [row["eps"] for row in rows] == [0.0, 0.1, 0.3]
@@ -62,7 +65,7 @@ def test_steps_that_cannot_be_scaled(eps: float | None) -> None:
     x, y = examples()
     given = attack("pgd", eps=0.0) if eps == 0.0 else attack("wrm", eps=0.1)
     with pytest.raises(ValueError, match="scales the steps"):
-        climb(Brightness(), x, y, [0.1], given)
+        climb(Brightness(), [(x, y)], [0.1], given)
 
 
 def rungs(*accuracies: float, examples: int = 100) -> list[dict[str, Any]]:

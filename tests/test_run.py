@@ -1,5 +1,6 @@
 """One run and its folder: what is resumed, replaced and refused, and evaluation of its file."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from atmc import data, models
-from atmc.data import Dataset
+from atmc.data import Dataset, InMemory
 from atmc.models.initialize import initialize
 from atmc.run import (
     EpochFigures,
@@ -48,19 +49,8 @@ def few_examples() -> Iterator[None]:
 
     def few(name: str, data_root: str | None = None) -> Dataset:
         d = whole(name, data_root)
-        return Dataset(
-            d.name,
-            d.x_train[:128],
-            d.y_train[:128],
-            d.x_val[:32],
-            d.y_val[:32],
-            d.x_test[:96],
-            d.y_test[:96],
-            d.num_classes,
-            d.eps,
-            d.eval_steps,
-            d.model,
-        )
+        parts = {"train": d.train.first(128), "val": d.val.first(32), "test": d.test.first(96)}
+        return dataclasses.replace(d, **parts)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", few)
@@ -341,7 +331,8 @@ def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
-    made = Dataset("mnist", x, y, x, y, x, y, 10, 0.3, 1, "lenet5")
+    part = InMemory(x, y)
+    made = Dataset("mnist", part, part, part, 10, 0.3, 1, "lenet5")
     monkeypatch.setattr(data, "load", lambda *where: made)
     base = {**TINY, "budget_bits": None, "method": "dense", "dataset": "mnist"}
     base |= {"init": "orthogonal"}

@@ -1,15 +1,29 @@
-"""Data sets by name, in memory, split into a training, a validation and a test part."""
+"""Data sets by name, split into a training, a validation and a test part."""
 
 import difflib
 import os
 from collections.abc import Callable
 
-from atmc.data.base import DataError, Dataset
+from atmc.data.augmentation import Augmentation
+from atmc.data.base import DataError, Dataset, Examples, Loader
 from atmc.data.batches import Batches
 from atmc.data.digits import load_digits
+from atmc.data.in_memory import InMemory
 from atmc.data.mnist import load_mnist
+from atmc.data.usual import USUAL
 
-__all__ = ["Batches", "DataError", "Dataset", "load", "names"]
+__all__ = [
+    "USUAL",
+    "Augmentation",
+    "Batches",
+    "DataError",
+    "Dataset",
+    "Examples",
+    "InMemory",
+    "Loader",
+    "load",
+    "names",
+]
 
 _LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], Dataset]] = {
     "digits": lambda root: load_digits(),

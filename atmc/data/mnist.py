@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from atmc.data.base import DataError, Dataset
+from atmc.data.in_memory import InMemory
+from atmc.data.usual import USUAL
 
 _VALIDATION = 5000
 _FILES = tuple(
@@ -41,16 +43,11 @@ def load_mnist(root: str | os.PathLike[str] | None = None) -> Dataset:
         )
     return Dataset(
         name="mnist",
-        x_train=x[:-_VALIDATION],
-        y_train=y[:-_VALIDATION],
-        x_val=x[-_VALIDATION:],
-        y_val=y[-_VALIDATION:],
-        x_test=x_test,
-        y_test=y_test,
+        train=InMemory(x[:-_VALIDATION], y[:-_VALIDATION]),
+        val=InMemory(x[-_VALIDATION:], y[-_VALIDATION:]),
+        test=InMemory(x_test, y_test),
         num_classes=10,
-        eps=0.3,
-        eval_steps=40,
-        model="lenet5-relu",
+        **USUAL["mnist"],
     )
 
 
@@ -73,4 +70,4 @@ def _part(root: Path, train: bool) -> tuple[Tensor, Tensor]:
         )
     if images.dtype != torch.uint8 or int(labels.min()) < 0 or int(labels.max()) > 9:
         raise DataError(f"MNIST in {raw} is damaged: {stem} values out of range; get it again")
-    return images.unsqueeze(1).float().div_(255), labels.long()
+    return images.unsqueeze(1), labels.long()
