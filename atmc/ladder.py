@@ -126,7 +126,7 @@ def grey(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     survived = evaluate(model, [(x, y)], [attack], seed=seed)["attacks"][0]["accuracy"]
     pictures = torch.full_like(x, GREY, device=device)
-    left = float((predict(model, pictures) == y.to(device)).float().mean())
+    left = int((predict(model, pictures) == y.to(device)).sum()) / len(y)
     bound = f"of {len(y)} examples, the largest class has {share:.4f}"
     return [
         _check(

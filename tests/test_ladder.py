@@ -106,6 +106,13 @@ def test_an_honest_model_passes_the_grey_checks() -> None:
     assert "the largest class has 0.5000" in found["grey-picture"]["detail"]
 
 
+def test_a_share_that_is_no_short_fraction_is_no_failure() -> None:
+    """A third, say, which float32 rounds up."""
+    x = torch.full((60, 1, 6, 6), 0.2)
+    checks = grey(Brightness(), x, torch.arange(60) % 3, attack("pgd", eps=0.5, steps=2))
+    assert all(check["passed"] for check in checks)
+
+
 def test_masked_gradients_are_flagged() -> None:
     found = checked(Masked())
     assert not found["grey-ball"]["passed"]
