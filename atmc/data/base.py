@@ -131,12 +131,13 @@ class Dataset:
     def __post_init__(self) -> None:
         """Refuse what training cannot use."""
         where = f"data set {self.name!r}"
-        if self.num_classes < 2:
-            raise DataError(f"{where} has {self.num_classes} classes: give two or more")
         parts = {"training": self.train, "validation": self.val, "test": self.test}
         for title, part in parts.items():
             if len(part) == 0:
                 raise DataError(f"{where}: its {title} part is empty: give examples of it")
+        if self.num_classes < 2:
+            raise DataError(f"{where} has fewer than two classes: give two or more")
+        for title, part in parts.items():
             part.check(f"{where}: its {title} part", self.num_classes)
             if part.shape != self.train.shape:
                 raise DataError(
