@@ -26,6 +26,8 @@ def evaluate_artifact(
     *,
     dataset: str | None = None,
     data_root: str | None = None,
+    download: bool = False,
+    image_size: int | None = None,
     attacks: Sequence[str] = ("fgsm", "pgd"),
     eps: float | None = None,
     steps: int | None = None,
@@ -44,6 +46,8 @@ def evaluate_artifact(
         path: the artifact, or the ``dense.safetensors`` of a run folder.
         dataset: its data set; None for that of the run folder around it, else the model's own.
         data_root: where the data lies; None for that of the run folder.
+        download: whether to get what is missing of it.
+        image_size: of its images; None for that of the run folder.
         attacks: names as :func:`atmc.evaluation.attack` takes them, run one after the other.
         eps: the ℓ∞ radius; None for the run folder's, else the data set's usual one.
         steps: of PGD; likewise.
@@ -72,7 +76,14 @@ def evaluate_artifact(
         dataset = beside.get("dataset") or usual
     if dataset is None:
         raise RunError("the artifact does not tell its data set: give --dataset")
-    loaded = data.load(dataset, data_root if data_root is not None else beside.get("data_root"))
+    if image_size is None and dataset == beside.get("dataset"):
+        image_size = beside.get("image_size")
+    loaded = data.load(
+        dataset,
+        data_root if data_root is not None else beside.get("data_root"),
+        download=download,
+        image_size=image_size,
+    )
     check_model(model, loaded, str(path))
     if eps is None:
         eps = parse_eps(beside.get("eps", loaded.eps))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import safetensors
 from safetensors.torch import load as load_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from atmc import codec, models
 from atmc.accounting import dense_bits
@@ -26,12 +27,7 @@ def load_dense(model: nn.Module, path: Path) -> None:
     Raises:
         RunError: no such file, no safetensors, or weights of another model.
     """
-    try:
-        state = load_tensors(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"cannot read the weights {path}: {error.strerror}") from error
-    except safetensors.SafetensorError as error:
-        raise RunError(f"{path} is no safetensors file: give a run's dense.safetensors") from error
+    state = _read_dense(path)
     expected = model.state_dict()
     differ = sorted(expected.keys() ^ state.keys()) or [
         name for name, value in expected.items() if value.shape != state[name].shape
@@ -39,6 +35,30 @@ def load_dense(model: nn.Module, path: Path) -> None:
     if differ:
         raise RunError(f"{path} belongs to another model: {differ[0]!r} does not fit")
     model.load_state_dict(state)
+
+
+def _read_dense(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read the weights {path}: {error.strerror}") from error
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path} is no safetensors file: give a run's dense.safetensors") from error
+
+
+def _dense_model(name: str, path: Path) -> nn.Module:
+    """The model of that name with the weights of a dense start, and with as many classes."""
+    model, state = models.create(name), _read_dense(path)
+    differ = {
+        len(state[key])
+        for key, value in model.state_dict().items()
+        if key in state and value.dim() > 0 and state[key].shape != value.shape
+    }
+    if len(differ) == 1 and "num_classes" in models.info(name).kwargs:
+        with contextlib.suppress(ValueError):  # what does not fit then is named below
+            model = models.create(name, num_classes=differ.pop())
+    load_dense(model, path)
+    return model
 
 
 def run_config(path: Path) -> dict[str, Any]:
@@ -54,8 +74,7 @@ def read_model(path: Path) -> tuple[nn.Module, dict[str, Any], str | None]:
         name = run_config(path).get("model")
         if name not in models.names():
             raise RunError(f"{path} lies in no run folder: its model is not known")
-        model = models.create(name)
-        load_dense(model, path)
+        model = _dense_model(name, path)
     else:
         artifact = decode(codec.read(path))
         name = artifact.meta.get("model")

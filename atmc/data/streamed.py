@@ -255,10 +255,13 @@ class _Batches:
             return
         source = held.varied if self.augment and held.varied is not None else held.source
         augmentation = held.augmentation if self.augment else None
+        workers = _workers(sum(map(len, parts)))
         made = DataLoader(
             _Checked(source, held.num_classes, seed, held.shape),
             batch_sampler=[held.indices[part].tolist() for part in parts],
-            num_workers=_workers(sum(map(len, parts))),
+            num_workers=workers,
+            # Said here, because a run that is itself a spawned process would spawn.
+            multiprocessing_context="fork" if workers else None,
             collate_fn=_collate,
             worker_init_fn=_leave_ctrl_c,
             pin_memory=self.device.type == "cuda",
@@ -290,8 +293,8 @@ def _leave_ctrl_c(worker: int) -> None:
 def _workers(count: int) -> int:
     """How many processes make `count` examples.
 
-    None where processes do not start as copies of this one: a source of one's own could not
-    follow them there.
+    They start as copies of this process, because a source of one's own could not follow them
+    elsewhere; so there are none on systems where that is not sound.
     """
     if count < _WORTH_WORKERS or sys.platform != "linux":
         return 0

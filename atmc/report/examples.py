@@ -50,8 +50,8 @@ class Sheet:
 
 
 @cache
-def _load(name: str, root: str | None) -> data.Dataset:
-    return data.load(name, root)
+def _load(name: str, root: str | None, image_size: int | None) -> data.Dataset:
+    return data.load(name, root, image_size=image_size)
 
 
 def sheet(
@@ -73,8 +73,13 @@ def sheet(
         NoSheetError: the data or the model are not at hand.
     """
     root = data_root if data_root is not None else result.config.get("data_root")
+    image_size = result.config.get("image_size")
     try:
-        loaded = _load(result.dataset, None if root is None else str(root))
+        loaded = _load(
+            result.dataset,
+            None if root is None else str(root),
+            image_size if isinstance(image_size, int) else None,
+        )
     except (data.DataError, OSError, ValueError) as error:
         raise NoSheetError(
             f"The data set {result.dataset} is not at hand: give its folder by --data-root."
