@@ -214,6 +214,7 @@ def run(
     settings = _complete(settings, dataset)
     kwargs = _kwargs(settings, dataset)
     model = _start(settings, dataset, kwargs)
+    dataset.check_rest()
     dense_file = output / "dense.safetensors"
     if resume and dense_file.is_file():  # first: --weights may be gone by now
         load_dense(model, dense_file)

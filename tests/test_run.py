@@ -52,6 +52,8 @@ def few_examples() -> Iterator[None]:
 
     def few(name: str, data_root: str | None = None, **how: Any) -> Dataset:
         d = whole(name, data_root, **how)
+        if name != "digits":
+            return d
         parts = {"train": d.train.first(128), "val": d.val.first(32), "test": d.test.first(96)}
         return dataclasses.replace(d, **parts)
 
@@ -427,3 +429,18 @@ def test_folders_of_data_sets_with_paths(monkeypatch: pytest.MonkeyPatch, tmp_pa
     }.items():
         folder = new_folder(settings(dataset=dataset))
         assert folder.parent == Path("runs") and folder.name.startswith(start)
+
+
+def test_a_function_s_data_are_looked_at_to_the_last_before_training(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\n"
+        "def load():\n"
+        "    pairs = [(torch.rand(1, 8, 8), i % 10) for i in range(400)]\n"
+        "    pairs[399] = torch.rand(1, 8, 8), 10\n"
+        "    return {'train': pairs[:300], 'test': pairs, 'num_classes': 10}\n"
+    )
+    given = settings(dataset=f"{file}:load", model="digits-cnn")
+    with pytest.raises(data.DataError, match="its test part: example 399 has a label out of range"):
+        run(given, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -84,6 +84,17 @@ class Examples(ABC):
             DataError: saying what is wrong with which of them.
         """
 
+    @abstractmethod
+    def check_rest(self, where: str) -> None:
+        """Refuse what `check`, which is quick, has not looked at; nothing where it sees all.
+
+        Args:
+            where: what they are, for the message.
+
+        Raises:
+            DataError: saying what is wrong with which of them.
+        """
+
     def first(self, count: int | None) -> Examples:
         """The first `count` examples; all of them where there are fewer, or `count` is None."""
         if count is None or count >= len(self):
@@ -102,8 +113,8 @@ class Dataset:
     """A classification data set, with the settings that are usual on it.
 
     It checks itself: an instance has images of one shape in [0, 1], a label in range for each,
-    and no empty part. (Examples that do not fit into memory are checked as they come; the first
-    of them at once.)
+    and no empty part. Of examples that are made as they are needed it looks at the first, until
+    :meth:`check_rest` looks at all.
 
     Attributes:
         name: the name `load` takes.
@@ -131,19 +142,31 @@ class Dataset:
     def __post_init__(self) -> None:
         """Refuse what training cannot use."""
         where = f"data set {self.name!r}"
-        parts = {"training": self.train, "validation": self.val, "test": self.test}
-        for title, part in parts.items():
+        for title, part in self._parts.items():
             if len(part) == 0:
                 raise DataError(f"{where}: its {title} part is empty: give examples of it")
         if self.num_classes < 2:
             raise DataError(f"{where} has fewer than two classes: give two or more")
-        for title, part in parts.items():
+        for title, part in self._parts.items():
             part.check(f"{where}: its {title} part", self.num_classes)
             if part.shape != self.train.shape:
                 raise DataError(
                     f"{where}: its {title} images are {part.shape}, its training images "
                     f"{self.train.shape}: bring all to one shape"
                 )
+
+    def check_rest(self) -> None:
+        """Look at every example that was not looked at yet: a pass over them, before training.
+
+        Raises:
+            DataError: one is not what it should be.
+        """
+        for title, part in self._parts.items():
+            part.check_rest(f"data set {self.name!r}: its {title} part")
+
+    @property
+    def _parts(self) -> dict[str, Examples]:
+        return {"training": self.train, "validation": self.val, "test": self.test}
 
     @property
     def input_shape(self) -> tuple[int, ...]:

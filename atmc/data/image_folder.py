@@ -56,7 +56,7 @@ def load_image_folder(name: str, folder: Path, image_size: int | None = None) ->
     def examples(part: str, augmented: Augmentation | None = None) -> Examples:
         files = ImageFiles(*parts[part], view, size)
         files.check()
-        return Streamed(files, classes, augmentation=augmented, keep=keep, probe=1)
+        return Streamed(files, classes, augmentation=augmented, keep=keep, known=True)
 
     return Dataset(
         name=name,

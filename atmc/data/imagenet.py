@@ -52,10 +52,10 @@ def load_imagenet(
             count,
             varied=ImageFiles(*train, Somewhere(side)),
             augmentation=Augmentation(flip=True),
-            probe=1,
+            known=True,
         ),
-        val=Streamed(ImageFiles(*val, middle), count, probe=1),
-        test=Streamed(ImageFiles(*test, middle), count, probe=1),
+        val=Streamed(ImageFiles(*val, middle), count, known=True),
+        test=Streamed(ImageFiles(*test, middle), count, known=True),
         num_classes=count,
         **USUAL["imagenet"],
     )

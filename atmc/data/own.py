@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
@@ -58,7 +58,9 @@ def load_own(path: str) -> Dataset:
                 "length or index: give a torch data set of the map style"
             )
     if classes is None:
-        classes = _count_classes(path, given["train"])
+        classes = _count_classes(given["train"])
+    elif not isinstance(classes, int) or isinstance(classes, bool):
+        raise DataError(f"{path} returns {classes!r} as num_classes: give an integer")
     parts = {part: _examples(path, source, classes) for part, source in given.items()}
     if "val" not in parts:
         whole = parts["train"]
@@ -89,17 +91,18 @@ def _given(path: str, made: object) -> dict[str, Any]:
     )
 
 
-def _count_classes(path: str, train: Any) -> int:
+def _count_classes(train: Any) -> int:
     """The number of classes, by what the training part tells of itself."""
     if isinstance(train, TensorDataset):
         labels = train.tensors[-1]
-    elif hasattr(train, "classes"):
+    elif isinstance(getattr(train, "classes", None), Sized):
         return len(train.classes)
-    elif hasattr(train, "targets"):
-        labels = torch.as_tensor(train.targets)
     else:
-        batches = Streamed(train, _ANY_CLASSES).batches(_COUNTED_AT_A_TIME)
-        labels = torch.stack([y.max() for _, y in batches] or [torch.tensor(-1)])
+        try:
+            labels = torch.as_tensor(train.targets)
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # none, or no numbers
+            batches = Streamed(train, _ANY_CLASSES).batches(_COUNTED_AT_A_TIME)
+            labels = torch.stack([y.max() for _, y in batches] or [torch.tensor(-1)])
     return int(labels.max()) + 1 if labels.numel() else 0
 
 

@@ -29,6 +29,7 @@ from atmc.data.pixels import as_float, check
 from atmc.data.threads import cores, for_each
 
 _MOST_WORKERS = 8
+_PROBED, _CHECKED_AT_A_TIME = 256, 64
 _WORTH_WORKERS = 256  # fewer examples are made sooner than processes
 
 _Item = tuple[Tensor, int]
@@ -56,7 +57,11 @@ class Streamed(Examples):
         augmentation: what is done to whole batches besides.
         keep: whether all of them are made once, when batches are first asked for, and kept in
             memory; the source must make them without random numbers then.
-        probe: how many are looked at before training; the others are checked as they come.
+        known: whether the source is known to give what it should, so that one example is looked at
+            for all; otherwise every one is, the first 256 at once.
+
+    Raises:
+        ValueError: examples that are kept should vary.
     """
 
     def __init__(
@@ -68,11 +73,13 @@ class Streamed(Examples):
         varied: Source | None = None,
         augmentation: Augmentation | None = None,
         keep: bool = False,
-        probe: int = 256,
+        known: bool = False,
     ) -> None:
+        if keep and varied is not None:
+            raise ValueError("examples that are kept in memory cannot vary: leave out one of them")
         self.source, self.num_classes, self.varied = source, num_classes, varied
         self.indices = torch.arange(len(source)) if indices is None else indices
-        self.augmentation, self.keep, self.probe = augmentation, keep, probe
+        self.augmentation, self.keep, self.known = augmentation, keep, known
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -100,7 +107,7 @@ class Streamed(Examples):
             varied=self.varied,
             augmentation=self.augmentation,
             keep=self.keep,
-            probe=self.probe,
+            known=self.known,
         )
 
     def batches(
@@ -141,11 +148,21 @@ class Streamed(Examples):
         if self.num_classes != classes:
             raise DataError(f"{where} is of {self.num_classes} classes, not of {classes}")
         made = _Checked(self.source, classes, 0)
-        for index in self.indices[: self.probe].tolist():
+        for index in self.indices[: 1 if self.known else _PROBED].tolist():
             item = made[index]
             if isinstance(item, DataError):
                 raise DataError(f"{where}: {item}") from item.__cause__
             made.shape = tuple(item[0].shape)
+
+    def check_rest(self, where: str) -> None:
+        """Make every example once, if the source is not known."""
+        if self.known or len(self) <= _PROBED:
+            return
+        try:
+            for _ in self.take(torch.arange(_PROBED, len(self))).batches(_CHECKED_AT_A_TIME):
+                pass
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
 
 
 class _Checked(TorchDataset[Any]):

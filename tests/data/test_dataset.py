@@ -77,6 +77,17 @@ def test_parts_have_one_shape_and_more_than_one_class():
         Dataset("made", one, one, one, 1, 0.1, 2)
 
 
+def test_what_was_not_looked_at_at_once_is_by_request():
+    class Late(InMemory):
+        def check_rest(self, where):
+            raise DataError(where)
+
+    made = dataset(val=Late(part().x, part().y))
+    with pytest.raises(DataError, match=r"^data set 'made': its validation part$"):
+        made.check_rest()
+    dataset().check_rest()
+
+
 def test_tensors_are_at_hand():
     made = dataset(test=part(dtype=torch.uint8))
     assert made.input_shape == (1, 4, 4)

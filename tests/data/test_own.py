@@ -70,6 +70,7 @@ def test_a_data_set_is_taken_as_it_is(own):
         "return pairs(30, classes=list('abcd')), Pairs(10)",
         "return pairs(30, targets=[0, 3]), Pairs(10)",
         "return list(Pairs(30)), list(Pairs(10))",
+        "return pairs(30, classes=4, targets=['a']), Pairs(10)",
     ],
 )
 def test_torch_data_sets(own, body):
@@ -126,6 +127,10 @@ WRONG = {
     "few classes": (
         "return {'train': Pairs(30), 'test': Pairs(10), 'num_classes': 3}",
         "its training part: example 3 has a label out of range, 3: give 0 to 2",
+    ),
+    "classes in words": (
+        "return {'train': Pairs(30), 'test': Pairs(10), 'num_classes': '4'}",
+        "returns '4' as num_classes: give an integer",
     ),
     "no class": ("return Pairs(0), Pairs(10)", "its training part is empty"),
     "no example": (

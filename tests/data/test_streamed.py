@@ -145,7 +145,18 @@ def test_a_wrong_example_is_named(workers, case):
         list(made.batches(4))
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert len(list(made.first(7).batches(4))) == 2
-    Streamed(Wrong(item), 3, probe=5).check("", 3)
+    Streamed(Wrong(item), 3, known=True).check("", 3)  # for which one is enough
+
+
+def test_all_of_an_unknown_source_is_looked_at(monkeypatch, workers):
+    made = Streamed(Wrong((GOOD + 2, 1)), 3)
+    made.check_rest("the part")  # which its check has done
+    monkeypatch.setattr(streamed, "_PROBED", 5)
+    made.check("the part", 3)
+    with pytest.raises(DataError, match=r"^the part: example 7 has values from 2 to 2"):
+        made.check_rest("the part")
+    made.first(7).check_rest("the part")
+    Streamed(Wrong((GOOD + 2, 1)), 3, known=True).check_rest("the part")
 
 
 def test_labels_of_other_integers_and_halves_are_taken():
@@ -158,7 +169,10 @@ def test_labels_of_other_integers_and_halves_are_taken():
     assert y.tolist() == [2, 1, 0, 2, 1, 0, 2, 1, 0, 2]
 
 
-def test_batches_of_none():
+def test_what_cannot_be():
+    held = TensorDataset(*tensors())
+    with pytest.raises(ValueError, match="that are kept in memory cannot vary"):
+        Streamed(held, 3, varied=held, keep=True)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         Streamed(TensorDataset(*tensors()), 3).batches(0)
     with pytest.raises(DataError, match="is of 3 classes, not of 5"):
