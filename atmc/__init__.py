@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from atmc import accounting as accounting
     from atmc import attacks as attacks
     from atmc import codec as codec
+    from atmc import data as data
     from atmc import memory as memory
     from atmc import models as models
     from atmc import optim as optim
@@ -58,6 +59,7 @@ _MODULES = [
     "pictures",
     "projection",
     "pruning",
+    "python_path",
     "quantization",
     "report",
     "run",

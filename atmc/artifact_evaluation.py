@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from atmc import codec, data, models
 from atmc.attacks import Loss
-from atmc.data import Batches, Dataset
+from atmc.data import Dataset
 from atmc.evaluation import Source, attack, evaluate, parse_attack
 from atmc.ladder import climb
 from atmc.memory import keep_freed
+from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model, run_config
-from atmc.run import EVALUATION_BATCH, choose_device
+from atmc.run import choose_device, evaluation_batch
 from atmc.settings import parse_eps
 
 
@@ -26,6 +26,8 @@ def evaluate_artifact(
     *,
     dataset: str | None = None,
     data_root: str | None = None,
+    download: bool = False,
+    image_size: int | None = None,
     attacks: Sequence[str] = ("fgsm", "pgd"),
     eps: float | None = None,
     steps: int | None = None,
@@ -44,6 +46,8 @@ def evaluate_artifact(
         path: the artifact, or the ``dense.safetensors`` of a run folder.
         dataset: its data set; None for that of the run folder around it, else the model's own.
         data_root: where the data lies; None for that of the run folder.
+        download: whether to get what is missing of it.
+        image_size: of its images; None for that of the run folder.
         attacks: names as :func:`atmc.evaluation.attack` takes them, run one after the other.
         eps: the ℓ∞ radius; None for the run folder's, else the data set's usual one.
         steps: of PGD; likewise.
@@ -73,8 +77,15 @@ def evaluate_artifact(
         dataset = beside.get("dataset") or usual
     if dataset is None:
         raise RunError("the artifact does not tell its data set: give --dataset")
-    loaded = data.load(dataset, data_root if data_root is not None else beside.get("data_root"))
-    _check_fit(path, model, loaded)
+    if image_size is None and dataset == beside.get("dataset"):
+        image_size = beside.get("image_size")
+    loaded = data.load(
+        dataset,
+        data_root if data_root is not None else beside.get("data_root"),
+        download=download,
+        image_size=image_size,
+    )
+    check_model(model, loaded, str(path))
     if eps is None:
         eps = parse_eps(beside.get("eps", loaded.eps))
     if steps is None:
@@ -89,33 +100,12 @@ def evaluate_artifact(
         else:
             chosen.append(resolve(each))
     model = model.to(where)
-    x, y = loaded.x_test[:examples], loaded.y_test[:examples]
-    measured = evaluate(model, Batches(x, y, EVALUATION_BATCH), chosen, seed=seed)
+    batches = loaded.test.first(examples).batches(evaluation_batch(loaded.input_shape))
+    measured = evaluate(model, batches, chosen, seed=seed)
     if eps_grid:
         rung = resolve("pgd") if eps > 0 else resolve("pgd", eps=1.0, step_size=None)
-        measured |= climb(model, x, y, eps_grid, rung, batch_size=EVALUATION_BATCH, seed=seed)
+        measured |= climb(model, batches, eps_grid, rung, seed=seed)
     return {**measured, "size": size}
-
-
-def _check_fit(path: Path, model: nn.Module, dataset: Dataset) -> None:
-    """Refuse a model that cannot classify the examples of a data set.
-
-    Raises:
-        RunError: the model takes other inputs, or knows fewer classes.
-    """
-    try:
-        with torch.no_grad():
-            classes = model(dataset.x_test[:1]).shape[1]
-    except RuntimeError as error:
-        raise RunError(
-            f"{path} takes other inputs than the {dataset.input_shape} of data set "
-            f"{dataset.name!r}: choose another of either"
-        ) from error
-    if classes < dataset.num_classes:
-        raise RunError(
-            f"{path} knows {classes} classes, data set {dataset.name!r} has "
-            f"{dataset.num_classes}: choose another of either"
-        )
 
 
 def _read_source(path: Path, dataset: Dataset, device: torch.device) -> Source:
@@ -129,5 +119,5 @@ def _read_source(path: Path, dataset: Dataset, device: torch.device) -> Source:
         model = read_model(path)[0]
     except codec.AtmcFormatError as error:
         raise RunError(f"the source {path}: {error}") from error
-    _check_fit(path, model, dataset)
+    check_model(model, dataset, str(path))
     return Source(str(path), model.to(device))

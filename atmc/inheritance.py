@@ -36,6 +36,10 @@ def inherit(small: nn.Module, initial: nn.Module, trained: nn.Module) -> None:
     inputs: Tensor | None = None  # the units of the layer before that were taken
     for name, layer in ours.items():
         weight, first = layer.weight, before[name].weight
+        if after[name].weight.shape != first.shape:
+            raise ValueError(
+                f"{name} is of another shape there: inherit from a net of as many classes"
+            )
         norms = after[name].weight.flatten(1).norm(dim=1)
         units = norms.argsort(descending=True, stable=True)[: len(weight)].sort().values
         columns = _columns(inputs, weight.shape[1], first.shape[1], name)

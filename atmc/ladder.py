@@ -9,13 +9,12 @@ was, so that no more can be left than the share of the largest class.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atmc.data import Batches
 from atmc.evaluation import Attack, evaluate, predict
 
 GREY = 0.5
@@ -24,12 +23,10 @@ GREY_EXAMPLES = 200
 
 def climb(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    batches: Iterable[tuple[Tensor, ...]],
     grid: Sequence[float],
     attack: Attack,
     *,
-    batch_size: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Accuracy under ``attack`` at each ε of ``grid``, its step size scaled with ε, and the checks.
@@ -38,11 +35,9 @@ def climb(
 
     Args:
         model: a classifier of inputs in [0, 1].
-        x: inputs (n, ...) in [0, 1].
-        y: labels (n,), int64.
+        batches: pairs (x, y) in a fixed order, passed over more than once.
         grid: the ε, in pixels of [0, 1], in any order; each is tried once.
         attack: PGD, with the step size that belongs to its own ε.
-        batch_size: examples attacked at a time.
         seed: of the random starts.
 
     Returns:
@@ -53,14 +48,25 @@ def climb(
         ValueError: no examples, or an attack whose ε is 0, which gives nothing to scale.
     """
     rungs = [_scaled(attack, eps) for eps in sorted(set(grid))]
-    found = evaluate(model, Batches(x, y, batch_size), rungs, seed=seed)
+    found = evaluate(model, batches, rungs, seed=seed)
     rows: list[dict[str, Any]] = found["attacks"]
-    first = x[:GREY_EXAMPLES], y[:GREY_EXAMPLES]
     checks = [
         monotone(found["accuracy"]["clean"], rows),
-        *grey(model, *first, _scaled(attack, GREY), seed=seed),
+        *grey(model, *_first(batches, GREY_EXAMPLES), _scaled(attack, GREY), seed=seed),
     ]
     return {"ladder": rows, "checks": checks}
+
+
+def _first(batches: Iterable[tuple[Tensor, ...]], count: int) -> tuple[Tensor, Tensor]:
+    """The first examples, as many of them as there are."""
+    taken: list[tuple[Tensor, Tensor]] = []
+    for x, y, *_ in batches:
+        taken.append((x, y))
+        count -= len(y)
+        if count <= 0:
+            break
+    x, y = (torch.cat(parts) for parts in zip(*taken, strict=True))
+    return (x, y) if count >= 0 else (x[:count], y[:count])
 
 
 def _scaled(attack: Attack, eps: float) -> Attack:
@@ -120,7 +126,7 @@ def grey(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     survived = evaluate(model, [(x, y)], [attack], seed=seed)["attacks"][0]["accuracy"]
     pictures = torch.full_like(x, GREY, device=device)
-    left = float((predict(model, pictures) == y.to(device)).float().mean())
+    left = int((predict(model, pictures) == y.to(device)).sum()) / len(y)
     bound = f"of {len(y)} examples, the largest class has {share:.4f}"
     return [
         _check(

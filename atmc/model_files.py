@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,26 @@ from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
 from atmc.compression import channels_last
 from atmc.settings import read_config
-from atmc.weights import load_weights
+from atmc.weights import load_weights, read_state
 
 
 class RunError(ValueError):
     """A run that cannot start or go on; one line that says what to do."""
+
+
+def _dense_model(name: str, path: Path) -> nn.Module:
+    """The model of that name with the weights of a dense start, and with as many classes."""
+    model, state = models.create(name), read_state(path)
+    differ = {
+        len(state[key])
+        for key, value in model.state_dict().items()
+        if key in state and value.dim() > 0 and state[key].shape != value.shape
+    }
+    if len(differ) == 1 and "num_classes" in models.info(name).kwargs:
+        with contextlib.suppress(ValueError):  # what does not fit then is named below
+            model = models.create(name, num_classes=differ.pop())
+    load_weights(model, path)
+    return model
 
 
 def run_config(path: Path) -> dict[str, Any]:
@@ -32,8 +48,7 @@ def read_model(path: Path) -> tuple[nn.Module, dict[str, Any], str | None]:
         name = run_config(path).get("model")
         if not isinstance(name, str) or not models.known(name):
             raise RunError(f"{path} lies in no run folder: its model is not known")
-        model = models.create(name)
-        load_weights(model, path)
+        model = _dense_model(name, path)
     else:
         artifact = decode(codec.read(path))
         name = artifact.meta.get("model")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +22,10 @@ from atmc.accounting import dense_bits
 from atmc.artifact import BudgetError, load
 from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report
-from atmc.data import Batches, Dataset
+from atmc.data import Dataset, Loader
 from atmc.evaluation import attack, evaluate, predict
 from atmc.inheritance import inherit
+from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model
 from atmc.models.initialize import initialize
 from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
@@ -31,7 +34,8 @@ from atmc.weights import load_weights
 
 _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
-EVALUATION_BATCH = 500
+_EVALUATION_EXAMPLES, _EVALUATION_VALUES = 500, 2**23
+_LONGEST_NAME = 60  # of a data set, in the name of a folder
 _OURS = ("model.atmc", "report.json", "config.yaml", "dense.safetensors", "checkpoints")
 
 
@@ -66,7 +70,8 @@ def read_settings(output: Path) -> Settings:
 def new_folder(settings: Settings) -> Path:
     """A folder under ``runs/`` that does not exist yet, named after the run and the time."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = Path("runs") / f"{settings.dataset}-{settings.method}-{stamp}"
+    dataset = re.sub(r"[^\w.+-]+", "_", settings.dataset)[-_LONGEST_NAME:].strip("_")
+    base = Path("runs") / f"{dataset}-{settings.method}-{stamp}"
     folder, count = base, 1
     while folder.exists():
         count += 1
@@ -111,6 +116,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def evaluation_batch(shape: tuple[int, ...]) -> int:
+    """How many inputs of that shape are evaluated at a time: 500, fewer where they are large."""
+    return max(1, min(_EVALUATION_EXAMPLES, _EVALUATION_VALUES // math.prod(shape)))
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     codec.write(path, (json.dumps(value, indent=2) + "\n").encode())
 
@@ -118,25 +128,31 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 class _Watch:
     """After each epoch: accuracies on the validation part, to the caller and to TensorBoard."""
 
-    def __init__(
-        self, folder: Path, dataset: Dataset, eps: float, on_epoch: OnEpoch | None
-    ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder))
-        self.x = dataset.x_val[:_VALIDATION_EXAMPLES]
-        self.y = dataset.y_val[:_VALIDATION_EXAMPLES]
+    def __init__(self, dataset: Dataset, eps: float, on_epoch: OnEpoch | None) -> None:
+        self.batches = dataset.val.first(_VALIDATION_EXAMPLES).batches(
+            evaluation_batch(dataset.input_shape)
+        )
         self.eps = eps
         self.on_epoch = on_epoch
         self.started = time.monotonic()
 
+    def open(self, folder: Path) -> None:
+        """Start to write to a folder."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder))
+
     def __call__(self, model: nn.Module, stage: Stage, epoch: int) -> None:
         device = next(model.parameters()).device
-        x, y = self.x.to(device), self.y.to(device)
+        right = held = count = 0
         with frozen(model):
-            clean = (predict(model, x) == y).float().mean().item()
-            adv = pgd(model, x, y, self.eps, _VALIDATION_STEPS)
-            robust = (predict(model, adv) == y).float().mean().item()
+            for x, y, *_ in self.batches:
+                x, y = x.to(device), y.to(device)
+                right += int((predict(model, x) == y).sum())
+                adv = pgd(model, x, y, self.eps, _VALIDATION_STEPS)
+                held += int((predict(model, adv) == y).sum())
+                count += len(y)
+        clean, robust = right / count, held / count
         size = stage.measure()
         figures = EpochFigures(
             stage.name,
@@ -191,15 +207,23 @@ def run(
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    dataset = data.load(settings.dataset, settings.data_root)
-    model = _start(settings, dataset)
+    dataset = data.load(
+        settings.dataset,
+        settings.data_root,
+        download=settings.download,
+        image_size=settings.image_size,
+    )
+    settings = _complete(settings, dataset)
+    kwargs = _kwargs(settings, dataset)
+    model = _start(settings, dataset, kwargs)
+    dataset.check_rest()
     dense_file = output / "dense.safetensors"
     if resume and dense_file.is_file():  # first: --weights may be gone by now
         load_weights(model, dense_file)
     elif settings.weights is not None:
         load_weights(model, settings.weights)
     elif settings.inherit is not None:
-        _inherit(model, Path(settings.inherit))
+        _inherit(model, Path(settings.inherit), kwargs)
     training = _training(settings)
     budget = settings.budget_bits
     if budget is None and methods.get(settings.method).bounded:
@@ -214,26 +238,29 @@ def run(
     )
     job = _job(
         channels_last(model.to(device)) if settings.fast else model.to(device),
-        Batches(  # all of it on the device: a copy a step would wait for the attack before it
-            dataset.x_train.to(device),
-            dataset.y_train.to(device),
+        dataset.train.batches(
             settings.batch_size,
             shuffle=True,
             indexed=True,
+            augment=bool(settings.augment),
+            device=device,
         ),
         budget,
         training,
         settings.method,
         settings.bits,
-        {"model": settings.model},
+        {"model": settings.model, **({"kwargs": kwargs} if kwargs else {})},
         output / "checkpoints",
         on_step,
     )
+    watch = _Watch(dataset, training.eps, on_epoch)
+    test = dataset.test.first(settings.eval_examples).batches(evaluation_batch(dataset.input_shape))
     if overwrite and output.is_dir():
         _clear(output)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     codec.write(output / "config.yaml", write_config(settings).encode())
-    job.on_epoch = _Watch(output, dataset, training.eps, on_epoch)
+    watch.open(output)
+    job.on_epoch = watch
     times = output / "checkpoints" / "dense.json"
     train_seconds: float | None = None
     if settings.weights is not None:
@@ -249,7 +276,7 @@ def run(
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()
     decoded = channels_last(load(output / "model.atmc").to(device))
-    measured = _test(decoded, dataset, settings, training.eps)
+    measured = _test(decoded, test, settings, training.eps)
     report = {
         "schema": 1,
         "method": settings.method,
@@ -281,27 +308,57 @@ def _job(*given: Any) -> Job:
         raise SettingsError(str(error)) from error
 
 
-def _start(settings: Settings, dataset: Dataset) -> nn.Module:
+def _complete(settings: Settings, dataset: Dataset) -> Settings:
+    """With what the data set says of itself filled in.
+
+    Raises:
+        RunError, SettingsError: it does not say all, or not what the settings ask for.
+    """
+    said = {
+        "model": dataset.model,
+        "eps": dataset.eps,
+        "eval_steps": dataset.eval_steps,
+        "augment": dataset.augmented,
+    }
+    filled = {key: value for key, value in said.items() if getattr(settings, key) is None}
+    settings = settings.model_copy(update=filled).resolved()
+    if settings.model is None:
+        raise RunError(f"data set {settings.dataset!r} has no usual model: give --model")
+    if settings.augment and not dataset.augmented:
+        raise RunError(f"data set {settings.dataset!r} has no augmentation: leave out --augment")
+    attacked = methods.get(settings.method).attacked
+    if settings.augment and attacked and settings.train_attack == "atta":
+        raise SettingsError(
+            "atta remembers what it did to the pixels of each example, which augmentation moves: "
+            "use --train-attack pgd, or --augment false"
+        )
+    return settings
+
+
+def _kwargs(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+    """What the model is built with: the number of classes, where it is not the model's usual."""
+    assert settings.model is not None
+    usual = models.info(settings.model).kwargs.get("num_classes")
+    return {} if usual in (None, dataset.num_classes) else {"num_classes": dataset.num_classes}
+
+
+def _start(settings: Settings, dataset: Dataset, kwargs: dict[str, Any]) -> nn.Module:
     """The model by name, its initial weights drawn from the seed.
 
     Raises:
-        RunError: the data set's inputs are not the model's.
+        RunError: the model cannot classify the data set.
     """
     assert settings.model is not None
-    info = models.info(settings.model)
-    if info.input_shape != dataset.input_shape:
-        raise RunError(
-            f"model {settings.model!r} takes inputs of {info.input_shape}, data set "
-            f"{settings.dataset!r} has {dataset.input_shape}: choose another model"
-        )
-    return _initial(settings.model, settings.seed, settings.init)
+    model = _initial(settings.model, settings.seed, settings.init, kwargs)
+    check_model(model, dataset, f"model {settings.model!r}")
+    return model
 
 
-def _initial(name: str, seed: int, init: str | None) -> nn.Module:
+def _initial(name: str, seed: int, init: str | None, kwargs: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed))
         try:
-            model = models.create(name)
+            model = models.create(name, **kwargs)
         except ValueError as error:
             raise RunError(str(error)) from error
         if init is not None:
@@ -309,8 +366,8 @@ def _initial(name: str, seed: int, init: str | None) -> nn.Module:
     return model
 
 
-def _inherit(model: nn.Module, path: Path) -> None:
-    """The initial weights of the larger net whose run left the file at ``path``.
+def _inherit(model: nn.Module, path: Path, kwargs: dict[str, Any]) -> None:
+    """The initial weights of the larger net, of as many classes, whose run left ``path``.
 
     Raises:
         RunError: there is no run around it, or its net is no larger one of the same kind.
@@ -320,7 +377,7 @@ def _inherit(model: nn.Module, path: Path) -> None:
         raise RunError(f"{path} lies in a run without a model: give a file of a finished run")
     trained = read_model(path)[0]
     try:
-        inherit(model, _initial(theirs.model, theirs.seed, theirs.init), trained)
+        inherit(model, _initial(theirs.model, theirs.seed, theirs.init, kwargs), trained)
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error
 
@@ -357,13 +414,13 @@ def _training(settings: Settings) -> Training:
     )
 
 
-def _test(model: nn.Module, dataset: Dataset, settings: Settings, eps: float) -> dict[str, Any]:
+def _test(model: nn.Module, batches: Loader, settings: Settings, eps: float) -> dict[str, Any]:
     """FGSM and PGD on the test split, once."""
     assert settings.eval_steps is not None
-    steps, size, count = settings.eval_steps, settings.eval_step_size, settings.eval_examples
+    steps, size = settings.eval_steps, settings.eval_step_size
     return evaluate(
         model,
-        Batches(dataset.x_test[:count], dataset.y_test[:count], EVALUATION_BATCH),
+        batches,
         [attack("fgsm", eps=eps), attack("pgd", eps=eps, steps=steps, step_size=size)],
         seed=settings.seed,
     )

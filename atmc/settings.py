@@ -115,6 +115,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Settings(BaseModel):
     """All settings of ``atmc compress``. None means: the data set's or the method's usual.
 
+    Of a data set by its Python path the usual is known once it is loaded, and whether a data set
+    is augmented: the run fills these in.
+
     Sizes are in bits, ε and step sizes in pixels of [0, 1].
     """
 
@@ -122,6 +125,9 @@ class Settings(BaseModel):
 
     dataset: str = "digits"
     data_root: str | None = None
+    download: bool = False
+    image_size: Positive | None = None
+    augment: bool | None = None
     model: str | None = None
     weights: str | None = None
     method: str = "atmc"
@@ -159,13 +165,14 @@ class Settings(BaseModel):
     threads: Positive | None = None
 
     def resolved(self) -> Settings:
-        """The same with every name checked and every data set's usual value filled in.
+        """The same with every name checked and what is usual on the data set filled in.
 
         Raises:
             SettingsError: an unknown data set, model or method, with the nearest known one.
         """
+        found = data.kind(self.dataset)
         for kind, name, known in (
-            ("data set", self.dataset, data.names()),
+            ("data set", self.dataset if found is None else None, (*data.names(), *data.FORMS)),
             ("method", self.method, methods.names()),
             ("initialization", self.init, tuple(INITIALIZATIONS)),
         ):
@@ -176,28 +183,28 @@ class Settings(BaseModel):
                 models.info(self.model)
             except ValueError as error:
                 raise SettingsError(str(error)) from error
-        usual = {**_USUAL[self.dataset], "steps": usual_steps(self.train_attack)}
+        assert found is not None
+        usual = {**_EPOCHS[found], "steps": usual_steps(self.train_attack)}
+        if found != "own":  # the function may say it
+            usual |= data.USUAL[found]
         filled = {key: value for key, value in usual.items() if getattr(self, key) is None}
         return self.model_copy(update=filled)
 
 
-_USUAL: dict[str, dict[str, Any]] = {
-    "digits": {
-        "model": "digits-cnn",
-        "eps": 0.1,
-        "dense_epochs": 30,
-        "epochs": 30,
-        "level_epochs": 10,
-        "eval_steps": 20,
-    },
-    "mnist": {
-        "model": "lenet5-relu",
-        "eps": 0.3,
-        "dense_epochs": 12,
-        "epochs": 8,
-        "level_epochs": 2,
-        "eval_steps": 40,
-    },
+_EPOCHS = {
+    kind: dict(zip(("dense_epochs", "epochs", "level_epochs"), counts, strict=True))
+    for kind, counts in {
+        "cifar10": (30, 20, 2),
+        "cifar100": (30, 20, 2),
+        "digits": (30, 30, 10),
+        "fashion-mnist": (12, 8, 2),
+        "imagenet": (15, 10, 1),
+        "mnist": (12, 8, 2),
+        "svhn": (20, 12, 2),
+        "imagefolder": (30, 20, 2),
+        "npz": (30, 20, 2),
+        "own": (30, 20, 2),
+    }.items()
 }
 
 

@@ -40,7 +40,8 @@ Status = Literal["done", "kept", "unreachable", "failed", "interrupted"]
 
 # What of a point's own settings its dense start takes over.
 _OF_START = (
-    *("dataset", "data_root", "model", "seed", "init", "inherit", "batch_size", "warmup"),
+    *("dataset", "data_root", "download", "image_size", "augment", "model", "seed"),
+    *("init", "inherit", "batch_size", "warmup"),
     *("dense_epochs", "dense_lr", "dense_optimizer", "dense_schedule"),
 )
 # What says nothing of a dense start, so that another sweep may share it.
@@ -55,7 +56,9 @@ _COMPRESSION_OFF = {
     "rdo": False,
 }
 # What a run folder may hold otherwise than the plan: it says where and how, and is filled in.
-_FREE = {"data_root", "weights", "device", "threads", "precision"}
+_FREE = {"data_root", "download", "weights", "device", "threads", "precision"}
+# What a run fills in where the plan leaves it to the data set or the model.
+_FILLED_IN = {"budget_bits", "augment", "model", "eps", "eval_steps"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def check(plan: Plan, output: Path) -> None:
         was = read_settings(folder)
         for key in Settings.model_fields:
             now, before = getattr(point.settings, key), getattr(was, key)
-            filled = key == "budget_bits" and now is None
+            filled = key in _FILLED_IN and now is None
             if key not in _FREE and not filled and now != before:
                 raise RunError(
                     f"{folder} was made with {key} {before}, the sweep now says {now}: "

@@ -56,6 +56,7 @@ def command(
         assert output is not None
         chosen = runs.read_settings(output)
         _refuse_contradictions(given, values, chosen, output)
+        chosen = chosen.model_copy(update={"download": given.download or chosen.download})
     else:
         chosen = given
     folder = runs.new_folder(chosen) if output is None else output
@@ -83,11 +84,13 @@ def _refuse_contradictions(
 ) -> None:
     """Raise where a setting that was given is not that of the run to resume.
 
-    None, and auto for what a run records as it was resolved, contradict nothing.
+    None, auto for what a run records as it was resolved, and where the data come from contradict
+    nothing.
     """
     for key in values:
         wanted, held = getattr(given, key), getattr(chosen, key)
         unsaid = values[key] is None or (key in ("device", "precision") and wanted == "auto")
+        unsaid = unsaid or key == "download"
         if wanted != held and not unsaid:
             raise click.UsageError(
                 f"{flag(key)} {wanted} contradicts the run in {output}, where it is {held}: "

@@ -20,6 +20,7 @@ _MENDABLE = {
     "atmc.report.ReportError",
     "atmc.extras.MissingExtraError",
     "atmc.model_files.RunError",
+    "atmc.python_path.PythonPathError",
     "atmc.training.TrainingError",
     "atmc.weights.WeightsError",
     "torch.OutOfMemoryError",

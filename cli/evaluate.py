@@ -42,10 +42,12 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.argument("artifact", type=click.Path(path_type=Path))
 @setting(
     "dataset",
-    help="Data set: digits or mnist; that of the run folder, else the model's, if not given.",
+    help="Data set, as of atmc compress; that of the run folder, else the model's, if not given.",
     default=False,
 )
 @setting("data_root")
+@setting("download")
+@setting("image_size")
 @setting("eps")
 @setting("eval_steps", help="PGD steps; the data set's if not given.")
 @setting("eval_step_size", "--step-size", help="Their length; follows eps and steps if not given.")
@@ -119,6 +121,8 @@ def command(
             artifact,
             dataset=None if options["dataset"] is None else given.dataset,
             data_root=given.data_root,
+            download=given.download,
+            image_size=given.image_size,
             attacks=attacks,
             eps=given.eps,
             steps=given.eval_steps,

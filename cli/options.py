@@ -7,14 +7,17 @@ from typing import Any
 
 import click
 
-from atmc import methods
+from atmc import data, methods
 from atmc.models.initialize import INITIALIZATIONS
 from atmc.settings import Settings
 
 # Every key of Settings: what stands for its value in the help, and the help.
 HELP = {
-    "dataset": ("NAME", "Data set: digits (embedded) or mnist."),
+    "dataset": ("NAME", f"Data set: {', '.join((*data.names(), *data.FORMS))}."),
     "data_root": ("DIR", "Folder that holds the data sets which are files; data if not given."),
+    "download": ("", "Download the data set where its files are missing (not imagenet)."),
+    "image_size": ("N", "Side of the squares that images of imagefolder and imagenet become."),
+    "augment": ("true|false", "Crop and mirror in training; as usual on the data if not given."),
     "model": (
         "NAME",
         "Model of the zoo or classifier of torchvision; the data set's usual one if not given.",
@@ -88,11 +91,17 @@ def setting(
         declarations: the option's names, where they differ from :func:`flag`.
         help: its help, where it differs.
         default: whether the help shows the default of Settings.
+
+    A setting without a metavar is switched on by its name alone.
     """
     metavar, text = HELP[key]
     usual = Settings.model_fields[key].default
     shown = f" [default: {usual}]" if default and usual is not None else ""
     names = declarations or (flag(key),)
+    if not metavar:
+        return click.option(
+            *names, key, is_flag=True, flag_value="true", help=(help or text) + shown
+        )
     return click.option(*names, key, metavar=metavar, help=(help or text) + shown)
 
 

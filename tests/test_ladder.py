@@ -43,7 +43,10 @@ def examples(count: int = 40) -> tuple[Tensor, Tensor]:
 def test_each_rung_is_an_attack_with_steps_to_scale() -> None:
     x, y = examples()
     found = climb(
-        Brightness(), x, y, [0.3, 0.1, 0.3, 0.0], attack("pgd", eps=0.2, steps=8, step_size=0.05)
+        Brightness(),
+        [(x[:15], y[:15]), (x[15:], y[15:])],
+        [0.3, 0.1, 0.3, 0.0],
+        attack("pgd", eps=0.2, steps=8, step_size=0.05),
     )
     rows = found["ladder"]
     assert [row["eps"] for row in rows] == [0.0, 0.1, 0.3]
@@ -62,7 +65,7 @@ def test_steps_that_cannot_be_scaled(eps: float | None) -> None:
     x, y = examples()
     given = attack("pgd", eps=0.0) if eps == 0.0 else attack("wrm", eps=0.1)
     with pytest.raises(ValueError, match="scales the steps"):
-        climb(Brightness(), x, y, [0.1], given)
+        climb(Brightness(), [(x, y)], [0.1], given)
 
 
 def rungs(*accuracies: float, examples: int = 100) -> list[dict[str, Any]]:
@@ -101,6 +104,13 @@ def test_an_honest_model_passes_the_grey_checks() -> None:
     assert found["grey-ball"]["passed"] and found["grey-picture"]["passed"]
     assert "pgd-10 at eps 0.5 leaves 0.0000 of 40 examples" in found["grey-ball"]["detail"]
     assert "the largest class has 0.5000" in found["grey-picture"]["detail"]
+
+
+def test_a_share_that_is_no_short_fraction_is_no_failure() -> None:
+    """A third, say, which float32 rounds up."""
+    x = torch.full((60, 1, 6, 6), 0.2)
+    checks = grey(Brightness(), x, torch.arange(60) % 3, attack("pgd", eps=0.5, steps=2))
+    assert all(check["passed"] for check in checks)
 
 
 def test_masked_gradients_are_flagged() -> None:

@@ -1,22 +1,26 @@
 """One run and its folder: what is resumed, replaced and refused, and evaluation of its file."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from atmc import data, models
-from atmc.data import Dataset
+from atmc.data import Dataset, InMemory, image_folder, streamed
 from atmc.models.initialize import initialize
 from atmc.run import (
     EpochFigures,
     RunError,
+    evaluation_batch,
     new_folder,
     read_settings,
     run,
@@ -47,21 +51,12 @@ def few_examples() -> Iterator[None]:
     """The digits, but only as many as a tiny run needs."""
     whole = data.load
 
-    def few(name: str, data_root: str | None = None) -> Dataset:
-        d = whole(name, data_root)
-        return Dataset(
-            d.name,
-            d.x_train[:128],
-            d.y_train[:128],
-            d.x_val[:32],
-            d.y_val[:32],
-            d.x_test[:96],
-            d.y_test[:96],
-            d.num_classes,
-            d.eps,
-            d.eval_steps,
-            d.model,
-        )
+    def few(name: str, data_root: str | None = None, **how: Any) -> Dataset:
+        d = whole(name, data_root, **how)
+        if name != "digits":
+            return d
+        parts = {"train": d.train.first(128), "val": d.val.first(32), "test": d.test.first(96)}
+        return dataclasses.replace(d, **parts)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", few)
@@ -286,7 +281,7 @@ def test_the_config_says_all_that_was_settled(finished: tuple[Path, Any]) -> Non
     written = read_config(folder / "config.yaml")
     assert list(written) == list(Settings.model_fields)
     open_ended = {"data_root", "weights", "step_size", "eval_step_size", "eval_examples"}
-    open_ended |= {"ratios", "dense_lr", "init", "inherit"}
+    open_ended |= {"ratios", "dense_lr", "init", "inherit", "image_size"}
     assert {key for key, value in written.items() if value is None} == open_ended
     chosen = read_settings(folder)
     assert chosen == chosen.resolved() == from_mapping(written)
@@ -342,8 +337,9 @@ def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
-    made = Dataset("mnist", x, y, x, y, x, y, 10, 0.3, 1, "lenet5")
-    monkeypatch.setattr(data, "load", lambda *where: made)
+    part = InMemory(x, y)
+    made = Dataset("mnist", part, part, part, 10, 0.3, 1, "lenet5")
+    monkeypatch.setattr(data, "load", lambda *where, **how: made)
     base = {**TINY, "budget_bits": None, "method": "dense", "dataset": "mnist"}
     base |= {"init": "orthogonal"}
     run(from_mapping({**base, "model": "lenet-w2", "seed": 3}), tmp_path / "large")
@@ -363,3 +359,89 @@ def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
         run(from_mapping({**small, "model": "lenet-w4", "inherit": source}), tmp_path / "wide")
     with pytest.raises(RunError, match="there is no run in"):
         run(from_mapping({**small, "inherit": str(tmp_path / "x.atmc")}), tmp_path / "none")
+
+
+# ---- data of one's own
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, Any]:
+    """The settings of a run on twelve pictures a class, in folders."""
+    generator = np.random.default_rng(0)
+    for tint, name in enumerate(("red", "green", "blue")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = generator.integers(0, 150, (32, 32, 3))
+            pixels[:, :, tint] += 100
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(tmp_path / "pictures" / name / f"{number}.png")
+    given = {"dataset": f"imagefolder:{tmp_path}/pictures", "model": "cifar-lenet-w1"}
+    return {**given, "method": "l0", "budget_bits": 800_000, "batch_size": 16, "epochs": 2}
+
+
+def test_augmented_and_streamed_runs_resume_to_the_same_bytes(
+    pictures: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the images are read, in whatever process, and however the run was cut."""
+    run(settings(**pictures), tmp_path / "whole")
+    expected = (tmp_path / "whole" / "model.atmc").read_bytes()
+    monkeypatch.setattr(image_folder, "_MOST_BYTES", 0)
+    monkeypatch.setattr(streamed, "_workers", lambda count: int(count > 20))
+    with pytest.raises(StopError):
+        run(settings(**pictures), tmp_path / "cut", on_epoch=stop_at("compress", 0))
+    run(read_settings(tmp_path / "cut"), tmp_path / "cut", resume=True)
+    assert (tmp_path / "cut" / "model.atmc").read_bytes() == expected
+    with pytest.raises(StopError):
+        run(
+            settings(**pictures, augment=False),
+            tmp_path / "plain",
+            on_epoch=stop_at("compress", 0),
+        )
+    starts = [load_file(tmp_path / name / "dense.safetensors") for name in ("whole", "plain")]
+    assert not torch.equal(starts[0]["conv1.weight"], starts[1]["conv1.weight"])
+    assert read_settings(tmp_path / "plain").augment is False
+
+
+def test_a_torn_image_is_found_before_the_run_starts(
+    pictures: dict[str, Any], tmp_path: Path
+) -> None:
+    for path in (tmp_path / "pictures").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:500])  # the head is whole
+    with pytest.raises(data.DataError, match=r"\.png cannot be read \("):
+        run(settings(**pictures), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((1, 8, 8), 500), ((3, 32, 32), 500), ((3, 224, 224), 55), ((3, 4096, 4096), 1)],
+)
+def test_large_images_are_evaluated_few_at_a_time(shape: tuple[int, ...], count: int) -> None:
+    assert evaluation_batch(shape) == count
+
+
+def test_folders_of_data_sets_with_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for dataset, start in {
+        "imagefolder:/data/my pictures/": "imagefolder_data_my_pictures-atmc-",
+        "a/own.py:f": "a_own.py_f-atmc-",
+        "fashion-mnist": "fashion-mnist-atmc-",
+        "npz:" + 90 * "x": 60 * "x" + "-atmc-",
+    }.items():
+        folder = new_folder(settings(dataset=dataset))
+        assert folder.parent == Path("runs") and folder.name.startswith(start)
+
+
+def test_a_function_s_data_are_looked_at_to_the_last_before_training(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\n"
+        "def load():\n"
+        "    pairs = [(torch.rand(1, 8, 8), i % 10) for i in range(400)]\n"
+        "    pairs[399] = torch.rand(1, 8, 8), 10\n"
+        "    return {'train': pairs[:300], 'test': pairs, 'num_classes': 10}\n"
+    )
+    given = settings(dataset=f"{file}:load", model="digits-cnn")
+    with pytest.raises(data.DataError, match="its test part: example 399 has a label out of range"):
+        run(given, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

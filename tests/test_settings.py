@@ -205,6 +205,33 @@ def test_every_data_set_has_its_usual_settings(name: str) -> None:
     assert usual.resolved() == usual
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "eps"),
+    [
+        ("fashion-mnist", "lenet5-relu", 0.1),
+        *((name, "resnet18", 8 / 255) for name in ("cifar10", "cifar100", "svhn")),
+        ("imagenet", None, 4 / 255),
+        *((name, None, 8 / 255) for name in ("imagefolder:a/b", "npz:a.npz", "npz:a:b.npz")),
+        # Of a function nothing is known before it is called.
+        *((name, None, None) for name in ("own.py:f", "package.module:f", "a:b/own.py:f")),
+    ],
+)
+def test_what_is_usual_on_other_data(name: str, model: str | None, eps: float | None) -> None:
+    usual = from_mapping({"dataset": name}).resolved()
+    assert (usual.dataset, usual.model, usual.eps) == (name, model, eps)
+    assert all((usual.dense_epochs, usual.epochs, usual.level_epochs))
+    assert (usual.eval_steps is None) == (eps is None)
+    assert (usual.download, usual.image_size, usual.augment) == (False, None, None)
+    assert usual.resolved() == usual
+
+
+def test_all_data_sets_are_told_where_one_is_unknown() -> None:
+    for name in ("imagefolder", "imagefolder:", "npz:", "own.py:", ":f", ""):
+        with pytest.raises(SettingsError, match=r"unknown data set .*: did you mean '") as caught:
+            from_mapping({"dataset": name}).resolved()
+        assert all(known in str(caught.value) for known in (*data.names(), *data.FORMS))
+
+
 def test_what_is_given_wins_over_what_is_usual() -> None:
     given = {"eps": 0, "level_epochs": 0, "epochs": 3, "model": "lenet5"}
     resolved = from_mapping(given).resolved()
@@ -235,6 +262,8 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
         {},
         {"dataset": "mnist", "data_root": "/données/ü", "weights": "a b.safetensors"},
         {"eps": "8/255", "step_size": "2/255", "budget_bits": "17kB", "bits": 3, "lr": 1e-5},
+        {"dataset": "imagefolder:my: pictures", "image_size": 64, "augment": False},
+        {"dataset": "own.py:f", "download": True, "augment": "true"},
         {"bits": "auto", "eps": 0, "clean_weight": 0.1, "seed": 2**40, "data_root": "yes"},
     ):
         for settings in (from_mapping(given), from_mapping(given).resolved()):

@@ -11,7 +11,7 @@ import pytest
 
 from atmc import sweep as module
 from atmc.model_files import RunError
-from atmc.settings import SettingsError
+from atmc.settings import SettingsError, write_config
 from atmc.sweep import Outcome, Plan, read_plan, sweep
 
 QUICK = """
@@ -244,6 +244,25 @@ def test_runs_of_other_settings_are_refused(
         sweep(less, folder)
     with pytest.raises(RunError, match="is a file"):
         sweep(changed, tmp_path / "sweep.yaml")
+
+
+def test_what_a_run_fills_in_contradicts_no_plan(tmp_path: Path) -> None:
+    text = "points: [{dataset: own.py:f, download: true, image_size: 8, augment: null}]"
+    plan = plan_of(tmp_path, text)
+    (start,), (point,) = plan.starts, plan.points
+    assert (point.settings.eps, point.settings.model) == (None, None)
+    assert start.settings.dataset == "own.py:f" and start.settings.image_size == 8
+    said = {"augment": True, "eps": 0.25, "eval_steps": 2, "model": "digits-cnn", "budget_bits": 9}
+    folder = tmp_path / "runs" / point.name
+    folder.mkdir(parents=True)
+    for more in ({}, {"download": False}):
+        settings = point.settings.model_copy(update={**said, **more})
+        (folder / "config.yaml").write_text(write_config(settings))
+        module.check(plan, tmp_path / "runs")
+    other = point.settings.model_copy(update={**said, "image_size": 9})
+    (folder / "config.yaml").write_text(write_config(other))
+    with pytest.raises(RunError, match="was made with image_size 9, the sweep now says 8"):
+        module.check(plan, tmp_path / "runs")
 
 
 def test_points_fail_with_their_start(tmp_path: Path) -> None:

@@ -1,42 +1,118 @@
-"""Data sets by name, in memory, split into a training, a validation and a test part."""
+"""Data sets by name, split into a training, a validation and a test part."""
 
 import difflib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
-from atmc.data.base import DataError, Dataset
+from atmc.data.augmentation import Augmentation
+from atmc.data.base import DataError, Dataset, Examples, Loader
 from atmc.data.batches import Batches
+from atmc.data.cifar import load_cifar10, load_cifar100
 from atmc.data.digits import load_digits
-from atmc.data.mnist import load_mnist
+from atmc.data.image_folder import load_image_folder
+from atmc.data.imagenet import load_imagenet
+from atmc.data.in_memory import InMemory
+from atmc.data.mnist import load_fashion_mnist, load_mnist
+from atmc.data.npz import load_npz
+from atmc.data.own import load_own
+from atmc.data.streamed import Streamed
+from atmc.data.svhn import load_svhn
+from atmc.data.usual import USUAL
 
-__all__ = ["Batches", "DataError", "Dataset", "load", "names"]
+__all__ = [
+    "FORMS",
+    "USUAL",
+    "Augmentation",
+    "Batches",
+    "DataError",
+    "Dataset",
+    "Examples",
+    "InMemory",
+    "Loader",
+    "Streamed",
+    "kind",
+    "load",
+    "names",
+]
 
-_LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], Dataset]] = {
-    "digits": lambda root: load_digits(),
+FORMS = ("imagefolder:DIR", "npz:FILE", "FILE.py:FUNCTION", "MODULE:FUNCTION")
+
+# Those that torchvision downloads, and those that it does not.
+_DOWNLOADED: dict[str, Callable[[str | os.PathLike[str] | None, bool], Dataset]] = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "fashion-mnist": load_fashion_mnist,
     "mnist": load_mnist,
+    "svhn": load_svhn,
 }
+_NAMED = (*_DOWNLOADED, "digits", "imagenet")
+_RESIZED = ("imagefolder", "imagenet")
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all data sets, in alphabetical order."""
-    return tuple(sorted(_LOADERS))
+    return tuple(sorted(_NAMED))
 
 
-def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
+def kind(name: str) -> str | None:
+    """What a name says, as a key of `USUAL`: itself, "imagefolder", "npz" or "own"; or None."""
+    if name in _NAMED:
+        return name
+    before, _, after = name.rpartition(":")
+    if not before or not after:
+        return None
+    prefix = name.partition(":")[0]
+    return prefix if prefix in ("imagefolder", "npz") else "own"
+
+
+def load(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = False,
+    image_size: int | None = None,
+) -> Dataset:
     """Load the data set `name`; its parts and their order are always the same.
 
     Args:
-        name: one of `names()`.
-        root: the folder that holds data sets which are files (`mnist`); the folder `data` where
-            it is None.
+        name: one of `names()`, ``imagefolder:DIR``, ``npz:FILE``, or the Python path of a function
+            that returns a data set, ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``.
+        root: the folder that holds data sets which are files and have a name of ours; the folder
+            `data` where it is None.
+        download: whether to get what is missing, where torchvision can.
+        image_size: the side of the squares that images of ``imagefolder:DIR`` and of `imagenet`
+            are brought to, in pixels; None for images that have one size, and for 224 of
+            `imagenet`.
 
     Raises:
         ValueError: there is no data set of that name; the message gives the nearest one.
-        DataError: its files are missing or damaged.
+        DataError: its files are missing or damaged, its examples are not what they should be, or
+            it is not for `download` or `image_size`.
     """
-    if name not in _LOADERS:
-        nearest = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)[0]
+    found = kind(name)
+    if found is None:
+        known = (*names(), *FORMS)
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"unknown data set {name!r}; did you mean {nearest!r}? (known: {', '.join(names())})"
+            f"unknown data set {name!r}; did you mean {nearest!r}? (known: {', '.join(known)})"
         )
-    return _LOADERS[name](root)
+    if download and found == "imagenet":
+        raise DataError(
+            "ImageNet cannot be downloaded from here: get its archives from image-net.org into the "
+            "folder of --data-root, and leave out --download"
+        )
+    if download and found not in _DOWNLOADED:
+        raise DataError(f"there is nothing to download of {name!r}: leave out --download")
+    if image_size is not None and found not in _RESIZED:
+        raise DataError(f"the images of {name!r} have their size: leave out --image-size")
+    if found in _DOWNLOADED:
+        return _DOWNLOADED[found](root, download)
+    if found == "digits":
+        return load_digits()
+    if found == "imagenet":
+        return load_imagenet(root, image_size)
+    if found == "own":
+        return load_own(name)
+    path = Path(name.partition(":")[2]).expanduser()
+    return load_npz(name, path) if found == "npz" else load_image_folder(name, path, image_size)

@@ -1,9 +1,11 @@
 """Batches of tensors that are already in memory, without the cost of a data loader."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from atmc.data.pixels import as_float
 
 
 class Batches:
@@ -15,11 +17,12 @@ class Batches:
     comes in order and the last batch may be smaller.
 
     Args:
-        x: examples, of shape (N, ...).
+        x: examples, of shape (N, ...); uint8 is given out as float32 in [0, 1].
         y: labels, of shape (N, ...), on the same device.
         batch_size: examples in a batch, at least 1.
         shuffle: whether each pass has an order of its own.
         indexed: whether each batch says which examples it holds, as int64 of shape (n,).
+        augmentation: what is done to the examples of each batch, when it is asked for.
 
     Raises:
         ValueError: there is no example, x and y differ in length, or `batch_size` is below 1.
@@ -32,6 +35,7 @@ class Batches:
         batch_size: int,
         shuffle: bool = False,
         indexed: bool = False,
+        augmentation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if len(x) != len(y):
             raise ValueError(f"{len(x)} examples but {len(y)} labels: give as many of each")
@@ -40,6 +44,7 @@ class Batches:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.x, self.y, self.shuffle, self.indexed = x, y, shuffle, indexed
+        self.augmentation = augmentation
         self.batch_size = min(batch_size, len(x))
 
     def __len__(self) -> int:
@@ -58,5 +63,6 @@ class Batches:
         for i in range(len(self)):
             part = slice(i * self.batch_size, (i + 1) * self.batch_size)
             index = order[part]
-            pair = (self.x[index], self.y[index]) if self.shuffle else (self.x[part], self.y[part])
+            x, y = (self.x[index], self.y[index]) if self.shuffle else (self.x[part], self.y[part])
+            pair = as_float(x if self.augmentation is None else self.augmentation(x)), y
             yield (*pair, index) if self.indexed else pair

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atmc import codec, data, models
+from atmc import codec, data
 from atmc.artifact import from_artifact
 from atmc.attacks import default_step_size, pgd
 from atmc.evaluation import predict
+from atmc.model_check import check_model
+from atmc.model_files import RunError
 from atmc.report.results import Result
 
 IMAGES = 8
@@ -48,8 +50,8 @@ class Sheet:
 
 
 @cache
-def _load(name: str, root: str | None) -> data.Dataset:
-    return data.load(name, root)
+def _load(name: str, root: str | None, image_size: int | None) -> data.Dataset:
+    return data.load(name, root, image_size=image_size)
 
 
 def sheet(
@@ -71,8 +73,13 @@ def sheet(
         NoSheetError: the data or the model are not at hand.
     """
     root = data_root if data_root is not None else result.config.get("data_root")
+    image_size = result.config.get("image_size")
     try:
-        loaded = _load(result.dataset, None if root is None else str(root))
+        loaded = _load(
+            result.dataset,
+            None if root is None else str(root),
+            image_size if isinstance(image_size, int) else None,
+        )
     except (data.DataError, OSError, ValueError) as error:
         raise NoSheetError(
             f"The data set {result.dataset} is not at hand: give its folder by --data-root."
@@ -84,8 +91,10 @@ def sheet(
             "The model is not one of the zoo, so that it cannot be built here."
         ) from error
     name = artifact.meta["model"]
-    if models.info(name).input_shape != loaded.input_shape:
-        raise NoSheetError(f"The model {name} does not take images of {result.dataset}.")
+    try:
+        check_model(model, loaded, name)
+    except RunError as error:
+        raise NoSheetError(f"The model {name} does not take images of {result.dataset}.") from error
     usual: dict[str, Any] = {"eps": loaded.eps, "steps": loaded.eval_steps, "step_size": None}
     said = next((attack for attack in result.attacks if attack.name == "pgd"), None)
     configured = result.config.get("eval_steps")
@@ -99,7 +108,7 @@ def sheet(
     eps, steps = float(usual["eps"]), int(usual["steps"])
     step_size = usual["step_size"]
     step_size = default_step_size(eps, steps) if step_size is None else float(step_size)
-    x, y = loaded.x_test[:images], loaded.y_test[:images]
+    x, y = loaded.test.head(images)
     generator = torch.Generator().manual_seed(result.seed or 0)
     adversarial = pgd(
         *(model, x, y, eps, steps),

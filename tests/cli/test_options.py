@@ -35,7 +35,7 @@ def test_evaluate_has_its_options():
     assert declared(evaluate.command).keys() == {
         *("artifact", "--dataset", "--data-root", "--eps", "--eval-steps", "--step-size"),
         *("--restarts", "--examples", "--attack", "--seed", "--device", "--json"),
-        *("--loss", "--source", "--eps-grid", "--plot"),
+        *("--loss", "--source", "--eps-grid", "--plot", "--download", "--image-size"),
     }
 
 

@@ -1,34 +1,14 @@
-import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from data_builders import write_idx, write_mnist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from atmc import data, models
-
-
-def write_idx(path, array):
-    """The format of the original files: 0, 0, type 8 (bytes), dimensions, sizes, values."""
-    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(
-        f">{array.ndim}I", *array.shape
-    )
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
-
-
-def write_mnist(root, train=5020, test=30):
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    arrays = {}
-    for stem, count, seed in (("train", train, 0), ("t10k", test, 1)):
-        rng = np.random.default_rng(seed)
-        arrays[stem] = rng.integers(0, 256, (count, 28, 28)), rng.integers(0, 10, count)
-        write_idx(raw / f"{stem}-images-idx3-ubyte", arrays[stem][0])
-        write_idx(raw / f"{stem}-labels-idx1-ubyte", arrays[stem][1])
-    return arrays
 
 
 def assert_sound(dataset):
@@ -109,7 +89,7 @@ def one_line_error(root):
 def test_missing_mnist_says_where_it_looked_and_how_to_get_it(tmp_path, monkeypatch):
     message = one_line_error(tmp_path / "nowhere")
     assert str(tmp_path / "nowhere" / "MNIST" / "raw") in message
-    assert "--data-root" in message and "download=True" in message
+    assert "--data-root" in message and "--download" in message
     assert not (tmp_path / "nowhere").exists()
 
     monkeypatch.chdir(tmp_path)
@@ -151,7 +131,9 @@ def test_too_few_training_images_are_refused(tmp_path):
 def test_an_unknown_data_set_is_refused_with_the_nearest_name(wrong, right):
     with pytest.raises(ValueError, match=f"unknown data set '{wrong}'; did you mean '{right}'"):
         data.load(wrong)
-    assert set(data.names()) == {"digits", "mnist"}
+    assert set(data.names()) == {
+        *("cifar10", "cifar100", "digits", "fashion-mnist", "imagenet", "mnist", "svhn"),
+    }
 
 
 def test_only_mnist_needs_torchvision():

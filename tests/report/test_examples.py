@@ -84,6 +84,21 @@ def test_data_that_are_not_at_hand(tmp_path):
         sheet(result(tmp_path / "b", dataset="imagenet"), decoded)
 
 
+def test_data_of_ones_own(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 10
+    where = tmp_path / "a.npz"
+    np.savez(where, x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
+    made = sheet(result(tmp_path / "run", dataset=f"npz:{where}"), codec.decode(artifact()))
+    assert [example.label for example in made.examples] == labels[:8].tolist()
+    shown = np.stack([pixels(example.image) for example in made.examples])
+    assert np.array_equal(np.rint(shown * 255), images[:8])
+    for config in ("image_size: 8\n", "image_size: [8]\n"):
+        one = result(tmp_path / "b", dataset=f"imagefolder:{tmp_path}/void", config=config)
+        with pytest.raises(NoSheetError, match=r"imagefolder:.* is not at hand"):
+            sheet(one, codec.decode(artifact()))
+
+
 def test_models_that_cannot_be_attacked(tmp_path):
     one = result(tmp_path)
     bias = codec.quantize_dense(np.zeros(3, np.float32), 8)

@@ -1,0 +1,108 @@
+"""Arrays in a file of numpy: ``npz:FILE``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atmc.data.base import DataError, Dataset
+from atmc.data.in_memory import InMemory
+from atmc.data.pixels import check
+from atmc.data.splits import hold_out
+from atmc.data.usual import USUAL
+
+_MOST_CHANNELS = 4
+
+
+def load_npz(name: str, file: Path) -> Dataset:
+    """Load a file with the arrays x_train, y_train, x_test and y_test, and maybe x_val and y_val.
+
+    Images are uint8, or floats in [0, 1], of shape (N, H, W), (N, C, H, W) or (N, H, W, C), with
+    up to 4 channels; labels are integers of shape (N,), from 0 to the largest in y_train. Without
+    x_val a tenth of the training images is the validation part, of every class its share, and the
+    same ones every time.
+
+    Args:
+        name: of the data set.
+        file: the file.
+
+    Raises:
+        DataError: it cannot be read, arrays are missing, or they are not such images and labels.
+    """
+    arrays = _read(file)
+    for key in ("x_train", "y_train", "x_test", "y_test"):
+        if key not in arrays:
+            raise DataError(f"{file} has no array {key}: save it with numpy.savez, with the others")
+    if ("x_val" in arrays) != ("y_val" in arrays):
+        raise DataError(f"{file} has only one of x_val and y_val: save both, or none")
+    parts = {
+        part: (
+            _images(arrays[f"x_{part}"], f"x_{part} in {file}"),
+            _labels(arrays[f"y_{part}"], f"y_{part} in {file}"),
+        )
+        for part in ("train", "val", "test")
+        if f"x_{part}" in arrays
+    }
+    for part, (x, y) in parts.items():
+        if len(x) == 0 or len(y) == 0:
+            raise DataError(f"the {part} part of {file} is empty: save examples of it")
+    classes = int(parts["train"][1].max()) + 1
+    for part, (x, y) in parts.items():
+        check(x, y, classes, f"the {part} part of {file}")
+    examples = {part: InMemory(x, y) for part, (x, y) in parts.items()}
+    if "val" not in examples:
+        whole = examples["train"]
+        examples["train"], examples["val"] = map(whole.take, hold_out(len(whole), whole.y.numpy()))
+    return Dataset(
+        name=name,
+        train=examples["train"],
+        val=examples["val"],
+        test=examples["test"],
+        num_classes=classes,
+        **USUAL["npz"],
+    )
+
+
+def _read(file: Path) -> dict[str, NDArray[Any]]:
+    if not file.is_file():
+        raise DataError(f"there is no file {file}: give npz:FILE with x_train, y_train and so on")
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            return {key: held[key] for key in held.files if key[:2] in ("x_", "y_")}
+    except Exception as error:  # damage is reported by whatever its parser ran into
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{file} cannot be read ({reason}): save plain arrays with numpy.savez"
+        ) from error
+
+
+def _images(array: NDArray[Any], what: str) -> Tensor:
+    """The images as (N, C, H, W), uint8 or float32."""
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(f"{what} is of {array.dtype}: give uint8, or floats in [0, 1]")
+    x = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
+    if x.dim() == 3:
+        return x.unsqueeze(1)
+    shape = tuple(x.shape)
+    if x.dim() != 4:
+        raise DataError(f"{what} is of shape {shape}: give (N, H, W), (N, C, H, W) or (N, H, W, C)")
+    first, last = (0 < shape[axis] <= _MOST_CHANNELS for axis in (1, 3))
+    if first == last:
+        which = "may be (N, C, H, W) or (N, H, W, C)" if first else "has no axis of channels"
+        raise DataError(
+            f"{what} is of shape {shape}, which {which}: give 1 to {_MOST_CHANNELS} channels, and "
+            "a larger height and width"
+        )
+    return x if first else x.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels(array: NDArray[Any], what: str) -> Tensor:
+    """The labels, int64."""
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{what} is of {array.dtype}: give integers")
+    return torch.from_numpy(array.astype(np.int64))

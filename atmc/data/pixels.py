@@ -1,0 +1,53 @@
+"""Images as tensors: what they may hold, and how bytes become pixels of [0, 1]."""
+
+import torch
+from torch import Tensor
+
+from atmc.data.base import DataError
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1]; anything else as it is."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def check(x: Tensor, y: Tensor, classes: int, where: str) -> None:
+    """Refuse images and labels that training cannot use.
+
+    Args:
+        x: what should be images: float32 in [0, 1] or uint8, of shape (N, C, H, W).
+        y: what should be labels: int64 from 0 to `classes` - 1, of shape (N,).
+        classes: the number of classes.
+        where: what they are, for the message.
+
+    Raises:
+        DataError: saying what is wrong, and what to give instead.
+    """
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise DataError(f"{where} has images of shape {tuple(x.shape)}: give (N, C, H, W)")
+    if x.dtype not in (torch.float32, torch.uint8):
+        raise DataError(
+            f"{where} has images of {_name(x)}: give float32 in [0, 1], or uint8 from 0 to 255"
+        )
+    if y.dim() != 1 or len(y) != len(x):
+        labels = f"{len(y)} labels" if y.dim() == 1 else f"labels of shape {tuple(y.shape)}"
+        raise DataError(f"{where} has {len(x)} images with {labels}: give one label an image")
+    if y.dtype != torch.int64:
+        raise DataError(f"{where} has labels of {_name(y)}: give int64")
+    if len(y) == 0:
+        return
+    low, high = (int(bound) for bound in y.aminmax())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise DataError(f"{where} has a label out of range, {wrong}: give 0 to {classes - 1}")
+    if x.is_floating_point():
+        darkest, brightest = (float(bound) for bound in x.aminmax())
+        if not (darkest >= 0 and brightest <= 1):  # so written, it refuses NaN too
+            raise DataError(
+                f"{where} has values from {darkest:.8g} to {brightest:.8g}, outside [0, 1]: give "
+                "pixels in [0, 1], not normalized (the model does that)"
+            )
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

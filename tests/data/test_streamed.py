@@ -1,0 +1,179 @@
+"""Examples that are made when they are asked for: the same ones, whoever makes them."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from atmc.data import Augmentation, DataError, InMemory, Streamed, streamed
+
+
+@pytest.fixture(params=[0, 2], ids=["here", "two processes"])
+def workers(request, monkeypatch):
+    monkeypatch.setattr(streamed, "_workers", lambda count: request.param)
+    return request.param
+
+
+def tensors(count=13, dtype=torch.uint8):
+    x = torch.randint(0, 256, (count, 3, 5, 5), dtype=torch.uint8)
+    return x if dtype == torch.uint8 else x / 255, torch.arange(count) % 3
+
+
+class Noise:
+    """Examples that are drawn anew whenever they are asked for, by all the usual generators."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        drawn = torch.rand(1, 2, 2) * (0.5 + 0.5 * np.random.random())
+        return drawn * (0.5 + 0.5 * random.random()), index % 2
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize(("workers", "keep"), [(0, False), (2, False), (0, True)])
+def test_the_same_batches_as_from_memory(monkeypatch, dtype, shuffle, augment, workers, keep):
+    monkeypatch.setattr(streamed, "_workers", lambda count: workers)
+    x, y = tensors(dtype=dtype)
+    augmentation = Augmentation(1, True)
+    made = Streamed(TensorDataset(x, y), 3, augmentation=augmentation, keep=keep)
+    held = InMemory(x, y, augmentation)
+    assert (len(made), made.shape, made.augmented) == (13, (3, 5, 5), True)
+
+    def seeded(examples):
+        """A pass as the training loop has it: each batch under a seed of its own."""
+        torch.manual_seed(1)
+        batches = examples.batches(4, shuffle=shuffle, indexed=True, augment=augment)
+        order = iter(batches)
+        for step in range(len(batches)):
+            torch.manual_seed(step)
+            yield next(order)
+        assert next(order, None) is None
+
+    passed = list(zip(seeded(made), seeded(held), strict=True))
+    assert len(passed) == (3 if shuffle else 4)
+    for ours, theirs in passed:
+        assert [t.dtype for t in ours] == [torch.float32, torch.int64, torch.int64]
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_parts_of_it(workers):
+    x, y = tensors()
+    made = Streamed(TensorDataset(x, y), 3)
+    some = torch.tensor([9, 2, 4])
+    assert torch.equal(made.take(some).head(None)[0], x[some] / 255)
+    assert torch.equal(made.take(some).first(2).head(None)[1], y[some][:2])
+    assert torch.equal(made.head(3)[0], x[:3] / 255)
+
+
+def test_what_is_random_in_an_example_follows_the_seed_alone(monkeypatch):
+    made = Streamed(Noise(), 2)
+
+    def passed(seed, count, shuffle=True):
+        monkeypatch.setattr(streamed, "_workers", lambda examples: count)
+        torch.manual_seed(seed)
+        states = random.getstate()[1], np.random.get_state()[1].tolist()
+        found = [x for x, _ in made.batches(5, shuffle=shuffle)]
+        assert states == (random.getstate()[1], np.random.get_state()[1].tolist())
+        return torch.cat(found), torch.get_rng_state()
+
+    (first, state), (again, state_again) = passed(3, 0), passed(3, 2)
+    assert torch.equal(first, again) and torch.equal(state, state_again)
+    assert not torch.equal(first, passed(4, 0)[0])
+    # In order, as for an evaluation, there is one version of each, whatever the seed.
+    assert torch.equal(passed(3, 0, False)[0], passed(4, 2, False)[0])
+    assert len(first.flatten(1).unique(dim=0)) == 10
+
+
+def test_training_may_see_other_views(workers):
+    x, y = tensors()
+    made = Streamed(TensorDataset(x, y), 3, varied=TensorDataset(255 - x, y))
+    assert made.augmented
+    (plain, _), *_ = made.batches(13)
+    (varied, _), *_ = made.batches(13, augment=True)
+    assert torch.equal(plain, x / 255) and torch.equal(varied, (255 - x) / 255)
+
+
+class Wrong:
+    """Ten examples, of which number seven is wrong."""
+
+    def __init__(self, item):
+        self.item = item
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index != 7:
+            return torch.zeros(1, 4, 4), 1
+        if isinstance(self.item, Exception):
+            raise self.item
+        return self.item
+
+
+GOOD = torch.zeros(1, 4, 4)
+WRONG = {
+    "no pair": (GOOD, "example 7 is no pair: give (image, label)"),
+    "no tensor": ((np.zeros((1, 4, 4)), 1), "of example 7 is of type ndarray: give a tensor"),
+    "flat": ((GOOD[0], 1), "example 7 has images of shape (1, 4, 4): give (N, C, H, W)"),
+    "other shape": ((torch.zeros(1, 4, 5), 1), "shape (1, 4, 5), others of (1, 4, 4): bring"),
+    "bright": ((GOOD + 2, 1), "example 7 has values from 2 to 2, outside [0, 1]"),
+    "integers": ((GOOD.long(), 1), "example 7 has images of int64"),
+    "label": ((GOOD, 3), "example 7 has a label out of range, 3: give 0 to 2"),
+    "label type": ((GOOD, 1.0), "the label of example 7 is 1.0: give an integer"),
+    "its own": (DataError("the image a.png is torn"), "the image a.png is torn"),
+    "exception": (
+        KeyError("two\nlines"),
+        "example 7 cannot be read (KeyError: 'two\\nlines'): mend its source",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_example_is_named(workers, case):
+    item, said = WRONG[case]
+    made = Streamed(Wrong(item), 3)
+    with pytest.raises(DataError) as caught:
+        made.check("data set 'own': its test part", 3)  # before any training
+    assert str(caught.value).startswith("data set 'own': its test part: ")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        list(made.batches(4))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert len(list(made.first(7).batches(4))) == 2
+    Streamed(Wrong(item), 3, known=True).check("", 3)  # for which one is enough
+
+
+def test_all_of_an_unknown_source_is_looked_at(monkeypatch, workers):
+    made = Streamed(Wrong((GOOD + 2, 1)), 3)
+    made.check_rest("the part")  # which its check has done
+    monkeypatch.setattr(streamed, "_PROBED", 5)
+    made.check("the part", 3)
+    with pytest.raises(DataError, match=r"^the part: example 7 has values from 2 to 2"):
+        made.check_rest("the part")
+    made.first(7).check_rest("the part")
+    Streamed(Wrong((GOOD + 2, 1)), 3, known=True).check_rest("the part")
+
+
+def test_labels_of_other_integers_and_halves_are_taken():
+    class Narrow(Wrong):
+        def __getitem__(self, index):
+            return GOOD.half() + 0.5, (np.uint8(2), torch.tensor(1), 0)[index % 3]
+
+    x, y = Streamed(Narrow(None), 3).head(None)
+    assert x.dtype == torch.float32 and x.unique().tolist() == [0.5]
+    assert y.tolist() == [2, 1, 0, 2, 1, 0, 2, 1, 0, 2]
+
+
+def test_what_cannot_be():
+    held = TensorDataset(*tensors())
+    with pytest.raises(ValueError, match="that are kept in memory cannot vary"):
+        Streamed(held, 3, varied=held, keep=True)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        Streamed(TensorDataset(*tensors()), 3).batches(0)
+    with pytest.raises(DataError, match="is of 3 classes, not of 5"):
+        Streamed(TensorDataset(*tensors()), 3).check("the part", 5)

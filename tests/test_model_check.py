@@ -1,0 +1,58 @@
+"""A model is tried on one example of a data set."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atmc import models
+from atmc.data import Dataset, InMemory
+from atmc.model_check import check_model
+from atmc.model_files import RunError
+
+
+def dataset(shape: tuple[int, int, int], classes: int) -> Dataset:
+    part = InMemory(torch.rand(2 * classes, *shape), torch.arange(2 * classes) % classes)
+    return Dataset("made", part, part, part, classes, 0.1, 1)
+
+
+def test_several_sizes_fit_a_net_that_pools_over_all_pixels() -> None:
+    for side in (24, 32, 40):
+        check_model(models.create("resnet18-w1"), dataset((3, side, side), 10), "it")
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = models.create("resnet18-w1")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given, state = dataset((3, 32, 32), 7), torch.get_rng_state()
+    check_model(model, given, "it")
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Flat(nn.Module):
+    """Gives no logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "classes", "said"),
+    [
+        (
+            "lenet5",
+            (1, 8, 8),
+            10,
+            r"^it takes other inputs than the \(1, 8, 8\) of data set 'made'",
+        ),
+        ("lenet5", (3, 28, 28), 10, "^it takes other inputs"),
+        ("lenet5", (1, 28, 28), 11, "^it knows 10 classes, data set 'made' has 11: choose another"),
+        (Flat(), (1, 4, 4), 2, r"^it gives outputs of shape \(1,\) for one example: it must give"),
+    ],
+)
+def test_models_that_cannot_classify_the_data(
+    model: str | nn.Module, shape: tuple[int, int, int], classes: int, said: str
+) -> None:
+    built = models.create(model) if isinstance(model, str) else model
+    with pytest.raises(RunError, match=said):
+        check_model(built, dataset(shape, classes), "it")
