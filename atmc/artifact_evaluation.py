@@ -17,6 +17,7 @@ from atmc.ladder import climb
 from atmc.memory import keep_freed
 from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model, run_config
+from atmc.model_sources import is_own
 from atmc.run import choose_device, evaluation_batch
 from atmc.settings import parse_eps
 
@@ -24,6 +25,7 @@ from atmc.settings import parse_eps
 def evaluate_artifact(
     path: Path,
     *,
+    model: str | None = None,
     dataset: str | None = None,
     data_root: str | None = None,
     download: bool = False,
@@ -44,6 +46,8 @@ def evaluate_artifact(
 
     Args:
         path: the artifact, or the ``dense.safetensors`` of a run folder.
+        model: what to build where a file does not name a model of ours; see
+            :func:`atmc.model_files.read_model`.
         dataset: its data set; None for that of the run folder around it, else the model's own.
         data_root: where the data lies; None for that of the run folder.
         download: whether to get what is missing of it.
@@ -65,18 +69,19 @@ def evaluate_artifact(
         ``eps_grid`` also ``"ladder"`` and ``"checks"``, as :func:`atmc.ladder.climb` says.
 
     Raises:
-        AtmcFormatError, DataError, MissingExtraError, RunError, WeightsError, ValueError: see
-            their messages.
+        AtmcFormatError, DataError, MissingExtraError, PythonPathError, RunError, WeightsError,
+            ValueError: see their messages.
     """
     keep_freed()
     where = choose_device(device)
     beside = run_config(path)
-    model, size, name = read_model(path)
+    read, size, name = read_model(path, model)
     if dataset is None:
-        usual = models.info(name).dataset if name and models.known(name) else None
+        usual = None if name is None or is_own(name) else models.info(name).dataset
         dataset = beside.get("dataset") or usual
-    if dataset is None:
-        raise RunError("the artifact does not tell its data set: give --dataset")
+        if dataset is None or data.kind(dataset) == "own":  # code is run if its user says so
+            said = f" ({path.parent / 'config.yaml'} says {dataset})" if dataset else ""
+            raise RunError(f"{path} does not tell its data set: give it by --dataset{said}")
     if image_size is None and dataset == beside.get("dataset"):
         image_size = beside.get("image_size")
     loaded = data.load(
@@ -85,7 +90,7 @@ def evaluate_artifact(
         download=download,
         image_size=image_size,
     )
-    check_model(model, loaded, str(path))
+    check_model(read, loaded, str(path))
     if eps is None:
         eps = parse_eps(beside.get("eps", loaded.eps))
     if steps is None:
@@ -96,19 +101,21 @@ def evaluate_artifact(
     chosen = []
     for each in attacks:
         if parse_attack(each)[0] == "transfer" and sources:
-            chosen += [resolve(each, source=_read_source(s, loaded, where)) for s in sources]
+            chosen += [resolve(each, source=_read_source(s, loaded, where, model)) for s in sources]
         else:
             chosen.append(resolve(each))
-    model = model.to(where)
+    read = read.to(where)
     batches = loaded.test.first(examples).batches(evaluation_batch(loaded.input_shape))
-    measured = evaluate(model, batches, chosen, seed=seed)
+    measured = evaluate(read, batches, chosen, seed=seed)
     if eps_grid:
         rung = resolve("pgd") if eps > 0 else resolve("pgd", eps=1.0, step_size=None)
-        measured |= climb(model, batches, eps_grid, rung, seed=seed)
+        measured |= climb(read, batches, eps_grid, rung, seed=seed)
     return {**measured, "size": size}
 
 
-def _read_source(path: Path, dataset: Dataset, device: torch.device) -> Source:
+def _read_source(
+    path: Path, dataset: Dataset, device: torch.device, otherwise: str | None
+) -> Source:
     """The model in a file as the source of a transfer attack.
 
     Raises:
@@ -116,7 +123,7 @@ def _read_source(path: Path, dataset: Dataset, device: torch.device) -> Source:
             data set.
     """
     try:
-        model = read_model(path)[0]
+        model = read_model(path, otherwise)[0]
     except codec.AtmcFormatError as error:
         raise RunError(f"the source {path}: {error}") from error
     check_model(model, dataset, str(path))

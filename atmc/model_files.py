@@ -12,8 +12,12 @@ from atmc import codec, models
 from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
 from atmc.compression import channels_last
+from atmc.model_sources import build, is_own
+from atmc.python_path import PythonPathError
 from atmc.settings import read_config
 from atmc.weights import load_weights, read_state
+
+_WEIGHTS = (".safetensors", ".pt", ".pth")
 
 
 class RunError(ValueError):
@@ -22,15 +26,15 @@ class RunError(ValueError):
 
 def _dense_model(name: str, path: Path) -> nn.Module:
     """The model of that name with the weights of a dense start, and with as many classes."""
-    model, state = models.create(name), read_state(path)
+    model, state = _built(name), read_state(path)
     differ = {
         len(state[key])
         for key, value in model.state_dict().items()
         if key in state and value.dim() > 0 and state[key].shape != value.shape
     }
-    if len(differ) == 1 and "num_classes" in models.info(name).kwargs:
+    if len(differ) == 1 and not is_own(name):
         with contextlib.suppress(ValueError):  # what does not fit then is named below
-            model = models.create(name, num_classes=differ.pop())
+            model = build(name, differ.pop())
     load_weights(model, path)
     return model
 
@@ -41,20 +45,60 @@ def run_config(path: Path) -> dict[str, Any]:
     return read_config(config) if config.is_file() else {}
 
 
-def read_model(path: Path) -> tuple[nn.Module, dict[str, Any], str | None]:
-    """The model in a file, its size as in report.json, and its name."""
+def read_model(
+    path: Path, otherwise: str | None = None
+) -> tuple[nn.Module, dict[str, Any], str | None]:
+    """The model in a file.
+
+    Args:
+        path: an artifact, or weights: the ``dense.safetensors`` of a run folder, or a file that
+            :func:`atmc.weights.read_state` takes and whose name ends as such files' do.
+        otherwise: what to build where the file does not name a model of ours, as
+            :func:`atmc.model_sources.build` takes it. A model of one's own is not built because a
+            file, or the folder that it lies in, names one: that would run code.
+
+    Returns:
+        The model, its size as in report.json, and its name.
+
+    Raises:
+        AtmcFormatError, OSError, PythonPathError, WeightsError: see their messages.
+        RunError: nothing tells how to build the model.
+    """
     size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
-    if path.suffix == ".safetensors":
-        name = run_config(path).get("model")
-        if not isinstance(name, str) or not models.known(name):
-            raise RunError(f"{path} lies in no run folder: its model is not known")
+    name: str | None
+    if path.suffix in _WEIGHTS:
+        name = _ours(run_config(path).get("model")) or otherwise
+        if name is None:
+            raise RunError(f"{path} does not say what model it belongs to: give --model")
         model = _dense_model(name, path)
     else:
-        artifact = decode(codec.read(path))
-        name = artifact.meta.get("model")
-        model = from_artifact(artifact)
+        data = codec.read(path)
+        name = _ours(codec.decode_meta(data).get("model"))
+        if name is None and otherwise is not None:
+            name, own = otherwise, _built(otherwise)
+            model = from_artifact(artifact := decode(data, own), own)
+        elif name is None:
+            named = run_config(path).get("model")
+            known = f" ({path.parent / 'config.yaml'} says {named})" if named else ""
+            raise RunError(f"{path} is of a model of one's own: give it by --model{known}")
+        else:
+            model = from_artifact(artifact := decode(data))
         sizes = codec.measure(artifact)
         size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
         size["parts"] = dict(sizes.parts)
     size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
     return channels_last(model.eval()), size, name
+
+
+def _ours(name: object) -> str | None:
+    """A name that can be built without running what others wrote."""
+    return name if isinstance(name, str) and not is_own(name) and models.known(name) else None
+
+
+def _built(name: str) -> nn.Module:
+    try:
+        return build(name)
+    except PythonPathError:
+        raise
+    except ValueError as error:
+        raise RunError(str(error)) from error

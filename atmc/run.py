@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from atmc import codec, data, methods, models
+from atmc import codec, data, methods, model_sources
 from atmc.accounting import dense_bits
 from atmc.artifact import BudgetError, load
 from atmc.attacks import frozen, pgd
@@ -28,6 +28,7 @@ from atmc.inheritance import inherit
 from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model
 from atmc.models.initialize import initialize
+from atmc.python_path import PythonPathError
 from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
 from atmc.training import Progress, Stage, derive
 from atmc.weights import load_weights
@@ -195,8 +196,8 @@ def run(
         The dict of report.json.
 
     Raises:
-        RunError, SettingsError, WeightsError, BudgetError, DataError, TrainingError: see their
-            messages.
+        RunError, SettingsError, PythonPathError, WeightsError, BudgetError, DataError,
+            TrainingError: see their messages.
         KeyboardInterrupt: after a checkpoint.
     """
     _check_folder(output, resume, overwrite)
@@ -214,8 +215,8 @@ def run(
         image_size=settings.image_size,
     )
     settings = _complete(settings, dataset)
-    kwargs = _kwargs(settings, dataset)
-    model = _start(settings, dataset, kwargs)
+    model, name = _start(settings, dataset), settings.model
+    assert name is not None
     dataset.check_rest()
     dense_file = output / "dense.safetensors"
     if resume and dense_file.is_file():  # first: --weights may be gone by now
@@ -223,7 +224,7 @@ def run(
     elif settings.weights is not None:
         load_weights(model, settings.weights)
     elif settings.inherit is not None:
-        _inherit(model, Path(settings.inherit), kwargs)
+        _inherit(model, Path(settings.inherit), dataset.num_classes)
     training = _training(settings)
     budget = settings.budget_bits
     if budget is None and methods.get(settings.method).bounded:
@@ -249,7 +250,7 @@ def run(
         training,
         settings.method,
         settings.bits,
-        {"model": settings.model, **({"kwargs": kwargs} if kwargs else {})},
+        model_sources.meta(name, dataset.num_classes),
         output / "checkpoints",
         on_step,
     )
@@ -275,7 +276,8 @@ def run(
     artifact = job.compress()
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()
-    decoded = channels_last(load(output / "model.atmc").to(device))
+    own = _initial(settings, dataset.num_classes) if model_sources.is_own(name) else None
+    decoded = channels_last(load(output / "model.atmc", own).to(device))
     measured = _test(decoded, test, settings, training.eps)
     report = {
         "schema": 1,
@@ -335,38 +337,33 @@ def _complete(settings: Settings, dataset: Dataset) -> Settings:
     return settings
 
 
-def _kwargs(settings: Settings, dataset: Dataset) -> dict[str, Any]:
-    """What the model is built with: the number of classes, where it is not the model's usual."""
-    assert settings.model is not None
-    usual = models.info(settings.model).kwargs.get("num_classes")
-    return {} if usual in (None, dataset.num_classes) else {"num_classes": dataset.num_classes}
-
-
-def _start(settings: Settings, dataset: Dataset, kwargs: dict[str, Any]) -> nn.Module:
+def _start(settings: Settings, dataset: Dataset) -> nn.Module:
     """The model by name, its initial weights drawn from the seed.
 
     Raises:
         RunError: the model cannot classify the data set.
     """
-    assert settings.model is not None
-    model = _initial(settings.model, settings.seed, settings.init, kwargs)
+    model = _initial(settings, dataset.num_classes)
     check_model(model, dataset, f"model {settings.model!r}")
     return model
 
 
-def _initial(name: str, seed: int, init: str | None, kwargs: dict[str, Any]) -> nn.Module:
+def _initial(settings: Settings, num_classes: int) -> nn.Module:
+    assert settings.model is not None
     with torch.random.fork_rng():
-        torch.manual_seed(derive(seed))
+        torch.manual_seed(derive(settings.seed))
         try:
-            model = models.create(name, **kwargs)
+            model = model_sources.build(settings.model, num_classes)
+        except PythonPathError:
+            raise
         except ValueError as error:
             raise RunError(str(error)) from error
-        if init is not None:
-            initialize(model, init)
+        if settings.init is not None:
+            initialize(model, settings.init)
     return model
 
 
-def _inherit(model: nn.Module, path: Path, kwargs: dict[str, Any]) -> None:
+def _inherit(model: nn.Module, path: Path, num_classes: int) -> None:
     """The initial weights of the larger net, of as many classes, whose run left ``path``.
 
     Raises:
@@ -375,9 +372,9 @@ def _inherit(model: nn.Module, path: Path, kwargs: dict[str, Any]) -> None:
     theirs = read_settings(path.parent)
     if theirs.model is None:
         raise RunError(f"{path} lies in a run without a model: give a file of a finished run")
-    trained = read_model(path)[0]
+    trained = read_model(path, theirs.model)[0]
     try:
-        inherit(model, _initial(theirs.model, theirs.seed, theirs.init, kwargs), trained)
+        inherit(model, _initial(theirs, num_classes), trained)
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from atmc import data, methods, models
+from atmc.model_sources import is_own
 from atmc.models.initialize import INITIALIZATIONS
 from atmc.objective import TrainAttack, usual_steps
 from atmc.stages.dense import DenseOptimizer, RateSchedule
@@ -178,7 +179,7 @@ class Settings(BaseModel):
         ):
             if name is not None and name not in known:
                 raise SettingsError(f"unknown {kind} {name!r}{_nearest(name, known)}")
-        if self.model is not None:
+        if self.model is not None and not is_own(self.model):
             try:
                 models.info(self.model)
             except ValueError as error:

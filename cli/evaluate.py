@@ -41,6 +41,11 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.command("evaluate")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @setting(
+    "model",
+    help="What to build where a file does not say: file.py:function, or a name of ours.",
+    default=False,
+)
+@setting(
     "dataset",
     help="Data set, as of atmc compress; that of the run folder, else the model's, if not given.",
     default=False,
@@ -119,6 +124,7 @@ def command(
     with about(artifact):
         result = evaluate_artifact(
             artifact,
+            model=given.model,
             dataset=None if options["dataset"] is None else given.dataset,
             data_root=given.data_root,
             download=given.download,

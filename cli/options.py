@@ -20,7 +20,8 @@ HELP = {
     "augment": ("true|false", "Crop and mirror in training; as usual on the data if not given."),
     "model": (
         "NAME",
-        "Model of the zoo or classifier of torchvision; the data set's usual one if not given.",
+        "Model of the zoo, classifier of torchvision, or file.py:function; the data set's usual "
+        "one if not given.",
     ),
     "weights": (
         "FILE",

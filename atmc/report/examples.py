@@ -74,6 +74,10 @@ def sheet(
     """
     root = data_root if data_root is not None else result.config.get("data_root")
     image_size = result.config.get("image_size")
+    if data.kind(result.dataset) == "own":  # nothing is run because a file says so
+        raise NoSheetError(
+            f"The data set {result.dataset} is a function, which is not called here."
+        )
     try:
         loaded = _load(
             result.dataset,
