@@ -115,7 +115,10 @@ def test_a_function_in_two_steps(atmc, here):
     done(atmc("compress", "--dataset", "own.py:whole", *TINY, "--output", "whole"))
     config = yaml.safe_load((here / "whole" / "config.yaml").read_text())
     assert (config["eps"], config["model"], config["eval_steps"]) == (0.25, "digits-cnn", 3)
-    found = measured(atmc("evaluate", "whole/model.atmc", "--attack", "fgsm", "--json"))
+    # A function that a folder names is not called for that alone.
+    args = ("evaluate", "whole/model.atmc", "--attack", "fgsm", "--json")
+    assert "give it by --dataset (whole/config.yaml says own.py:whole)" in error(atmc(*args), 1)
+    found = measured(atmc(*args, "--dataset", "own.py:whole"))
     assert (found["attacks"][0]["eps"], found["attacks"][0]["examples"]) == (0.25, 40)
     done(
         atmc(
