@@ -43,6 +43,7 @@ _MODULES = [
     "compression",
     "data",
     "evaluation",
+    "export",
     "extras",
     "factorization",
     "importance",
