@@ -134,7 +134,9 @@ def export(
     found = compact(source.model, shape, source.artifact) if compacted else None
     written = source.model if found is None else found.model
     data = chosen.write(written, shape, meta)
-    difference = largest_difference(chosen.run(data, written), source.model, shape, chosen.what)
+    difference = largest_difference(
+        chosen.run(data, written), source.model, shape, chosen.what, "give another --format"
+    )
     report: dict[str, Any] = {
         "file": str(path),
         "bytes": len(data),

@@ -56,7 +56,11 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def largest_difference(
-    run: Callable[[Tensor], Tensor], model: nn.Module, input_shape: tuple[int, ...], what: str
+    run: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    what: str,
+    advice: str,
 ) -> float:
     """Compare what was exported with the model, on random inputs in [0, 1] in batches of 1, 3, 8.
 
@@ -64,7 +68,7 @@ def largest_difference(
         run: what was exported: (n, *input_shape) to outputs.
         model: the decoded model, plain and in eval mode.
         input_shape: of one input.
-        what: was exported, for the message.
+        what: was exported, for the message, as ``advice``: what to do instead.
 
     Returns:
         The largest absolute difference of an output.
@@ -80,20 +84,20 @@ def largest_difference(
             found = run(x)
         except Exception as error:  # runtimes raise what they like
             raise ExportError(
-                f"the {what} does not run on a batch of {examples} ({first_line(error)}): "
-                "nothing was written"
+                f"the {what} does not run on a batch of {examples} ({first_line(error)}), "
+                f"so nothing was written: {advice}"
             ) from error
         if found.shape != expected.shape:
             raise ExportError(
                 f"the {what} gives outputs of shape {tuple(found.shape)}, the model "
-                f"{tuple(expected.shape)}: nothing was written"
+                f"{tuple(expected.shape)}, so nothing was written: {advice}"
             )
         difference = float((found - expected).abs().max()) if expected.numel() else 0.0
         limit = allowed(float(expected.abs().max()) if expected.numel() else 0.0)
         if not difference <= limit:
             raise ExportError(
-                f"the {what} differs from the model by {difference:.2g}, more than the "
-                f"{limit:.2g} allowed: nothing was written"
+                f"the {what} differs from the model by {difference:.2g}, {limit:.2g} is allowed, "
+                f"so nothing was written: {advice}"
             )
         worst = max(worst, difference)
     return worst

@@ -78,7 +78,9 @@ def compact(
         module.to(kind)
     module.graph.lint()
     module.recompile()
-    difference = largest_difference(module, model, input_shape, "compact model")
+    difference = largest_difference(
+        module, model, input_shape, "compact model", "export it without --compact"
+    )
     return Compacted(module, tuple(thin), difference)
 
 

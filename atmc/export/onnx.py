@@ -90,6 +90,7 @@ class OnnxRunner:
         data: the bytes of the file.
 
     Raises:
+        ExportError: onnxruntime cannot read the file.
         MissingExtraError: onnxruntime is not installed.
     """
 
@@ -102,9 +103,15 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its errors have no class in common
+            raise ExportError(
+                f"onnxruntime cannot read the ONNX file ({first_line(error)}): "
+                "upgrade it by pip install -U onnxruntime, or give another --format"
+            ) from error
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the outputs for x of shape (n, ...)."""

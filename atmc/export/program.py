@@ -58,11 +58,20 @@ class ProgramRunner:
 
     Args:
         data: the bytes of the file.
+
+    Raises:
+        ExportError: torch cannot read the file.
     """
 
     def __init__(self, data: bytes) -> None:
-        with quiet():
-            self.module = torch.export.load(io.BytesIO(data)).module()
+        try:
+            with quiet():
+                self.module = torch.export.load(io.BytesIO(data)).module()
+        except Exception as error:
+            raise ExportError(
+                f"torch cannot read the program that it wrote ({first_line(error)}): "
+                "give another --format"
+            ) from error
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:

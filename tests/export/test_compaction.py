@@ -318,6 +318,28 @@ def test_what_is_not_understood_keeps_its_channels() -> None:
     assert_same(found.model, model, 4)
 
 
+@pytest.mark.parametrize("bias", [0.4, -0.4])
+def test_a_constant_times_what_is_not_one(bias: float) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(2, 5, 1), nn.Conv2d(5, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.one(x)) * x.mean(1, keepdim=True)
+            y = torch.relu(self.two(y)).amax((2, 3)) * x.shape[0]  # other batches, other constants
+            out: Tensor = self.three(y)
+            return out
+
+    model = lively(Gated())
+    with torch.no_grad():
+        model.one.bias[1] = model.two.bias[2] = bias
+    found = compact(emptied(model, {"one": [1], "two": [2]}), (2, 4, 4))
+    kept = int(bias > 0)  # behind the ReLU, and nothing times anything is nothing
+    assert weights(found.model)["two.weight"] == (3 + kept, 4 + kept, 1, 1)
+    assert_same(found.model, model, 2, 4, 4)
+
+
 def test_tied_hooked_and_repeated_layers_stay() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:

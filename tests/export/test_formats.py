@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from atmc.export import FORMATS, ExportError, compact, format_of
 from atmc.export.latency import measure
 from atmc.export.onnx import OnnxRunner, to_onnx
-from atmc.export.program import to_bytes, trace_program
+from atmc.export.program import ProgramRunner, to_bytes, trace_program
 from atmc.export.tensors import TensorsRunner, to_safetensors
 
 from .export_builders import emptied, lively
@@ -123,6 +124,14 @@ def test_tensors(net: nn.Module, small: nn.Module, tmp_path: Path) -> None:
     assert held["conv.weight"].shape == (3, 2, 3, 3) and held["norm.running_var"].shape == (3,)
     assert held["one.weight"].shape == (8, 27)
     assert torch.equal(TensorsRunner(data, small)(x), small(x))
+
+
+@pytest.mark.parametrize("runner", [OnnxRunner, ProgramRunner])
+def test_files_that_cannot_be_read(runner: Callable[[bytes], object]) -> None:
+    if runner is OnnxRunner:
+        pytest.importorskip("onnxruntime")
+    with pytest.raises(ExportError, match=r"cannot read .*give another --format$"):
+        runner(b"no such file")
 
 
 class Fixed(nn.Module):
