@@ -19,6 +19,7 @@ from atmc.export.check import random_input
 from atmc.export.labels import Channels
 from atmc.export.layers import bias_of, blocks, groups
 from atmc.export.operations import Kind, is_product
+from atmc.export.trace import EXAMPLES
 
 _UNIFORM = 1e-9  # of the largest: the same, but for the order of sums in float64
 
@@ -38,12 +39,12 @@ def fold_constants(
         Whether anything was changed.
     """
     sweep = _Sweep(module, structure)
-    sweep.run(random_input(module, input_shape, 1))
+    sweep.run(random_input(module, input_shape, EXAMPLES))
     return sweep.changed
 
 
 class _Sweep(fx.Interpreter):
-    """Runs a graph on one example; knows which channels would be the same on any other."""
+    """Runs a graph on a batch; knows which channels would be the same on any other."""
 
     def __init__(self, module: fx.GraphModule, structure: Structure) -> None:
         super().__init__(module)

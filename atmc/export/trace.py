@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from atmc.export.check import random_input
 from atmc.export.errors import ExportError, first_line
 
-_EXAMPLES = 2  # of the batch that tells shapes; 1 could be taken for a dimension to broadcast
+EXAMPLES = 2  # of the batch that tells shapes; 1 could be taken for a dimension to broadcast
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -46,7 +46,7 @@ def shapes(module: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[fx.Node
         ExportError: the model does not run, or reads what it has since changed in place.
     """
     reader = _Shapes(module)
-    x = random_input(module, input_shape, _EXAMPLES)
+    x = random_input(module, input_shape, EXAMPLES)
     try:
         with torch.no_grad():
             reader.run(x)
