@@ -44,6 +44,7 @@ _MODULES = [
     "compression",
     "data",
     "evaluation",
+    "export",
     "extras",
     "factorization",
     "importance",

@@ -17,7 +17,7 @@ from atmc.python_path import PythonPathError
 from atmc.settings import read_config
 from atmc.weights import load_weights, read_state
 
-_WEIGHTS = (".safetensors", ".pt", ".pth")
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 class RunError(ValueError):
@@ -66,7 +66,7 @@ def read_model(
     """
     size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
     name: str | None
-    if path.suffix in _WEIGHTS:
+    if path.suffix in WEIGHTS_SUFFIXES:
         name = _ours(run_config(path).get("model")) or otherwise
         if name is None:
             raise RunError(f"{path} does not say what model it belongs to: give --model")

@@ -17,6 +17,7 @@ _MENDABLE = {
     "atmc.artifact.BudgetError",
     "atmc.codec.errors.AtmcFormatError",
     "atmc.data.base.DataError",
+    "atmc.export.errors.ExportError",
     "atmc.report.ReportError",
     "atmc.extras.MissingExtraError",
     "atmc.model_files.RunError",

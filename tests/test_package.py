@@ -62,7 +62,7 @@ def test_heavy_dependencies_are_extras(installed):
     extras = {
         "eval": {"adversarial-robustness-toolbox", "pyautoattack"},
         "report": {"matplotlib", "plotly"},
-        "onnx": {"onnx", "onnxruntime"},
+        "onnx": {"onnx", "onnxruntime", "onnxscript"},
     }
     for extra, expected in extras.items():
         assert requirements(installed, extra) == expected

@@ -1,0 +1,138 @@
+"""``atmc export``: the decoded model for other programs, checked before it is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atmc.export import FORMATS, check_path, export, format_of, read_source
+
+from .errors import about
+from .options import setting
+from .tables import printable, show_columns, show_pairs
+
+_ENDINGS = ", ".join(kind.suffix for kind in FORMATS.values())
+
+
+def _shape(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise click.BadParameter(f"{text!r} is no shape: give it as in 1,28,28")
+    return sizes
+
+
+@click.command("export")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(list(FORMATS)),
+    help="Of the file; what the ending of --output says if not given, else onnx.",
+)
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Take out dead filters, channels and units; W = U V as two thin layers where cheaper.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"The file ({_ENDINGS}); beside the artifact if not given.",
+)
+@click.option(
+    "--input-shape",
+    callback=_shape,
+    metavar="C,H,W",
+    help="Of one input; that of the zoo's model if not given.",
+)
+@setting(
+    "model",
+    help="What to build where the file does not say: file.py:function, or a name of ours.",
+    default=False,
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    artifact: Path,
+    kind: str | None,
+    compact: bool,
+    output: Path | None,
+    input_shape: tuple[int, ...] | None,
+    model: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the decoded model of ARTIFACT as ONNX, safetensors or a torch.export program.
+
+    ARTIFACT may also be the dense.safetensors of a run folder. The file takes batches of any size,
+    and is written once it has been compared with the model on random inputs.
+    """
+    kind, path = _target(artifact, kind, output)
+    check_path(path, overwrite)
+    with about(artifact):
+        source = read_source(artifact, input_shape, model)
+    report = export(source, path, kind, compacted=compact, overwrite=overwrite)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _show(report)
+
+
+def _target(artifact: Path, kind: str | None, output: Path | None) -> tuple[str, Path]:
+    """The format and the file."""
+    if output is None:
+        kind = kind or "onnx"
+        output = artifact.with_suffix(FORMATS[kind].suffix)
+    ending = format_of(output)
+    if kind is None and ending is None:
+        raise click.UsageError(
+            f"{output} has no ending that tells its format: give --format, or end it in {_ENDINGS}"
+        )
+    if kind is not None and ending not in (None, kind):
+        raise click.UsageError(
+            f"{output} ends as {ending} does: leave out --format {kind}, or end it in "
+            f"{FORMATS[kind].suffix}"
+        )
+    if output.resolve() == artifact.resolve():
+        raise click.UsageError(f"{output} is what is to be exported: give another --output")
+    found = kind or ending
+    assert found is not None
+    return found, output
+
+
+def _show(report: dict[str, Any]) -> None:
+    show_pairs(
+        [
+            ("file", report["file"]),
+            ("format", report["format"]),
+            ("bytes", f"{report['bytes']:,}"),
+            ("difference", f"{report['largest_difference']:.2g} at most, of any output"),
+        ]
+    )
+    if not report["compact"]:
+        return
+    before, after = report["before"], report["after"]
+    rows = [
+        [name, *(f"{side[key]:,}" for side in (before, after))]
+        for name, key in (("parameters", "parameters"), ("multiply-adds", "multiply_adds"))
+    ]
+    latency = f"not measured: {report['latency_error']}"
+    if report["latency_error"] is None:
+        latency = "of a batch of one in onnxruntime, on one thread"
+        rows.append(["latency (ms)", *(f"{side['latency_ms']:.3g}" for side in (before, after))])
+    click.echo()
+    show_columns(("", "before", "after"), rows)
+    click.echo()
+    thin = ", ".join(map(printable, report["thin"])) or "none"
+    show_pairs([("thin layers", thin), ("latency", latency)])
