@@ -136,7 +136,7 @@ def test_what_cannot_be(atmc, pruned, here, args, code, text):
         ("cut.atmc", "damaged"),
         ("text.atmc", "not an atmc file"),
         ("folder", "give a file"),
-        ("alone.safetensors", "lies in no run folder"),
+        ("alone.safetensors", "does not say what model"),
     ],
 )
 def test_what_is_no_model(atmc, pruned, here, name, text):

@@ -174,7 +174,7 @@ def test_an_artifact(tmp_path: Path) -> None:
 def test_a_dense_start(tmp_path: Path) -> None:
     model, path = models.create("digits-cnn").eval(), tmp_path / "dense.safetensors"
     save_file(model.state_dict(), path)
-    with pytest.raises(RunError, match="its model is not known"):
+    with pytest.raises(RunError, match="does not say what model it belongs to: give --model"):
         read_source(path)
     (tmp_path / "config.yaml").write_text("model: digits-cnn\n")
     source = read_source(path)
@@ -182,10 +182,11 @@ def test_a_dense_start(tmp_path: Path) -> None:
 
 
 def test_a_model_of_ones_own_has_no_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(path: Path) -> tuple[nn.Module, dict[str, Any], None]:
-        return nn.Linear(3, 2), {}, None
+    def read(path: Path, otherwise: str | None) -> tuple[nn.Module, dict[str, Any], str | None]:
+        return nn.Linear(3, 2), {}, otherwise
 
     monkeypatch.setattr("atmc.export.source.read_model", read)
     with pytest.raises(ExportError, match="inputs of any shape: give --input-shape C,H,W"):
-        read_source(tmp_path / "a.safetensors")
-    assert read_source(tmp_path / "a.safetensors", (3,)).input_shape == (3,)
+        read_source(tmp_path / "a.safetensors", model="net.py:net")
+    source = read_source(tmp_path / "a.safetensors", (3,), "net.py:net")
+    assert (source.input_shape, source.name) == ((3,), None)
