@@ -3,8 +3,8 @@
     python benchmarks/codec.py [--json FILE] [ARTIFACT ...]
 
 Needs no data. ARTIFACT: trained models, by default lenet5-relu at 1, 0.3 and 0.1 % from
-docs/results. The peer DeepCABAC is that of nncodec (MPEG NNC); without nncodec its rows are left
-out. It takes a few minutes.
+docs/results/effect. The peer DeepCABAC is that of nncodec (MPEG NNC); without nncodec its rows are
+left out. It takes a few minutes.
 
 Ours is a whole file that holds the factors and nothing else: prefix, shapes, codebooks, positions,
 values. The peers code each factor as a matrix of signed level indices: 0 for zero, 1, 2, .. for the
@@ -43,7 +43,7 @@ except ImportError:
 
 Matrix = NDArray[np.int32]
 
-ARTIFACTS = Path(__file__).parents[1] / "docs/results/artifacts"
+ARTIFACTS = Path(__file__).parents[1] / "docs/results/effect"
 SHARES = ("1", "0.3", "0.1")  # percent of the dense size, of the trained models
 LEVELS, DECAY = 8, 2.0  # level i, ±1 .. ±8: probability in proportion to exp(-|i| / DECAY)
 # Share of empty rows and columns, sigma of the others' log-densities: at 1 % the positions then
@@ -387,9 +387,8 @@ def trained(given: Sequence[Path]) -> dict[str, Path]:
     for share in SHARES:
         if not found[share].exists():
             print(
-                f"bits-trained-{share} left out, no {found[share]}: make one with\n  atmc compress "
-                f"--config configs/mnist/lenet5-relu-{share}.yaml --data-root DIR --output "
-                f"runs/{share}\nand give runs/{share}/model.atmc"
+                f"bits-trained-{share} left out, no {found[share]}: make one as docs/RESULTS.md, "
+                "table 11, says, and give its model.atmc"
             )
             del found[share]
     return found

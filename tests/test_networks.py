@@ -1,7 +1,9 @@
-"""Networks of all kinds, once through everything: factors, two steps, the file and back."""
+"""Networks of all kinds, once through everything: factors, two steps, the file, and export."""
 
 import copy
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from atmc import codec, models
 from atmc.artifact import decode, from_artifact, to_artifact
 from atmc.data import Batches
 from atmc.evaluation import attack, evaluate
+from atmc.export import Source, export
 from atmc.levels import round_dense_part
 
 
@@ -26,13 +29,13 @@ class Tied(nn.Module):
         self.third.weight = self.second.weight
         self.last = nn.Linear(32, 10)
         self.register_buffer("scale", torch.linspace(0.5, 1.5, 32))
-        self.register_buffer("shift", torch.tensor(3))
+        self.register_buffer("order", torch.arange(32).roll(3))
         self.register_buffer("mask", torch.arange(32) % 5 > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.first(x.flatten(1))) * self.scale
         x = F.relu(self.third(F.relu(self.second(x)))) * self.mask
-        logits: Tensor = self.last(x.roll(int(self.shift), 1))
+        logits: Tensor = self.last(x.index_select(1, self.order))
         return logits
 
 
@@ -55,7 +58,7 @@ BUILD |= {
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_a_network_goes_through_everything(name: str) -> None:
+def test_a_network_goes_through_everything(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = BUILD[name]()
     shape = models.info(name).input_shape if name in ZOO else None
@@ -91,6 +94,11 @@ def test_a_network_goes_through_everything(name: str) -> None:
 
     report = evaluate(decoded, Batches(x, y, 4), [attack("pgd", eps=0.03, steps=2)])
     assert 0 <= report["accuracy"]["worst"] <= report["accuracy"]["clean"] <= 1
+
+    export(Source(decoded, tuple(x.shape[1:])), tmp_path / "model.onnx", "onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert torch.allclose(torch.from_numpy(logits), found, rtol=0, atol=1e-4)
 
 
 def test_a_tied_weight_is_stored_once() -> None:
