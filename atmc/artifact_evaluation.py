@@ -19,7 +19,6 @@ from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model, run_config
 from atmc.model_sources import is_own
 from atmc.run import choose_device, evaluation_batch
-from atmc.settings import parse_eps
 
 
 def evaluate_artifact(
@@ -92,7 +91,7 @@ def evaluate_artifact(
     )
     check_model(read, loaded, str(path))
     if eps is None:
-        eps = parse_eps(beside.get("eps", loaded.eps))
+        eps = loaded.eps if beside.get("eps") is None else float(beside["eps"])
     if steps is None:
         steps = int(beside.get("eval_steps") or loaded.eval_steps)
     resolve = partial(

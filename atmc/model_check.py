@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atmc.attacks import frozen
 from atmc.data import Dataset
@@ -27,11 +27,14 @@ def check_model(model: nn.Module, dataset: Dataset, what: str) -> None:
     try:
         with torch.no_grad(), frozen(model):
             logits = model(x)
-    except RuntimeError as error:
+    except Exception as error:  # a model of one's own may refuse inputs in any way
+        said = " ".join(str(error).split())[:200]
         raise RunError(
             f"{what} takes other inputs than the {dataset.input_shape} of data set "
-            f"{dataset.name!r}: {either}"
+            f"{dataset.name!r} ({type(error).__name__}: {said}): {either}"
         ) from error
+    if not isinstance(logits, Tensor):
+        raise RunError(f"{what} gives a {type(logits).__name__}: let it give logits alone")
     if logits.dim() != 2 or len(logits) != 1:
         raise RunError(
             f"{what} gives outputs of shape {tuple(logits.shape)} for one example: it must give "

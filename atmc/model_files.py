@@ -14,9 +14,10 @@ from atmc.artifact import decode, from_artifact
 from atmc.compression import channels_last
 from atmc.model_sources import build, is_own
 from atmc.python_path import PythonPathError
-from atmc.settings import read_config
-from atmc.weights import load_weights, read_state
+from atmc.settings import SettingsError, from_mapping, read_config
+from atmc.weights import load_weights, read_state, renamed
 
+_ALWAYS = {"dataset", "model", "method"}  # in the config.yaml of every run
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -25,24 +26,40 @@ class RunError(ValueError):
 
 
 def _dense_model(name: str, path: Path) -> nn.Module:
-    """The model of that name with the weights of a dense start, and with as many classes."""
-    model, state = _built(name), read_state(path)
-    differ = {
-        len(state[key])
-        for key, value in model.state_dict().items()
-        if key in state and value.dim() > 0 and state[key].shape != value.shape
-    }
-    if len(differ) == 1 and not is_own(name):
-        with contextlib.suppress(ValueError):  # what does not fit then is named below
-            model = build(name, differ.pop())
+    """The model of that name with the weights of a file; of ours, with as many classes as they."""
+    model = _built(name)
+    if not is_own(name):
+        expected = model.state_dict()
+        state = renamed(read_state(path), expected)
+        differ = {
+            len(state[key])
+            for key, value in expected.items()
+            if key in state and state[key].dim() > 0 and state[key].shape != value.shape
+        }
+        if len(differ) == 1:
+            with contextlib.suppress(ValueError):  # what does not fit then is named below
+                model = build(name, differ.pop())
     load_weights(model, path)
     return model
 
 
 def run_config(path: Path) -> dict[str, Any]:
-    """The settings of the run folder around a file; none where there is no run."""
+    """The settings of the run folder around its artifact or dense start; none where there is none.
+
+    A ``config.yaml`` that is not a run's, as many programs have one, says nothing.
+    """
     config = path.parent / "config.yaml"
-    return read_config(config) if config.is_file() else {}
+    if not config.is_file() or not (path.suffix == ".atmc" or path.name == "dense.safetensors"):
+        return {}
+    try:
+        held = read_config(config)
+        if not held.keys() >= _ALWAYS:
+            return {}
+        settings = from_mapping(held)
+        settings.resolved()
+    except SettingsError:
+        return {}
+    return {key: getattr(settings, key) for key in held}
 
 
 def read_model(

@@ -372,7 +372,9 @@ def _inherit(model: nn.Module, path: Path, num_classes: int) -> None:
     theirs = read_settings(path.parent)
     if theirs.model is None:
         raise RunError(f"{path} lies in a run without a model: give a file of a finished run")
-    trained = read_model(path, theirs.model)[0]
+    if model_sources.is_own(theirs.model):  # no code is run because a folder names it
+        raise RunError(f"{path} is of {theirs.model}, a model of one's own: only ours inherit")
+    trained = read_model(path)[0]
     try:
         inherit(model, _initial(theirs, num_classes), trained)
     except ValueError as error:

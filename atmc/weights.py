@@ -83,10 +83,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         WeightsError: see :func:`read_state`; or weights of another model, with the first names
             that differ.
     """
-    given, expected = read_state(path), model.state_dict()
-    ours, theirs = _common(expected), _common(given)
-    if set(_without(given, theirs)) >= set(_needed(_without(expected, ours))):
-        given = {ours + name: value for name, value in _without(given, theirs).items()}
+    expected = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
+    given = renamed(read_state(path), expected)
     missing = [name for name in _needed(expected) if name not in given]
     unknown = [name for name in _needed(given) if name not in expected]
     if missing or unknown:
@@ -100,7 +98,22 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"{path} belongs to another model: {name!r} is {tuple(found.shape)} there and "
                 f"{tuple(value.shape)} here"
             )
-    model.load_state_dict(expected | {n: v for n, v in given.items() if n in expected})
+        if found.is_floating_point() and not bool(found.isfinite().all()):
+            raise WeightsError(f"{path}: {name!r} holds NaN or infinity: train again from before")
+    model.load_state_dict(model.state_dict() | {n: v for n, v in given.items() if n in expected})
+
+
+def renamed(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under a model's own names, where those differ by what all begin with.
+
+    Args:
+        given: of a file.
+        expected: of the model.
+    """
+    ours, theirs = _common(expected), _common(given)
+    if set(_without(given, theirs)) >= set(_needed(_without(expected, ours))):
+        return {ours + name: value for name, value in _without(given, theirs).items()}
+    return dict(given)
 
 
 def _needed(state: Iterable[str]) -> list[str]:

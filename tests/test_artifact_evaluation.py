@@ -120,7 +120,7 @@ def other(tmp_path: Path) -> Path:
     """The dense start of a run of another architecture, which takes inputs of 28 × 28."""
     folder = tmp_path / "other"
     folder.mkdir()
-    (folder / "config.yaml").write_text("model: lenet5\n")
+    (folder / "config.yaml").write_text("{dataset: mnist, model: lenet5, method: atmc}\n")
     save_file(models.create("lenet5").state_dict(), folder / "dense.safetensors")
     return folder / "dense.safetensors"
 

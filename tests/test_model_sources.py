@@ -14,6 +14,7 @@ from atmc.model_sources import build, is_own, meta
 from atmc.python_path import PythonPathError
 from atmc.run import run
 from atmc.settings import from_mapping
+from atmc.weights import WeightsError
 
 NET = """
 import torch
@@ -156,3 +157,84 @@ def test_a_model_that_does_not_fit_the_data(own: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"few' knows 3 classes, data set 'digits' has 10"):
         run(from_mapping({**TINY, "model": f"{own}:few"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_inherited_from_a_model_of_ones_own(finished: Path, tmp_path: Path) -> None:
+    settings = from_mapping({**TINY, "inherit": str(finished / "dense.safetensors")})
+    with pytest.raises(RunError, match=r"is of .*net\.py:net, a model of one's own: only ours"):
+        run(settings, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "model: resnet18\neps: 1.0e-8\nlr: 0.1\n",
+        "dataset: {name: x}\n",
+        "eps: null\n",
+        "- 1\n",
+        "[",
+    ],
+)
+def test_a_config_of_another_program_says_nothing(
+    own: str, finished: Path, tmp_path: Path, config: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    for file in ("dense.safetensors", "model.atmc"):
+        (tmp_path / file).write_bytes((finished / file).read_bytes())
+    (tmp_path / "w.safetensors").write_bytes((finished / "dense.safetensors").read_bytes())
+    for file in ("w.safetensors", "model.atmc"):
+        found = evaluate_artifact(
+            tmp_path / file, model=f"{own}:net", dataset="digits", attacks=["fgsm"], examples=20
+        )
+        assert found["attacks"][0]["eps"] == 0.1
+
+
+BAD_NETS = """
+from torch import nn
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)), 0
+
+class Picky(Pair):
+    def forward(self, x):
+        assert x.shape[1] == 3, "three colours"
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        ("Pair", "gives a tuple: let it give logits alone"),
+        ("Picky", r"takes other inputs .* \(AssertionError: three colours\): choose another"),
+    ],
+)
+def test_what_a_network_must_give(tmp_path: Path, net: str, said: str) -> None:
+    (tmp_path / "bad.py").write_text(BAD_NETS)
+    with pytest.raises(RunError, match=said):
+        run(from_mapping({**TINY, "model": f"{tmp_path / 'bad.py'}:{net}"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_torchvision_with_classes_of_their_own(tmp_path: Path) -> None:
+    inner = build("torchvision:resnet18", 7).get_submodule("model")
+    torch.save(inner.state_dict(), tmp_path / "seven.pt")
+    read = read_model(tmp_path / "seven.pt", "torchvision:resnet18")[0]
+    assert torch.equal(read.get_parameter("model.fc.weight"), inner.get_parameter("fc.weight"))
+
+
+def test_weights_that_are_no_weights_of_the_model(own: str, tmp_path: Path) -> None:
+    state = build(f"{own}:net").state_dict()
+    torch.save(state | {"1.bias": torch.tensor(3.0)}, tmp_path / "scalar.pt")
+    with pytest.raises(WeightsError, match=r"'1\.bias' is \(\) there and \(24,\) here"):
+        read_model(tmp_path / "scalar.pt", f"{own}:net")
+    torch.save(state | {"1.bias": torch.full((24,), torch.nan)}, tmp_path / "nan.pt")
+    with pytest.raises(WeightsError, match=r"nan\.pt: '1\.bias' holds NaN or infinity"):
+        read_model(tmp_path / "nan.pt", f"{own}:net")
+    torch.save(build("lenet5").state_dict() | {"fc2.bias": torch.tensor(1.0)}, tmp_path / "l.pt")
+    with pytest.raises(WeightsError, match=r"'fc2\.bias' is \(\) there"):
+        read_model(tmp_path / "l.pt", "lenet5")

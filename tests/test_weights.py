@@ -122,3 +122,18 @@ def test_code_in_a_file_is_not_run(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"void\.pt: No such file"):
         read_state(tmp_path / "void.pt")
+
+
+def test_state_that_is_no_tensor_stays(tmp_path):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            assert state == {"calls": 3}
+
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "plain.pt")
+    model = Extra(2, 3)
+    load_weights(model, tmp_path / "plain.pt")
+    expected = torch.load(tmp_path / "plain.pt", weights_only=True)
+    assert torch.equal(model.weight, expected["weight"])

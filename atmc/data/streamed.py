@@ -227,7 +227,7 @@ def _seeded(*parts: int) -> Iterator[None]:
     seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
     before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         try:

@@ -92,7 +92,7 @@ def test_compact_without_the_extra_tells_no_latency(atmc, pruned, no_packages):
 
 def test_a_dense_start_and_another_shape(atmc, here):
     save_file(models.create("resnet18-w1").state_dict(), "dense.safetensors")
-    (here / "config.yaml").write_text("model: resnet18-w1\n")
+    (here / "config.yaml").write_text("{dataset: cifar10, model: resnet18-w1, method: atmc}\n")
     args = ("export", "dense.safetensors", "--output", "a.pt2", "--input-shape", "3,16,16")
     assert said(atmc(*args))["format"] == "torch-export"
 

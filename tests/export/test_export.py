@@ -176,7 +176,7 @@ def test_a_dense_start(tmp_path: Path) -> None:
     save_file(model.state_dict(), path)
     with pytest.raises(RunError, match="does not say what model it belongs to: give --model"):
         read_source(path)
-    (tmp_path / "config.yaml").write_text("model: digits-cnn\n")
+    (tmp_path / "config.yaml").write_text("{dataset: digits, model: digits-cnn, method: atmc}\n")
     source = read_source(path)
     assert (source.name, source.input_shape, source.artifact) == ("digits-cnn", (1, 8, 8), None)
 
