@@ -56,5 +56,5 @@ def read_source(
     if input_shape is None and name is not None:
         input_shape = models.info(name).input_shape
     if input_shape is None:
-        raise ExportError("the model takes inputs of any shape: give --input-shape C,H,W")
+        raise ExportError("nothing tells the shape of its inputs: give --input-shape C,H,W")
     return Source(read, input_shape, name, artifact)

@@ -186,7 +186,9 @@ def test_a_model_of_ones_own_has_no_shape(tmp_path: Path, monkeypatch: pytest.Mo
         return nn.Linear(3, 2), {}, otherwise
 
     monkeypatch.setattr("atmc.export.source.read_model", read)
-    with pytest.raises(ExportError, match="inputs of any shape: give --input-shape C,H,W"):
+    with pytest.raises(
+        ExportError, match="nothing tells the shape of its inputs: give --input-shape C,H,W"
+    ):
         read_source(tmp_path / "a.safetensors", model="net.py:net")
     source = read_source(tmp_path / "a.safetensors", (3,), "net.py:net")
     assert (source.input_shape, source.name) == ((3,), None)
