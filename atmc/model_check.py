@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from atmc.attacks import frozen
 from atmc.data import Dataset
 from atmc.model_files import RunError
+from atmc.one_line import one_line
 
 
 def check_model(model: nn.Module, dataset: Dataset, what: str) -> None:
@@ -28,7 +29,7 @@ def check_model(model: nn.Module, dataset: Dataset, what: str) -> None:
         with torch.no_grad(), frozen(model):
             logits = model(x)
     except Exception as error:  # a model of one's own may refuse inputs in any way
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error)[:200]
         raise RunError(
             f"{what} takes other inputs than the {dataset.input_shape} of data set "
             f"{dataset.name!r} ({type(error).__name__}: {said}): {either}"

@@ -6,6 +6,7 @@ from torch import nn
 
 from atmc import models, python_path
 from atmc.models.from_torchvision import PREFIX
+from atmc.one_line import one_line
 from atmc.python_path import PythonPathError
 
 
@@ -32,7 +33,7 @@ def build(name: str, num_classes: int | None = None) -> nn.Module:
     try:
         model = function()
     except Exception as error:  # whatever the code of a stranger runs into
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise PythonPathError(
             f"{name} fails when it is called ({type(error).__name__}: {said}): it must need no "
             "arguments and return an nn.Module"

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from atmc.one_line import one_line
+
 _FORMS = "path/to/file.py:function or package.module:function"
 
 
@@ -42,7 +44,7 @@ def load(path: str) -> Callable[..., Any]:
     except PythonPathError:
         raise
     except (Exception, SystemExit) as error:  # whatever the code of a stranger runs into
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise PythonPathError(
             f"{where} fails when it is imported ({type(error).__name__}: {said}): mend it"
         ) from error

@@ -31,6 +31,7 @@ import torch
 from atmc import codec, methods
 from atmc.artifact import BudgetError
 from atmc.model_files import RunError
+from atmc.one_line import one_line
 from atmc.run import read_settings, run
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 
@@ -333,7 +334,7 @@ def run_point(point: Point, output: Path, threads: int | None) -> Outcome:
     except KeyboardInterrupt:
         return Outcome(point, "interrupted")
     except Exception as error:  # whatever it is: the other points go on
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         smallest = error.smallest if isinstance(error, BudgetError) else None
         _note_failure(folder, point, said, smallest)
         return Outcome(point, "failed" if smallest is None else "unreachable", error=said)

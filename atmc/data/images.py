@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atmc.data.base import DataError
 from atmc.data.threads import for_each
+from atmc.one_line import one_line
 
 View = Callable[[Image.Image], Image.Image]
 
@@ -124,7 +125,7 @@ class ImageFiles:
         except DataError:
             raise
         except Exception as error:  # damage is reported by whatever its parser ran into
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise DataError(
                 f"the image {path} cannot be read ({reason}): replace or remove it"
             ) from error

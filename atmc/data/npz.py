@@ -15,6 +15,7 @@ from atmc.data.in_memory import InMemory
 from atmc.data.pixels import check
 from atmc.data.splits import hold_out
 from atmc.data.usual import USUAL
+from atmc.one_line import one_line
 
 _MOST_CHANNELS = 4
 
@@ -75,7 +76,7 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
         with np.load(file, allow_pickle=False) as held:
             return {key: held[key] for key in held.files if key[:2] in ("x_", "y_")}
     except Exception as error:  # damage is reported by whatever its parser ran into
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(
             f"{file} cannot be read ({reason}): save plain arrays with numpy.savez"
         ) from error

@@ -13,6 +13,7 @@ from atmc.data.in_memory import InMemory
 from atmc.data.splits import hold_out
 from atmc.data.streamed import Streamed
 from atmc.data.usual import USUAL
+from atmc.one_line import one_line
 from atmc.python_path import PythonPathError, load
 
 _KEYS = ("train", "test", "val", "num_classes")
@@ -43,7 +44,7 @@ def load_own(path: str) -> Dataset:
     except DataError:
         raise
     except Exception as error:  # whatever the code of a stranger runs into
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise DataError(
             f"{path} fails when called ({type(error).__name__}: {said}): mend it"
         ) from error

@@ -27,6 +27,7 @@ from atmc.data.base import DataError, Examples, Loader
 from atmc.data.in_memory import InMemory
 from atmc.data.pixels import as_float, check
 from atmc.data.threads import cores, for_each
+from atmc.one_line import one_line
 
 _MOST_WORKERS = 8
 _PROBED, _CHECKED_AT_A_TIME = 256, 64
@@ -195,7 +196,7 @@ class _Checked(TorchDataset[Any]):
         except DataError:
             raise
         except Exception as error:  # whatever the code of a stranger runs into
-            said = " ".join(str(error).split())
+            said = one_line(error)
             raise DataError(
                 f"example {index} cannot be read ({type(error).__name__}: {said}): mend its source"
             ) from error

@@ -16,6 +16,7 @@ from atmc.data.augmentation import Augmentation
 from atmc.data.base import DataError, Dataset
 from atmc.data.in_memory import InMemory
 from atmc.data.usual import USUAL
+from atmc.one_line import one_line
 
 VALIDATION = 5000
 
@@ -53,7 +54,7 @@ def read(
         with contextlib.redirect_stdout(sys.stderr):
             return make(fetch)
     except Exception as error:  # damage is reported by whatever its parser ran into
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if any(not (folder / file).is_file() for file in files):
             raise DataError(
                 f"{title} cannot be downloaded into {folder} ({reason}): check the network, or put "
