@@ -1,8 +1,9 @@
-"""The order of hidden units means nothing, so it should cost nothing: the fullest come first.
+"""The order of hidden units means nothing, so it should cost nothing: files tell things by it.
 
 Units may change places where the next weight's columns, and the biases and norms between the two,
-change places with them. Rows in order need no list of which ones are empty, and of the others how
-full they are is told by a few numbers (docs/FORMAT.md).
+change places with them. The fullest come first, and of equally full ones those that read the first
+inputs: rows in this order need no list of which ones are empty, a few numbers tell how full they
+are, and a file may write them in an order that tells bits of something else (docs/FORMAT.md).
 
 No graph of the network is needed: of two weights, one after the other, a copy with generic values
 is run with its units in order, with the first two exchanged, and with all moved on by one. Where
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from atmc.codec.row_order import canonical_order
 from atmc.factorization import (
     FactorizedWeight,
     dense_part,
@@ -78,7 +80,7 @@ class UnitOrder:
 
     @torch.no_grad()
     def sort(self, model: nn.Module) -> None:
-        """Bring the units in order, in place: those of most inputs first, then of most readers.
+        """Bring the units in order, in place, layer by layer from the inputs on.
 
         Args:
             model: that of which the pairs were found, or a copy.
@@ -86,12 +88,10 @@ class UnitOrder:
         weights = {weight.name: weight for weight in factorized_weights(model)}
         for one, other in self.pairs:
             first, second = weights[one], weights[other]
-            rows = first.parametrization.layout.rows
-            inputs = _carrier(first).count_nonzero(-1)
-            blocks = _carrier(second).reshape(len(_carrier(second)), rows, -1)
-            readers = blocks.count_nonzero((0, 2))
-            keys = inputs * (int(readers.max()) + 1) + readers
-            _reorder(model, first, second, keys.argsort(descending=True, stable=True))
+            rows, columns = _carrier(first).nonzero(as_tuple=True)
+            count = first.parametrization.layout.rows
+            order = canonical_order(rows.cpu().numpy(), columns.cpu().numpy(), count)
+            _reorder(model, first, second, torch.from_numpy(order))
 
 
 def _carrier(weight: FactorizedWeight) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from atmc.codec.codes import codes_bits
 from atmc.codec.densities import MAX_COLUMNS, SCALES, STRENGTHS, Densities, Layout, batch
+from atmc.codec.row_order import MAX_ROWS, Key, RowOrder, row_keys
 from atmc.codec.stream import bernoulli_bits
 from atmc.codec.subset import subset_bits
 
@@ -87,6 +89,7 @@ class Uniform:
     rows: Told
     columns: Told
     bits: float
+    order: RowOrder | None = None  # of rows whose order tells something
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Adaptive:
     strength: int  # an index into STRENGTHS
     batches: list[Batch]
     scales: Int64Array
+    order: RowOrder | None = None
 
 
 def _columns(used: Int64Array, lines: Lines) -> tuple[Told, Told]:
@@ -111,8 +115,19 @@ def _rows(used: Int64Array, lines: Lines) -> tuple[Told, ...]:
     some = Told(Kept.SOME, filled, 2 + _mask_bits(filled, lines))
     if int(filled.all()[-1]) != filled.size - 1:
         return Told(Kept.ALL, lines, 1.0), some
-    first = Told(Kept.FIRST, filled, 2 + math.log2(lines.size + 1))
+    first = Told(Kept.FIRST, filled, 3 + math.log2(lines.size + 1))
     return Told(Kept.ALL, lines, 1.0), some, first
+
+
+def _sorted_keys(rows: Int64Array, columns: Int64Array, filled: Told) -> list[Key] | None:
+    """The keys of rows that are the first ones, and in canonical order; None where they are not."""
+    if filled.kept is not Kept.FIRST or filled.lines.size > MAX_ROWS:
+        return None
+    counts = np.bincount(rows)
+    if (counts[1:] > counts[:-1]).any():
+        return None
+    keys = row_keys(rows, columns, counts.size)
+    return keys if all(a <= b for a, b in itertools.pairwise(keys)) else None
 
 
 def _mask_bits(filled: Lines, lines: Lines) -> float:
@@ -132,32 +147,39 @@ def shortest(
         layout: the matrix.
     """
     told_rows, told_columns = _rows(rows, every), _columns(columns, kept)
+    keys = _sorted_keys(rows, columns, told_rows[-1])
     plain = subset_bits(rows.size, every.size * kept.size)
     best: Uniform | Adaptive = Uniform(told_rows[0], told_columns[0], plain)
-    for uniform in _uniform(rows.size, told_rows, told_columns):
+    for uniform in _uniform(rows.size, told_rows, told_columns, keys):
         if round(uniform.bits) < round(best.bits):
             best = uniform
     otherwise = best
-    for adaptive in _adaptive(rows, columns, told_rows, told_columns, layout):
+    for adaptive in _adaptive(rows, columns, told_rows, told_columns, keys, layout):
         if round(adaptive.bits) < round(best.bits):
             best = adaptive
     if isinstance(best, Adaptive) and _sampled(every, layout) < every.size:
         # Judged by its first rows, and the others may be unlike them.
         under = _Under(rows, columns, every.size, best.columns, best.strength, layout)
-        best = under.form(best.rows)
+        best = under.form(best.rows, keys)
         if round(best.bits) >= round(otherwise.bits):
             best = otherwise
     return best
 
 
 def _uniform(
-    count: int, told_rows: tuple[Told, ...], told_columns: tuple[Told, ...]
+    count: int,
+    told_rows: tuple[Told, ...],
+    told_columns: tuple[Told, ...],
+    keys: list[Key] | None,
 ) -> Iterator[Uniform]:
     for rows in told_rows:
+        order = None
+        if rows.kept is Kept.FIRST and keys is not None:
+            order = RowOrder.of(keys, [0] * len(keys))
         for columns in told_columns:
-            bits = _FLAGS + rows.bits + columns.bits
+            bits = _FLAGS + rows.bits + columns.bits - (order.bits if order else 0)
             bits += subset_bits(count, rows.lines.size * columns.lines.size)
-            yield Uniform(rows, columns, bits)
+            yield Uniform(rows, columns, bits, order)
 
 
 def _sampled(every: Lines, layout: Layout) -> int:
@@ -170,6 +192,7 @@ def _adaptive(
     columns: Int64Array,
     told_rows: tuple[Told, ...],
     told_columns: tuple[Told, Told],
+    keys: list[Key] | None,
     layout: Layout,
 ) -> Iterator[Adaptive]:
     """The lengths of long tensors are guessed, and their batches are not all."""
@@ -182,7 +205,7 @@ def _adaptive(
 
     def forms(told: Told, strength: int) -> list[Adaptive]:
         under = _Under(rows[sample], columns[sample], limit, told, strength, layout)
-        return [under.form(told_row, share) for told_row in told_rows]
+        return [under.form(told_row, keys, share) for told_row in told_rows]
 
     # Counts are trusted soon where there are many.
     strengths = [0] if rows.size < _MANY * kept.size else [0, 1]
@@ -204,21 +227,33 @@ class _Under:
         layout: Layout,
     ) -> None:
         self._told, self._strength, self._layout = told, strength, layout
+        self._ones = np.bincount(rows, minlength=limit)
         self._batches = _batches(rows, columns, told.lines, strength, layout)
         self._found = np.concatenate([b.scales for b in self._batches] or [_NONE])
         self._of_all = np.zeros(limit, dtype=np.int64)
         self._of_all[np.unique(rows)] = self._found
 
-    def form(self, rows: Told, share: float = 1.0) -> Adaptive:
-        """With these rows; all nonzeros take ``share`` times as much as those here."""
-        batches = self._batches
+    def form(self, rows: Told, keys: list[Key] | None, share: float = 1.0) -> Adaptive:
+        """With these rows; all nonzeros take ``share`` times as much as those here.
+
+        ``keys``: of rows in canonical order.
+        """
+        batches, order = self._batches, None
         scales = self._of_all if rows.kept is Kept.ALL else self._found
         if rows.kept is Kept.FIRST:
             scales = np.maximum.accumulate(scales)
+            if keys is not None:
+                # What is learned of columns depends on the order: so scales come from counts alone.
+                columns = self._told.lines.all()
+                alike = Densities(columns, Layout(rows.lines.size, columns.size), STRENGTHS[0])
+                by_count = alike.fit(self._ones[: scales.size])
+                order = RowOrder.of(keys[: scales.size], by_count.tolist())
+                scales = scales if order is None else by_count
             batches = self._with(scales)
         bits = sum(each.bits for each in batches) + _scales_bits(scales, rows.kept)
+        bits -= order.bits if order else 0
         bits = _FLAGS + self._told.bits + rows.bits + share * bits
-        return Adaptive(rows, self._told, bits, self._strength, batches, scales)
+        return Adaptive(rows, self._told, bits, self._strength, batches, scales, order)
 
     def _with(self, scales: Int64Array) -> list[Batch]:
         """The batches with other scales."""

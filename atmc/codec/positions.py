@@ -6,58 +6,113 @@ and columns are empty, and the others are filled very unevenly. Each is used whe
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from atmc.codec.codes import decode_codes, encode_codes
 from atmc.codec.densities import MAX_COLUMNS, SCALES, STRENGTHS, Densities, Layout, batch
 from atmc.codec.errors import AtmcFormatError
-from atmc.codec.position_forms import Adaptive, Kept, Lines, codes_of_scales, shortest
+from atmc.codec.position_forms import Adaptive, Batch, Kept, Lines, codes_of_scales, shortest
+from atmc.codec.row_order import MAX_ROWS, read_order, row_keys
 from atmc.codec.stream import Reader, Writer
 from atmc.codec.subset import read_subset, write_subset
 
 Int64Array = NDArray[np.int64]
 
 
-def encode_positions(writer: Writer, positions: Int64Array, layout: Layout) -> None:
-    """The number of nonzeros, and where they are (ascending, in C order)."""
-    writer.part = "positions"
-    writer.bounded(int(positions.size), layout.elements)
-    if positions.size == 0:
-        return
-    rows, columns = np.divmod(positions, layout.columns)
-    every, kept = Lines(layout.rows), Lines(layout.columns)
-    if layout.live is not None:
-        dead = not bool(layout.live[columns].all())
-        writer.symbol(int(not dead), 2)
-        if not dead:
-            kept = Lines.some(np.flatnonzero(layout.live))
-    form = shortest(rows, columns, every, kept, layout)
-    adaptive = isinstance(form, Adaptive)
-    plain = not adaptive and form.rows.kept is form.columns.kept is Kept.ALL
-    writer.symbol(int(not plain), 2)
-    if not plain:
+class PlannedPositions:
+    """Where nonzeros are, and how that is written.
+
+    Args:
+        positions: of the nonzeros, ascending, in C order.
+        layout: the matrix.
+
+    Attributes:
+        spare: bits of something else that the order of the rows tells.
+    """
+
+    def __init__(self, positions: Int64Array, layout: Layout) -> None:
+        self._layout, self._count = layout, int(positions.size)
+        self.spare = 0
+        if not self._count:
+            return
+        self._rows, self._columns = np.divmod(positions, layout.columns)
+        self._every, self._kept = Lines(layout.rows), Lines(layout.columns)
+        self._dead = False
+        if layout.live is not None:
+            self._dead = not bool(layout.live[self._columns].all())
+            if not self._dead:
+                self._kept = Lines.some(np.flatnonzero(layout.live))
+        self._form = shortest(self._rows, self._columns, self._every, self._kept, layout)
+        self.spare = self._form.order.bits if self._form.order is not None else 0
+
+    def write(self, writer: Writer, number: int = 0) -> None:
+        """The number of nonzeros and their places; the order of the rows tells ``number``."""
+        writer.part = "positions"
+        writer.bounded(self._count, self._layout.elements)
+        if not self._count:
+            return
+        form = self._form
+        if self._layout.live is not None:
+            writer.symbol(int(not self._dead), 2)
+        adaptive = isinstance(form, Adaptive)
+        plain = not adaptive and form.rows.kept is form.columns.kept is Kept.ALL
+        writer.symbol(int(not plain), 2)
+        if not plain:
+            self._write_lines(writer)
+        if isinstance(form, Adaptive):
+            _write_scales(writer, form)
+        rows = self._rows
+        if form.order is not None:
+            place = form.order.write(number).argsort()
+            rows = place[rows]
+        if isinstance(form, Adaptive):
+            columns = form.columns.lines
+            density = Densities(columns.all(), self._layout, STRENGTHS[form.strength])
+            batches: Iterable[Batch] = form.batches
+            if form.order is not None:
+                batches = _rearranged(rows, columns.places(self._columns), form)
+            for each in batches:
+                writer.bernoulli(each.ones, density.chances(each.scales))
+                density.see(each.inner)
+        else:
+            some_rows, some_columns = form.rows.lines, form.columns.lines
+            places = some_rows.places(rows) * some_columns.size
+            places = np.sort(places + some_columns.places(self._columns))
+            write_subset(writer, places, some_rows.size * some_columns.size)
+
+    def _write_lines(self, writer: Writer) -> None:
+        form = self._form
         writer.symbol(form.strength + 1 if isinstance(form, Adaptive) else 0, len(STRENGTHS) + 1)
         writer.symbol(int(form.rows.kept is not Kept.ALL), 2)
         if form.rows.kept is not Kept.ALL:
             writer.symbol(int(form.rows.kept is Kept.FIRST), 2)
         if form.rows.kept is Kept.FIRST:
-            writer.bounded(form.rows.lines.size, every.size)
+            writer.symbol(int(form.order is not None), 2)
+            writer.bounded(form.rows.lines.size, self._every.size)
         elif form.rows.kept is Kept.SOME:
-            _write_mask(writer, form.rows.lines.all(), every.size)
+            _write_mask(writer, form.rows.lines.all(), self._every.size)
         writer.symbol(int(form.columns.kept is Kept.SOME), 2)
         if form.columns.kept is Kept.SOME:
-            _write_mask(writer, kept.places(form.columns.lines.all()), kept.size)
-    some_rows, some_columns = form.rows.lines, form.columns.lines
-    if isinstance(form, Adaptive):
-        _write_scales(writer, form)
-        density = Densities(some_columns.all(), layout, STRENGTHS[form.strength])
-        for each in form.batches:
-            writer.bernoulli(each.ones, density.chances(each.scales))
-            density.see(each.inner)
-    else:
-        places = some_rows.places(rows) * some_columns.size + some_columns.places(columns)
-        write_subset(writer, places, some_rows.size * some_columns.size)
+            _write_mask(writer, self._kept.places(form.columns.lines.all()), self._kept.size)
+
+
+def _rearranged(rows: Int64Array, inner: Int64Array, form: Adaptive) -> Iterator[Batch]:
+    """The batches of a form whose rows are written in another order."""
+    by_row = np.lexsort((inner, rows))
+    rows, inner = rows[by_row], inner[by_row]
+    count, size = form.scales.size, form.columns.lines.size
+    ends = np.searchsorted(rows, np.arange(count + 1))
+    start = 0
+    while start < count:
+        end = start + batch(start, count, size)
+        mine = slice(int(ends[start]), int(ends[end]))
+        ones = (rows[mine] - start) * size + inner[mine]
+        yield Batch(inner[mine], ones, form.scales[start:end], 0.0)
+        start = end
 
 
 def _write_scales(writer: Writer, form: Adaptive) -> None:
@@ -73,21 +128,32 @@ def _write_scales(writer: Writer, form: Adaptive) -> None:
         encode_codes(writer, codes, high - low + (2 if form.rows.kept is Kept.ALL else 1))
 
 
-def decode_positions(reader: Reader, layout: Layout) -> Int64Array:
-    """The inverse of :func:`encode_positions`."""
+class DecodedPositions(NamedTuple):
+    """Where nonzeros are (ascending, in C order), and what the order of their rows told."""
+
+    positions: Int64Array
+    spare: int
+    number: int
+
+
+def decode_positions(reader: Reader, layout: Layout) -> DecodedPositions:
+    """The inverse of :meth:`PlannedPositions.write`."""
     count = reader.bounded(layout.elements)
     if count == 0:
-        return np.zeros(0, dtype=np.int64)
+        return DecodedPositions(np.zeros(0, dtype=np.int64), 0, 0)
     rows, columns = Lines(layout.rows), Lines(layout.columns)
     if layout.live is not None and reader.symbol(2):
         columns = Lines.some(np.flatnonzero(layout.live))
-    strength, told = 0, Kept.ALL
+    strength, told, ordered = 0, Kept.ALL, False
     if reader.symbol(2):
         strength = reader.symbol(len(STRENGTHS) + 1)
         if reader.symbol(2):
             told = Kept.FIRST if reader.symbol(2) else Kept.SOME
         if told is Kept.FIRST:
+            ordered = bool(reader.symbol(2))
             rows = Lines(reader.bounded(rows.size))
+            if ordered and rows.size > MAX_ROWS:
+                raise AtmcFormatError(f"damaged file: the order of {rows.size} rows")
         elif told is Kept.SOME:
             rows = Lines.some(_read_mask(reader, rows.size))
         if reader.symbol(2):
@@ -95,28 +161,43 @@ def decode_positions(reader: Reader, layout: Layout) -> Int64Array:
     if count > rows.size * columns.size:
         raise AtmcFormatError("damaged file: more nonzeros than places")
     if strength == 0:
-        places = read_subset(reader, count, rows.size * columns.size)
-        row, inner = np.divmod(places, columns.size)
-        return rows.at(row) * layout.columns + columns.at(inner)
-    if columns.size > MAX_COLUMNS:
-        raise AtmcFormatError(f"damaged file: densities of {columns.size} columns")
-    density = Densities(columns.all(), layout, STRENGTHS[strength - 1])
-    scales = _read_scales(reader, rows.size, told)
-    filled = rows.at(np.flatnonzero(scales))
-    scales = scales[scales > 0]
-    found = [np.zeros(0, dtype=np.int64)]
+        row, inner = np.divmod(read_subset(reader, count, rows.size * columns.size), columns.size)
+        scales = np.zeros(rows.size, dtype=np.int64)
+    else:
+        if columns.size > MAX_COLUMNS:
+            raise AtmcFormatError(f"damaged file: densities of {columns.size} columns")
+        scales = _read_scales(reader, rows.size, told)
+        row, inner = _read_adaptive(reader, scales, columns, layout, STRENGTHS[strength - 1])
+        if row.size != count:
+            raise AtmcFormatError(f"damaged file: {row.size} nonzeros where {count} are promised")
+    if not ordered:
+        return DecodedPositions(rows.at(row) * layout.columns + columns.at(inner), 0, 0)
+    places, spare, number = read_order(row_keys(row, inner, rows.size), scales.tolist())
+    positions = np.sort(places[row] * layout.columns + columns.at(inner))
+    return DecodedPositions(positions, spare, number)
+
+
+def _read_adaptive(
+    reader: Reader, scales: Int64Array, columns: Lines, layout: Layout, strength: float
+) -> tuple[Int64Array, Int64Array]:
+    """Rows and columns of the nonzeros, as places among those that are told apart."""
+    density = Densities(columns.all(), layout, strength)
+    filled = np.flatnonzero(scales)
+    scales = scales[filled]
+    rows, inner = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     start = 0
     while start < filled.size:
         end = start + batch(start, filled.size, columns.size)
         ones = np.flatnonzero(reader.bernoulli(density.chances(scales[start:end])))
-        inner = ones % columns.size
-        density.see(inner)
-        found.append(filled[start + ones // columns.size] * layout.columns + columns.at(inner))
+        found = ones % columns.size
+        density.see(found)
+        rows.append(filled[start + ones // columns.size])
+        inner.append(found)
         start = end
-    positions = np.concatenate(found).astype(np.int64, copy=False)
-    if positions.size != count:
-        raise AtmcFormatError(f"damaged file: {positions.size} nonzeros where {count} are promised")
-    return positions
+    return (
+        np.concatenate(rows).astype(np.int64, copy=False),
+        np.concatenate(inner).astype(np.int64, copy=False),
+    )
 
 
 def _write_mask(writer: Writer, indices: Int64Array, size: int) -> None:

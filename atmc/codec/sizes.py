@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from atmc.codec.container import PREFIX, encode_metered
-from atmc.codec.stream import PRECISION, TOTAL, Writer
+from atmc.codec.container import PREFIX, Costs, encode_metered
+from atmc.codec.stream import PRECISION, TOTAL
 from atmc.codec.tensors import (
     Artifact,
     DenseTensor,
@@ -66,17 +66,17 @@ def measure(artifact: Artifact, bits: int | None = None) -> Sizes:
     shapes and all rounding are in the file's header. ``bits``, if given, is the b of paper bits for
     every tensor with a codebook.
     """
-    data, writer = encode_metered(artifact)
+    data, costs = encode_metered(artifact)
     tensors: list[TensorSize] = []
     for index, entry in enumerate(artifact.entries):
         name = entry.name if entry.name is not None else str(index)
         value = entry.value
         if isinstance(value, FactorizedWeight):
             for letter, factor in zip("UVC", (value.u, value.v, value.c), strict=True):
-                parts = _row_parts(writer, len(tensors))
+                parts = _row_parts(costs, len(tensors))
                 tensors.append(_factor_size(f"{name}.{letter}", factor, parts, bits))
         else:
-            parts = _row_parts(writer, len(tensors))
+            parts = _row_parts(costs, len(tensors))
             size = math.prod(value.shape)
             tensors.append(TensorSize(name, value.shape, size, 0, 0, 0, parts))
     total = {part: sum(t.parts[part] for t in tensors) for part in PARTS[1:]}
@@ -84,8 +84,8 @@ def measure(artifact: Artifact, bits: int | None = None) -> Sizes:
     return Sizes(8 * len(data), {"header": header, **total}, tuple(tensors))
 
 
-def _row_parts(writer: Writer, row: int) -> dict[str, int]:
-    return {part: round(writer.costs.get((row, part), 0.0)) for part in PARTS[1:]}
+def _row_parts(costs: Costs, row: int) -> dict[str, int]:
+    return {part: round(costs.get((row, part), 0.0)) for part in PARTS[1:]}
 
 
 def _factor_size(name: str, factor: Factor, parts: dict[str, int], bits: int | None) -> TensorSize:
@@ -117,8 +117,8 @@ def largest_bits(artifact: Artifact) -> int:
     the coder's rounding (each time its range has shrunk by 32 bits, symbols of one bit and more
     have lost less than 2**-7 · log2(e) bits); whole bytes.
     """
-    writer = encode_metered(artifact)[1]
-    bits, row = writer.bits, 0
+    costs = encode_metered(artifact)[1]
+    bits, row = math.fsum(costs.values()), 0
     for entry in artifact.entries:
         if isinstance(entry.value, FactorizedWeight):
             if entry.value.u.nonzeros or entry.value.v.nonzeros or entry.value.c.nonzeros:
@@ -127,7 +127,7 @@ def largest_bits(artifact: Artifact) -> int:
             continue
         if isinstance(entry.value, DenseTensor):
             size, width = entry.value.codes.size, entry.value.width
-            bits += _most_bits(size, width) - writer.costs.get((row, "dense"), 0.0)
+            bits += _most_bits(size, width) - costs.get((row, "dense"), 0.0)
         row += 1
     return 8 * (PREFIX + math.ceil((bits * (1 + 2**-11) + 2**-6) / 8))
 

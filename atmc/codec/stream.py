@@ -111,12 +111,15 @@ class Writer:
             self.symbol(length - 1, maximum.bit_length())
             self.bits_of(value - (1 << length - 1), length - 1)
 
-    def finish(self) -> bytes:
-        """The bytes of everything written: the fewest that decode to it when zeros follow."""
-        return _seal(self._encoder)
+    def finish(self, *, followed: bool = False) -> bytes:
+        """The bytes of everything written: the fewest that decode to it when zeros follow.
+
+        With ``followed``, the fewest that do so whatever follows.
+        """
+        return _seal(self._encoder, followed)
 
 
-def _seal(encoder: Any) -> bytes:
+def _seal(encoder: Any, followed: bool) -> bytes:
     """The encoder's whole words, and of its undecided 64 bits the fewest bytes that decide them.
 
     Bytes are in big-endian order, highest digit first, so that any tail of zeros can be left out.
@@ -129,6 +132,15 @@ def _seal(encoder: Any) -> bytes:
     # The tail may be any number in [lower, end). Where 2**64 lies within, a carry and no tail do:
     # constriction has carried if its own tail has wrapped around to below ``lower``.
     end = lower + width
+    if followed:
+        drop: int = next(d for d in range(64, -1, -8) if (-(-lower >> d) + 1 << d) <= end)
+        carry, point = divmod(-(-lower >> drop) << drop, 1 << 64)
+        if carry != (tail < lower):
+            words = (int.from_bytes(words, "big") + carry - (tail < lower)).to_bytes(
+                done * 4, "big"
+            )
+        opened: bytes = words + int(point).to_bytes(8, "big")[: 8 - drop // 8]
+        return opened
     if end > 1 << 64:
         if tail >= lower:
             words = (int.from_bytes(words, "big") + 1).to_bytes(len(words), "big")
@@ -250,5 +262,16 @@ class Reader:
 
     def finish(self) -> None:
         """Raise unless the bytes end just where the decoded symbols do."""
-        if _seal(self._mirror) != self._data:
+        if self.used() != self._data:
             raise AtmcFormatError("damaged file: bytes behind the end of the stream")
+
+    def used(self) -> bytes:
+        """The bytes of what was read so far, if the stream ended here."""
+        return _seal(self._mirror, followed=False)
+
+    def rest(self) -> bytes:
+        """The bytes behind a stream that was finished as ``followed``."""
+        own = _seal(self._mirror, followed=True)
+        if not self._data.startswith(own):
+            raise AtmcFormatError("damaged file: the stream does not end as it must")
+        return self._data[len(own) :]

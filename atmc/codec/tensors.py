@@ -77,7 +77,7 @@ def _scatter(shape: tuple[int, ...], positions: Int64Array, values: Float32Array
 
 
 @dataclass(frozen=True, eq=False)
-class _Sparse(_ByValue):
+class Support(_ByValue):
     """A shape, and the flat indices of what is not zero in it."""
 
     shape: tuple[int, ...]
@@ -101,7 +101,7 @@ class _Sparse(_ByValue):
 
 
 @dataclass(frozen=True, eq=False)
-class SparseTensor(_Sparse):
+class SparseTensor(Support):
     """A factor whose nonzeros share a codebook: value = level * 2**exponent, exactly, in float32.
 
     positions: int64, the nonzeros' flat (C order) indices, ascending. codes: int64, one per
@@ -155,7 +155,7 @@ class SparseTensor(_Sparse):
 
 
 @dataclass(frozen=True, eq=False)
-class FloatSparseTensor(_Sparse):
+class FloatSparseTensor(Support):
     """A factor without a codebook (b = 32): each nonzero is a float32, finite and not zero."""
 
     values: Float32Array

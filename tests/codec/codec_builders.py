@@ -72,8 +72,11 @@ def uneven(rng: np.random.Generator, density: float) -> codec.Artifact:
     return codec.Artifact({}, tuple(entries))
 
 
-def ordered(artifact: codec.Artifact) -> codec.Artifact:
-    """The same network with the units of the fullest rows first; nothing but V may be filled."""
+def ordered(artifact: codec.Artifact, ties: bool = True) -> codec.Artifact:
+    """The same network with the units of the fullest rows first; nothing but V may be filled.
+
+    ``ties``: equally full ones in the order of their columns too.
+    """
     entries = []
     order: np.ndarray[Any, Any] = np.zeros(1, dtype=np.int64)  # of the units before
     weights = [e.value for e in artifact.entries if isinstance(e.value, codec.FactorizedWeight)]
@@ -87,7 +90,9 @@ def ordered(artifact: codec.Artifact) -> codec.Artifact:
             codes = codes.reshape(len(codes) // v.shape[-1], order.size, -1)[:, order]
             order = np.arange(len(codes))
             if value is not weights[-1]:
-                order = np.argsort(-(codes >= 0).sum(axis=(1, 2)), kind="stable")
+                kept = (codes >= 0).reshape(len(codes), -1)
+                keys = [(-row.sum(), *np.flatnonzero(row)) for row in kept]
+                order = np.array(sorted(order, key=lambda i: keys[i] if ties else keys[i][0]))
             codes = codes[order].ravel()
             places = np.flatnonzero(codes >= 0)
             v = codec.SparseTensor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 
 import numpy as np
@@ -11,18 +12,22 @@ from hypothesis import strategies as st
 
 from atmc.codec import AtmcFormatError
 from atmc.codec.densities import STRENGTHS, Layout
-from atmc.codec.positions import decode_positions, encode_positions
+from atmc.codec.positions import PlannedPositions, decode_positions
 from atmc.codec.stream import Reader, Writer, bernoulli_bits
 
 
 def round_trip(positions: np.ndarray, layout: Layout) -> float:
     """The length in bits of positions that came back as they were."""
+    planned = PlannedPositions(positions, layout)
+    number = random.Random(0).getrandbits(planned.spare)
     writer = Writer()
-    encode_positions(writer, positions, layout)
+    planned.write(writer, number)
     reader = Reader(writer.finish())
-    np.testing.assert_array_equal(decode_positions(reader, layout), positions)
+    found = decode_positions(reader, layout)
+    np.testing.assert_array_equal(found.positions, positions)
+    assert (found.spare, found.number) == (planned.spare, number)
     reader.finish()
-    return writer.bits
+    return writer.bits - planned.spare
 
 
 def entropy(count: int, size: int) -> float:
