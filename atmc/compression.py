@@ -166,6 +166,15 @@ def channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
+def usual_budget(model: nn.Module, method: str) -> int | None:
+    """The ceiling where none is given: 1 % of the dense size; None where the method needs none.
+
+    Raises:
+        ValueError: there is no method of that name.
+    """
+    return dense_bits(model) // 100 if get(method).bounded else None
+
+
 @dataclass
 class Job:
     """One model on its way through a method, phase by phase; resumable where it has a folder.
@@ -316,7 +325,7 @@ def size_report(model: nn.Module, target: Target, data: bytes) -> dict[str, Any]
 def compress(
     model: nn.Module,
     train_loader: Loader,
-    budget_bits: int,
+    budget_bits: int | None,
     eps: float,
     *,
     method: str = "atmc",
@@ -334,7 +343,7 @@ def compress(
         model: any module that takes inputs in [0, 1] (normalization inside it) and returns
             logits; it is not changed.
         train_loader: yields (x, y), for ``train_attack="atta"`` (x, y, index); has a length.
-        budget_bits: the ceiling for the whole file, in bits.
+        budget_bits: the ceiling for the whole file, in bits; None for :func:`usual_budget`.
         eps: the ℓ∞ radius, in pixels of [0, 1].
         method: how to reach the budget; see :mod:`atmc.methods`.
         bits: b, 1 to 8 or 32, or "auto" for bits chosen per tensor.
@@ -351,13 +360,15 @@ def compress(
     Raises:
         BudgetError: the budget is below the smallest possible file, before any training.
         ValueError: a method or setting that cannot be, before any training; a loader without
-            batches; a model that is factorized already.
+            batches, or of inputs that are not in [0, 1]; a model that is factorized already.
         TrainingError: the loss is no number any more.
     """
     plain = copy.deepcopy(model)
     if factorized_weights(plain):
         raise ValueError("the model given is factorized: call atmc.defactorize(model) first")
     folder = None if checkpoints is None else Path(checkpoints)
+    if budget_bits is None:
+        budget_bits = usual_budget(plain, method)
     job = Job(
         copy.deepcopy(model),
         train_loader,

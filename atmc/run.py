@@ -18,10 +18,9 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from atmc import codec, data, methods, model_sources
-from atmc.accounting import dense_bits
 from atmc.artifact import BudgetError, load
 from atmc.attacks import frozen, pgd
-from atmc.compression import Job, Training, channels_last, size_report
+from atmc.compression import Job, Training, channels_last, size_report, usual_budget
 from atmc.data import Dataset, Loader
 from atmc.evaluation import attack, evaluate, predict
 from atmc.inheritance import inherit
@@ -227,8 +226,8 @@ def run(
         _inherit(model, Path(settings.inherit), dataset.num_classes)
     training = _training(settings)
     budget = settings.budget_bits
-    if budget is None and methods.get(settings.method).bounded:
-        budget = dense_bits(model) // 100
+    if budget is None:
+        budget = usual_budget(model, settings.method)
     settings = settings.model_copy(
         update={
             "budget_bits": budget,

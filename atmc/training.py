@@ -57,6 +57,22 @@ def _dense(p: Tensor) -> bool:
     return p.is_contiguous() or (last is not None and p.is_contiguous(memory_format=last))
 
 
+def _check_pixels(x: Tensor) -> None:
+    """Refuse inputs in which an attack has no meaning, as far as the first batch tells.
+
+    Raises:
+        ValueError: they are not floating point numbers in [0, 1].
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"the train loader gives inputs of {x.dtype}: give float32 in [0, 1]")
+    low, high = (float(bound) for bound in x.aminmax())
+    if not (low >= 0 and high <= 1):  # so written, it refuses NaN too
+        raise ValueError(
+            f"the train loader gives values from {low:.8g} to {high:.8g}, outside [0, 1]: give "
+            "inputs in [0, 1], not normalized (the model does that)"
+        )
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on: what happened, when, and what to do."""
 
@@ -217,6 +233,7 @@ class Trainer:
         """Run all stages, from the checkpoint where there is one.
 
         Raises:
+            ValueError: there is an attack, and the first batch's inputs are not in [0, 1].
             TrainingError: the loss, or what a step made of the weights, is NaN or infinite, and
                 the last good checkpoint stays; a checkpoint that is damaged or of another run; a
                 loader that gives fewer batches than its length.
@@ -227,7 +244,10 @@ class Trainer:
             first, step = (resumed["stage"], resumed["step"]) if resumed else (0, 0)
             torch.manual_seed(derive(*self.seed))
             device = next(self.model.parameters()).device
-            example = next(iter(self.loader))[0][:EXAMPLES].to(device)
+            first_batch = next(iter(self.loader))[0]
+            if self.objective.attacked:
+                _check_pixels(first_batch)
+            example = first_batch[:EXAMPLES].to(device)
             for index in range(first):
                 self.stages[index].reshape(self.model)
             for index in range(first, len(self.stages)):

@@ -259,6 +259,38 @@ def test_the_smallest_budget_is_told_and_kept() -> None:
     assert 8 * len(compress(budget=least).data) <= least
 
 
+def test_without_a_budget_it_is_the_usual_one() -> None:
+    result = atmc.compress(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 40)), loader(), None, 0.1, **SHORT
+    )
+    assert result.report["budget_bits"] == 32 * 64 * 40 // 100 == 819
+    assert 8 * len(result.data) <= 819
+    dense = atmc.compress(tiny(), loader(), None, 0.1, method="dense", **SHORT)
+    assert dense.report["budget_bits"] is None
+    assert dense.report["size"]["file_bits"] > dense_bits(tiny())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x - 0.5, r"values from -0\.49\d+ to 0\.\d+, outside \[0, 1\]: .*not normalized"),
+        (lambda x: 255 * x, "outside"),
+        (lambda x: torch.where(x > 0.9, torch.nan, x), "outside"),
+        (lambda x: (255 * x).byte(), "inputs of torch.uint8: give float32"),
+    ],
+)
+def test_inputs_that_are_not_pixels(change: Callable[[Tensor], Tensor], said: str) -> None:
+    batches = [(change(x), y) for x, y in loader()]
+    with pytest.raises(ValueError, match=said) as caught:
+        atmc.compress(tiny(), batches, 3000, 0.1, **SHORT)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_of_any_range_where_nothing_is_attacked() -> None:
+    batches = [(4 * x - 2, y) for x, y in loader()]
+    atmc.compress(tiny(), batches, 3000, 0.1, train_attack="none", **SHORT)
+
+
 def test_a_loader_without_batches() -> None:
     with pytest.raises(ValueError, match="empty or has no length"):
         atmc.compress(tiny(), [], 3000, 0.1)

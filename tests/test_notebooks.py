@@ -10,7 +10,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["quickstart.ipynb", "trade_off_curve.ipynb"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        *("quickstart", "trade_off_curve", "your_own_model_and_data"),
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
