@@ -51,7 +51,7 @@ def vit() -> nn.Module:
 ZOO = [n for n in models.names() if n.rpartition("-w")[2] not in ("2", "4", "8", "16")]
 BUILD = {name: (lambda name=name: models.create(name)) for name in ZOO}
 BUILD |= {
-    "mobilenet": lambda: models.create("mobilenet_v2", num_classes=10),
+    "mobilenet": lambda: models.create("mobilenet_v3_small", num_classes=10),
     "vit": vit,
     "tied": Tied,
 }
