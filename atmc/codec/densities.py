@@ -56,6 +56,18 @@ def batch(seen: int, rows: int, columns: int) -> int:
     return min(max(1, min(seen // 4, _MAX_BATCH // columns)), rows - seen)
 
 
+def scales_of_counts(ones: Int64Array, columns: int) -> Int64Array:
+    """As :meth:`Densities.fit`, for rows of ``ones`` nonzeros in ``columns`` columns all alike."""
+    odds = np.ldexp(1.0, _MEAN_SCALE - np.arange(SCALES, 0, -1))
+    expected = columns * np.maximum((odds / (1.0 + odds) * TOTAL).astype(np.int64), 1)
+    expected = expected.astype(np.float64)  # ascending, as scales descend from SCALES to 1; exact
+    wanted = ones.astype(np.float64) * TOTAL
+    denser = np.minimum(np.searchsorted(expected, wanted), SCALES - 1)
+    sparser = np.maximum(denser - 1, 0)
+    nearer = wanted * wanted < expected[denser] * expected[sparser]
+    return np.asarray(SCALES - np.where(nearer, sparser, denser), dtype=np.int64)
+
+
 class Densities:
     """Chances of a nonzero in each column of the next row, learned from the rows before it."""
 

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atmc.codec.codes import codes_bits
-from atmc.codec.densities import MAX_COLUMNS, SCALES, STRENGTHS, Densities, Layout, batch
+from atmc.codec.densities import (
+    MAX_COLUMNS,
+    SCALES,
+    STRENGTHS,
+    Densities,
+    Layout,
+    batch,
+    scales_of_counts,
+)
 from atmc.codec.row_order import MAX_ROWS, Key, RowOrder, row_keys
 from atmc.codec.stream import bernoulli_bits
 from atmc.codec.subset import subset_bits
@@ -244,9 +252,7 @@ class _Under:
             scales = np.maximum.accumulate(scales)
             if keys is not None:
                 # What is learned of columns depends on the order: so scales come from counts alone.
-                columns = self._told.lines.all()
-                alike = Densities(columns, Layout(rows.lines.size, columns.size), STRENGTHS[0])
-                by_count = alike.fit(self._ones[: scales.size])
+                by_count = scales_of_counts(self._ones[: scales.size], self._told.lines.size)
                 order = RowOrder.of(keys[: scales.size], by_count.tolist())
                 scales = scales if order is None else by_count
             batches = self._with(scales)

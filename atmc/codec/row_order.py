@@ -114,7 +114,7 @@ def read_order(keys: Sequence[Key], classes: Sequence[int]) -> tuple[Int64Array,
                 raise AtmcFormatError("damaged file: rows in no order")
             places += part
     bits = factor.bit_length() - 1
-    if number >> bits:
+    if bits == 0 or number >> bits:
         raise AtmcFormatError("damaged file: rows in an order that tells nothing")
     return np.array(places, dtype=np.int64), bits, number
 

@@ -212,4 +212,4 @@ def close(model: nn.Module, target: Target, x: Tensor) -> None:
     factors, bits = named_factors(model), settle_bits(model, target, fill=True)
     put(model, _rounded(factors, target, bits))
     round_dense_part(model, target.width)
-    fit(model, target)
+    fit(model, target, order.sort)

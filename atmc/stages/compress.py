@@ -214,7 +214,7 @@ class CompressStage(Stage):
         drop_dead_paths(model, self.example)
         self.order.sort(model)
         round_dense_part(model, self.target.width)
-        fit(model, self.target)
+        fit(model, self.target, self.order.sort)
 
     def _largest_k(self) -> int:
         """The closing loop: encode, measure, and bisect k between what fits and what does not."""

@@ -13,6 +13,7 @@ from atmc.factorization import factorize, named_factors
 from atmc.levels import CodebookOptimizer, round_dense_part
 from atmc.stages.target import Target, fit
 from atmc.training import Stage
+from atmc.unit_order import UnitOrder
 
 
 class LevelStage(Stage):
@@ -43,7 +44,7 @@ class LevelStage(Stage):
     def finish(self, model: nn.Module) -> None:
         """Round the norms' statistics; the file must still fit."""
         round_dense_part(model, self.target.width)
-        fit(model, self.target)
+        fit(model, self.target, lambda model: UnitOrder.of(model, self.example).sort(model))
 
     def measure(self) -> dict[str, int]:
         """Nonzeros; the file does not change any more."""

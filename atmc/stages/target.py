@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,15 +77,24 @@ def encoded_bits(model: nn.Module, target: Target, values: Mapping[str, Tensor])
     return 8 * len(codec.encode(artifact))
 
 
-def fit(model: nn.Module, target: Target) -> bytes:
+def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | None = None) -> bytes:
     """The closing loop: encode, measure, and drop the least entries until the file fits.
 
-    Changes the factors of ``model``, and only by zeroing entries.
+    Changes ``model`` only where the file is over: zeroes entries of its factors.
+
+    Args:
+        model: factorized and rounded.
+        target: the budget.
+        sort: brings hidden units in the order that files profit from, in place; a factor loses what
+            that is worth with the first entry that goes, until it is sorted again.
     """
     weights = factorized_weights(model)
     factors = named_factors(model)
     for attempt in range(64):
         data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
+        if 8 * len(data) > target.budget_bits and sort is not None:
+            sort(model)
+            data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
         over = 8 * len(data) - target.budget_bits
         if over <= 0:
             return data

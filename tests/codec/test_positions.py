@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atmc.codec import AtmcFormatError
-from atmc.codec.densities import STRENGTHS, Layout
+from atmc.codec.densities import SCALES, STRENGTHS, Layout, scales_of_counts
 from atmc.codec.positions import PlannedPositions, decode_positions
+from atmc.codec.row_order import canonical_order
 from atmc.codec.stream import Reader, Writer, bernoulli_bits
 
 
@@ -114,6 +115,31 @@ def test_a_few_nonzeros_take_no_memory_for_the_zeros() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+def test_rows_in_order_take_no_memory_for_the_zeros() -> None:
+    rng = np.random.default_rng(0)
+    kept = rng.random((2048, 4096)) < 0.01
+    rows, columns = np.nonzero(kept)
+    kept = kept[canonical_order(rows, columns, 2048)]
+    positions = np.flatnonzero(kept)
+    tracemalloc.start()
+    planned = PlannedPositions(positions, Layout(2048, 4096))
+    planned.write(Writer(), 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert planned.spare > 10_000
+    assert peak < 50_000_000  # a number for each entry would be 67
+
+
+@pytest.mark.parametrize("columns", [1, 7, 300, 70_000])
+def test_scales_of_counts_are_the_nearest(columns: int) -> None:
+    ones = np.unique(np.minimum(np.rint(1.3 ** np.arange(50)), columns)).astype(np.int64)
+    scales = np.arange(1, SCALES + 1)
+    odds = 2.0 ** (11 - scales)
+    expected = columns * np.maximum(np.floor(odds / (1 + odds) * 2**24), 1) / 2**24
+    slow = [scales[np.argmin(np.abs(np.log(expected / n)))] for n in ones]
+    assert scales_of_counts(ones, columns).tolist() == slow
 
 
 def test_dense_rows_and_columns_take_their_names_alone() -> None:

@@ -19,6 +19,7 @@ from atmc.methods import Target
 from atmc.objective import Objective
 from atmc.stages import CompressStage, LevelStage, fit
 from atmc.training import Progress, Trainer
+from atmc.unit_order import UnitOrder
 
 
 class Net(nn.Module):
@@ -371,6 +372,30 @@ def test_fit_leaves_a_file_that_fits_alone() -> None:
     data = fit(model, Target(10**6, 4, 8))
     assert data == codec.encode(to_artifact(model, width=8))
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+def test_fit_sorts_units_before_it_drops_anything() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 80), nn.ReLU(), nn.Linear(80, 4))
+    factorize(model)
+    with torch.no_grad():
+        for factor in named_factors(model).values():
+            kept = torch.rand(factor.shape) < 0.1
+            factor.copy_(torch.randint(1, 8, factor.shape).float() / 16 * kept)
+    round_dense_part(model, 4)
+    x = torch.rand(8, 1, 8, 8)
+    order = UnitOrder.of(model, x)
+    best = copy.deepcopy(model)
+    order.sort(best)
+    target = Target(8 * len(codec.encode(to_artifact(best, width=4))), "auto", 4)
+    nonzeros = codec.measure(to_artifact(model)).nonzeros
+    expected = model(x)
+    dropped = copy.deepcopy(model)
+    fit(dropped, target)
+    fit(model, target, order.sort)
+    assert codec.measure(to_artifact(dropped)).nonzeros < nonzeros
+    assert codec.measure(to_artifact(model)).nonzeros == nonzeros
+    assert torch.allclose(model(x), expected, atol=1e-5)
 
 
 def test_fit_drops_what_changes_w_least() -> None:
