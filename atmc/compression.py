@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import time
@@ -26,6 +27,7 @@ from atmc.processor import fast_bfloat16
 from atmc.stages import DenseStage, fit
 from atmc.stages.dense import DenseOptimizer, RateSchedule
 from atmc.training import EXAMPLES, Loader, Progress, Stage, Trainer
+from atmc.weights import weights_bytes
 
 Precision = Literal["auto", "float32", "bfloat16"]
 StatePrecision = Literal["float32", "bfloat16"]
@@ -42,15 +44,32 @@ class Result:
         model: the *decoded* model, a plain module.
         data: the artifact, byte for byte.
         report: the dict of report.json (schema 1).
+        dense: the dense model that compression started from, every value as it was trained.
     """
 
     model: nn.Module
     data: bytes
     report: dict[str, Any]
+    dense: nn.Module
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artifact, atomically."""
         codec.write(Path(path), self.data)
+
+    def write(self, folder: str | os.PathLike[str], *, dataset: str | None = None) -> None:
+        """Write a run folder, which ``atmc report`` reads.
+
+        Args:
+            folder: made where it is missing; it takes `model.atmc`, `dense.safetensors` and, at
+                last, `report.json`.
+            dataset: what the report calls the data.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.save(path / "model.atmc")
+        codec.write(path / "dense.safetensors", weights_bytes(self.dense))
+        report = {**self.report, "dataset": dataset or self.report["dataset"]}
+        codec.write(path / "report.json", (json.dumps(report, indent=2) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -385,6 +404,7 @@ def compress(
         folder.mkdir(parents=True, exist_ok=True)
     if job.training.dense_epochs > 0:
         job.train_dense()
+    dense = copy.deepcopy(job.model).eval()
     data = job.compress()
     decoded = from_artifact(codec.decode(data), plain)
     started = time.monotonic()
@@ -409,4 +429,4 @@ def compress(
             "evaluate": time.monotonic() - started,
         },
     }
-    return Result(decoded, data, report)
+    return Result(decoded, data, report, dense)

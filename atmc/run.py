@@ -14,7 +14,6 @@ from shutil import rmtree
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from atmc import codec, data, methods, model_sources
@@ -30,7 +29,7 @@ from atmc.models.initialize import initialize
 from atmc.python_path import PythonPathError
 from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
 from atmc.training import Progress, Stage, derive
-from atmc.weights import load_weights
+from atmc.weights import load_weights, weights_bytes
 
 _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
@@ -264,12 +263,12 @@ def run(
     times = output / "checkpoints" / "dense.json"
     train_seconds: float | None = None
     if settings.weights is not None:
-        codec.write(dense_file, _dense_bytes(job.model))
+        codec.write(dense_file, weights_bytes(job.model))
     else:
         if not dense_file.is_file():
             job.train_dense()
             _write_json(times, {"seconds": job.seconds["dense"], "collapses": job.collapses})
-            codec.write(dense_file, _dense_bytes(job.model))
+            codec.write(dense_file, weights_bytes(job.model))
         dense_phase = json.loads(times.read_text())
         train_seconds, job.collapses = dense_phase["seconds"], dense_phase.get("collapses", 0)
     artifact = job.compress()
@@ -422,9 +421,3 @@ def _test(model: nn.Module, batches: Loader, settings: Settings, eps: float) -> 
         [attack("fgsm", eps=eps), attack("pgd", eps=eps, steps=steps, step_size=size)],
         seed=settings.seed,
     )
-
-
-def _dense_bytes(model: nn.Module) -> bytes:
-    # Copies: safetensors refuses tied weights, which share their memory.
-    state = {name: value.cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    return save_tensors(state)

@@ -12,6 +12,7 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 # Under these a checkpoint holds the state dict, beside whatever else it holds.
@@ -137,3 +138,10 @@ def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _first(names: list[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def weights_bytes(model: nn.Module) -> bytes:
+    """The state dict of a model as a safetensors file."""
+    # Copies: safetensors refuses tied weights, which share their memory.
+    state = {name: value.cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    return save_tensors(state)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,15 +21,22 @@ def test_results_in_folders_are_read_as_runs(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
     short = {"epochs": 1, "level_epochs": 0, "steps": 1, "test_loader": loader}
     start = atmc.compress(net, loader, None, 0.1, method="dense", dense_epochs=1, **short)
+    assert any(  # trained, and not rounded as the file is
+        not torch.equal(a, b)
+        for a, b in zip(start.dense.parameters(), start.model.parameters(), strict=True)
+    )
     results = [start] + [
-        atmc.compress(start.model, loader, 4000, 0.1, method=method, dense_epochs=0, **short)
+        atmc.compress(start.dense, loader, 4000, 0.1, method=method, dense_epochs=0, **short)
         for method in ("atmc", "l0")
     ]
     for number, result in enumerate(results):
         folder = tmp_path / str(number)
-        folder.mkdir()
-        result.save(folder / "model.atmc")
-        (folder / "report.json").write_text(json.dumps({**result.report, "dataset": "mine"}))
+        result.write(folder, dataset="mine")
+        assert json.loads((folder / "report.json").read_text())["size"] == result.report["size"]
+        weights = load_file(folder / "dense.safetensors")
+        assert all(
+            torch.equal(value, weights[name]) for name, value in start.dense.state_dict().items()
+        )
 
     found, warnings = find(tmp_path)
     assert not warnings
