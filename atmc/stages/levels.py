@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import nn
@@ -44,7 +45,8 @@ class LevelStage(Stage):
     def finish(self, model: nn.Module) -> None:
         """Round the norms' statistics; the file must still fit."""
         round_dense_part(model, self.target.width)
-        fit(model, self.target, lambda model: UnitOrder.of(model, self.example).sort(model))
+        order = cache(lambda: UnitOrder.of(model, self.example))  # found where it is needed, once
+        fit(model, self.target, lambda model: order().sort(model))
 
     def measure(self) -> dict[str, int]:
         """Nonzeros; the file does not change any more."""
