@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.codec import read, write
+from atmc.data.pixels import values_outside
 from atmc.factorization import plain_weights
 from atmc.objective import Guard, Objective
 
@@ -65,12 +66,9 @@ def _check_pixels(x: Tensor) -> None:
     """
     if not x.is_floating_point():
         raise ValueError(f"the train loader gives inputs of {x.dtype}: give float32 in [0, 1]")
-    low, high = (float(bound) for bound in x.aminmax())
-    if not (low >= 0 and high <= 1):  # so written, it refuses NaN too
-        raise ValueError(
-            f"the train loader gives values from {low:.8g} to {high:.8g}, outside [0, 1]: give "
-            "inputs in [0, 1], not normalized (the model does that)"
-        )
+    outside = values_outside(x)
+    if outside:
+        raise ValueError(f"the train loader gives {outside}")
 
 
 class TrainingError(RuntimeError):

@@ -11,6 +11,19 @@ def as_float(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
+def values_outside(x: Tensor) -> str | None:
+    """Which floating point values are not in [0, 1], and what to give instead; None if all are."""
+    if not x.is_floating_point():
+        return None
+    low, high = (float(bound) for bound in x.aminmax())
+    if low >= 0 and high <= 1:  # NaN is neither
+        return None
+    return (
+        f"values from {low:.8g} to {high:.8g}, outside [0, 1]: give pixels in [0, 1], not "
+        "normalized (the model does that)"
+    )
+
+
 def check(x: Tensor, y: Tensor, classes: int, where: str) -> None:
     """Refuse images and labels that training cannot use.
 
@@ -40,13 +53,9 @@ def check(x: Tensor, y: Tensor, classes: int, where: str) -> None:
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise DataError(f"{where} has a label out of range, {wrong}: give 0 to {classes - 1}")
-    if x.is_floating_point():
-        darkest, brightest = (float(bound) for bound in x.aminmax())
-        if not (darkest >= 0 and brightest <= 1):  # so written, it refuses NaN too
-            raise DataError(
-                f"{where} has values from {darkest:.8g} to {brightest:.8g}, outside [0, 1]: give "
-                "pixels in [0, 1], not normalized (the model does that)"
-            )
+    outside = values_outside(x)
+    if outside:
+        raise DataError(f"{where} has {outside}")
 
 
 def _name(tensor: Tensor) -> str:
