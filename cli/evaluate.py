@@ -12,7 +12,8 @@ from atmc import ladder_plot, pictures
 from atmc.artifact_evaluation import evaluate_artifact
 from atmc.attacks import Loss
 from atmc.evaluation import ATTACKS, parse_attack
-from atmc.settings import from_mapping, parse_eps
+from atmc.parsing import parse_eps
+from atmc.settings import from_mapping
 
 from .errors import about
 from .options import setting

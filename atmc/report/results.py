@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from atmc.settings import SettingsError, parse_bits_per_value, parse_eps, read_config
+from atmc.parsing import parse_bits_per_value, parse_eps
+from atmc.settings import SettingsError, read_config
 
 _Count = Annotated[int, Field(ge=0, le=2**63)]
 _Share = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,86 @@
+"""Sizes, radii and shares as a person writes them: ``17kB``, ``8/255``, ``conv*=0.5,fc1=1/8``."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+
+_UNITS = {"": 1, "bit": 1, "bits": 1, "kbit": 1000, "mbit": 10**6}
+_BYTES = {"b": 1, "kb": 1000, "mb": 10**6, "kib": 1024, "mib": 1024**2, "bytes": 1, "byte": 1}
+
+
+def parse_bits(value: object) -> int:
+    """A size in bits: a number of bits, or text such as ``17kB``, ``1.5 MiB``, ``137760 bits``.
+
+    B is a byte (8 bits), k is 1000 and Ki is 1024.
+
+    Raises:
+        ValueError: no such size, or it is not positive.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{value!r} is no size: give bits, or bytes as in 17kB")
+    match = re.fullmatch(r"\s*([-+]?[\d_]*\.?\d+(?:e\d{1,2})?)\s*([a-z]*)\s*", str(value).lower())
+    unit = match[2] if match else None
+    factor = _UNITS.get(unit or "", 8 * _BYTES.get(unit or "", 0))
+    if match is None or not factor:
+        raise ValueError(f"{value!r} is no size: give bits, or bytes as in 17kB")
+    bits = math.floor(Fraction(match[1].replace("_", "")) * factor)
+    if bits <= 0:
+        raise ValueError(f"a budget of {value} is not positive: give a number of bits above zero")
+    return bits
+
+
+def parse_eps(value: object) -> float:
+    """ε in pixels of [0, 1]: a number, or a fraction such as ``8/255``.
+
+    Raises:
+        ValueError: no such number, or it is outside [0, 1].
+    """
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        eps = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (OverflowError, TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(f"{value!r} is no ε: give a number such as 0.3 or 8/255") from None
+    if not 0 <= eps <= 1:
+        raise ValueError(f"ε is {value}: give a number from 0 to 1 (pixels are in [0, 1])")
+    return eps
+
+
+def parse_bits_per_value(value: object) -> int | str:
+    """b: ``auto``, 1 to 8, or 32.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value == "auto":
+        return "auto"
+    try:
+        bits = int(str(value))
+    except ValueError:
+        bits = 0
+    if bits not in (*range(1, 9), 32):
+        raise ValueError(f"bits is {value!r}: use auto, 1 to 8, or 32")
+    return bits
+
+
+def parse_ratios(value: object) -> dict[str, float] | None:
+    """Shares by layer: a mapping, or text such as ``conv*=0.5,fc1=1/8``.
+
+    Raises:
+        ValueError: neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(",")]
+        value = {name.strip(): share for name, _, share in pairs}
+    try:
+        shares = {str(name): float(Fraction(str(share))) for name, share in value.items()}  # type: ignore[attr-defined]
+    except (AttributeError, OverflowError, ValueError, ZeroDivisionError):
+        raise ValueError("give shares by layer, as in conv*=0.5,fc1=1/8") from None
+    for name, share in shares.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"the share of {name} is {share}: give one above 0, up to 1")
+    return shares
