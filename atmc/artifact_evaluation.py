@@ -68,8 +68,8 @@ def evaluate_artifact(
         ``eps_grid`` also ``"ladder"`` and ``"checks"``, as :func:`atmc.ladder.climb` says.
 
     Raises:
-        AtmcFormatError, DataError, MissingExtraError, PythonPathError, RunError, WeightsError,
-            ValueError: see their messages.
+        AtmcFormatError, DataError, MissingExtraError, ModelError, PythonPathError, RunError,
+            WeightsError, ValueError: see their messages.
     """
     keep_freed()
     where = choose_device(device)
@@ -118,8 +118,8 @@ def _read_source(
     """The model in a file as the source of a transfer attack.
 
     Raises:
-        AtmcFormatError, OSError, RunError, WeightsError: there is no model in it that fits the
-            data set.
+        AtmcFormatError, ModelError, OSError, RunError, WeightsError: there is no model in it that
+            fits the data set.
     """
     try:
         model = read_model(path, otherwise)[0]

@@ -22,7 +22,9 @@ from atmc.evaluation import Attack, attack, evaluate
 from atmc.factorization import factorized_weights
 from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
+from atmc.model_check import check_loader
 from atmc.objective import Objective, TrainAttack, usual_steps
+from atmc.parsing import parse_bits, parse_eps
 from atmc.processor import fast_bfloat16
 from atmc.stages import DenseStage, fit
 from atmc.stages.dense import DenseOptimizer, RateSchedule
@@ -309,9 +311,14 @@ class Job:
         self.seconds[phase] = sum(trainer.seconds.values())
         self.collapses += trainer.guard.collapses
 
+    @property
+    def attacked(self) -> bool:
+        """Whether training is."""
+        return self._objective(None).attacked
+
     def train_attack_report(self) -> dict[str, Any]:
         """The training-time attack, and how often a cheap one collapsed (null: none is used)."""
-        name = self.training.train_attack if self._objective(None).attacked else "none"
+        name = self.training.train_attack if self.attacked else "none"
         return {"name": name, "collapses": None if name in ("none", "pgd") else self.collapses}
 
     def train_dense(self) -> None:
@@ -344,8 +351,8 @@ def size_report(model: nn.Module, target: Target, data: bytes) -> dict[str, Any]
 def compress(
     model: nn.Module,
     train_loader: Loader,
-    budget_bits: int | None,
-    eps: float,
+    budget_bits: int | str | None,
+    eps: float | str,
     *,
     method: str = "atmc",
     bits: int | str = "auto",
@@ -362,8 +369,9 @@ def compress(
         model: any module that takes inputs in [0, 1] (normalization inside it) and returns
             logits; it is not changed.
         train_loader: yields (x, y), for ``train_attack="atta"`` (x, y, index); has a length.
-        budget_bits: the ceiling for the whole file, in bits; None for :func:`usual_budget`.
-        eps: the ℓ∞ radius, in pixels of [0, 1].
+        budget_bits: the ceiling for the whole file, in bits, or as in ``"17kB"``; None for
+            :func:`usual_budget`.
+        eps: the ℓ∞ radius, in pixels of [0, 1]; a number, or as in ``"8/255"``.
         method: how to reach the budget; see :mod:`atmc.methods`.
         bits: b, 1 to 8 or 32, or "auto" for bits chosen per tensor.
         test_loader: where given, the decoded model is evaluated on it.
@@ -378,20 +386,27 @@ def compress(
 
     Raises:
         BudgetError: the budget is below the smallest possible file, before any training.
+        ModelError: the model takes other inputs than a loader's first batch has, gives no logits,
+            or knows fewer classes, before any training.
         ValueError: a method or setting that cannot be, before any training; a loader without
-            batches, or of inputs that are not in [0, 1]; a model that is factorized already.
+            batches, or whose first batch is no (x, y) with x in [0, 1]; a model that is factorized
+            already.
         TrainingError: the loss is no number any more.
     """
     plain = copy.deepcopy(model)
     if factorized_weights(plain):
         raise ValueError("the model given is factorized: call atmc.defactorize(model) first")
     folder = None if checkpoints is None else Path(checkpoints)
-    if budget_bits is None:
-        budget_bits = usual_budget(plain, method)
+    eps = parse_eps(eps) if isinstance(eps, str) else eps
+    if isinstance(training.get("step_size"), str):
+        training["step_size"] = parse_eps(training["step_size"])
+    budget = parse_bits(budget_bits) if isinstance(budget_bits, str) else budget_bits
+    if budget is None:
+        budget = usual_budget(plain, method)
     job = Job(
         copy.deepcopy(model),
         train_loader,
-        budget_bits,
+        budget,
         Training(eps=eps, **training),
         method,
         bits,
@@ -400,6 +415,9 @@ def compress(
         on_step,
         on_epoch,
     )
+    check_loader(job.model, train_loader, "the train loader", pixels=job.attacked)
+    if test_loader is not None:
+        check_loader(job.model, test_loader, "the test loader", pixels=True)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     if job.training.dense_epochs > 0:
@@ -418,7 +436,7 @@ def compress(
         "model": type(model).__name__,
         "dataset": None,
         "seed": job.training.seed,
-        "budget_bits": budget_bits,
+        "budget_bits": budget,
         "bits": bits,
         "train_attack": job.train_attack_report(),
         "size": size_report(job.model, job.target, data),

@@ -194,7 +194,7 @@ def run(
         The dict of report.json.
 
     Raises:
-        RunError, SettingsError, PythonPathError, WeightsError, BudgetError, DataError,
+        RunError, SettingsError, ModelError, PythonPathError, WeightsError, BudgetError, DataError,
             TrainingError: see their messages.
         KeyboardInterrupt: after a checkpoint.
     """
@@ -339,7 +339,7 @@ def _start(settings: Settings, dataset: Dataset) -> nn.Module:
     """The model by name, its initial weights drawn from the seed.
 
     Raises:
-        RunError: the model cannot classify the data set.
+        ModelError: the model cannot classify the data set.
     """
     model = _initial(settings, dataset.num_classes)
     check_model(model, dataset, f"model {settings.model!r}")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.codec import read, write
-from atmc.data.pixels import values_outside
+from atmc.data.pixels import check_pixels
 from atmc.factorization import plain_weights
 from atmc.objective import Guard, Objective
 
@@ -56,19 +56,6 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer
 def _dense(p: Tensor) -> bool:
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(p.dim())
     return p.is_contiguous() or (last is not None and p.is_contiguous(memory_format=last))
-
-
-def _check_pixels(x: Tensor) -> None:
-    """Refuse inputs in which an attack has no meaning, as far as the first batch tells.
-
-    Raises:
-        ValueError: they are not floating point numbers in [0, 1].
-    """
-    if not x.is_floating_point():
-        raise ValueError(f"the train loader gives inputs of {x.dtype}: give float32 in [0, 1]")
-    outside = values_outside(x)
-    if outside:
-        raise ValueError(f"the train loader gives {outside}")
 
 
 class TrainingError(RuntimeError):
@@ -244,7 +231,7 @@ class Trainer:
             device = next(self.model.parameters()).device
             first_batch = next(iter(self.loader))[0]
             if self.objective.attacked:
-                _check_pixels(first_batch)
+                check_pixels(first_batch, "the train loader")
             example = first_batch[:EXAMPLES].to(device)
             for index in range(first):
                 self.stages[index].reshape(self.model)

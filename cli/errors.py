@@ -20,6 +20,7 @@ _MENDABLE = {
     "atmc.export.errors.ExportError",
     "atmc.report.ReportError",
     "atmc.extras.MissingExtraError",
+    "atmc.model_check.ModelError",
     "atmc.model_files.RunError",
     "atmc.python_path.PythonPathError",
     "atmc.training.TrainingError",

@@ -13,6 +13,7 @@ from atmc import codec, data, models
 from atmc.artifact import load, save
 from atmc.artifact_evaluation import evaluate_artifact
 from atmc.factorization import factorize, named_factors
+from atmc.model_check import ModelError
 from atmc.run import RunError, run
 from atmc.settings import from_mapping
 
@@ -149,7 +150,7 @@ def test_sources_that_cannot_be(finished: tuple[Path, Any], other: Path, folder:
         return found(finished[0] / "model.atmc", attacks=("transfer",), sources=(source,), steps=1)
 
     with pytest.raises(
-        RunError, match=r"dense\.safetensors takes other inputs than the \(1, 8, 8\)"
+        ModelError, match=r"dense\.safetensors takes other inputs than the \(1, 8, 8\)"
     ):
         from_source(other)
     source = folder / "model.atmc"
@@ -160,14 +161,14 @@ def test_sources_that_cannot_be(finished: tuple[Path, Any], other: Path, folder:
     for factor in named_factors(few).values():
         factor.data.zero_()
     save(few, source, meta={"model": "digits-cnn", "kwargs": {"num_classes": 3}})
-    with pytest.raises(RunError, match="knows 3 classes, data set 'digits' has 10"):
+    with pytest.raises(ModelError, match="knows 3 classes, data set 'digits' has 10"):
         from_source(source)
     with pytest.raises(FileNotFoundError):
         from_source(folder / "void.atmc")
 
 
 def test_a_model_of_other_inputs(other: Path) -> None:
-    with pytest.raises(RunError, match="takes other inputs"):
+    with pytest.raises(ModelError, match="takes other inputs"):
         found(other, dataset="digits")
 
 

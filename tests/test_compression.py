@@ -21,6 +21,7 @@ from atmc.compression import Job, Training, size_report
 from atmc.data import Batches
 from atmc.evaluation import attack
 from atmc.factorization import factorize, factorized_weights
+from atmc.model_check import ModelError
 from atmc.stages import CompressStage
 from atmc.thin_convolution import ThinConvolutions
 
@@ -71,7 +72,7 @@ SHORT: dict[str, Any] = {
 }
 
 
-def compress(model: nn.Module | None = None, budget: int = 3000, **given: Any) -> Any:
+def compress(model: nn.Module | None = None, budget: int | str = 3000, **given: Any) -> Any:
     options = {"eps": 0.1, **SHORT, **given}
     return atmc.compress(model if model is not None else tiny(), loader(), budget, **options)
 
@@ -292,8 +293,46 @@ def test_inputs_of_any_range_where_nothing_is_attacked() -> None:
 
 
 def test_a_loader_without_batches() -> None:
-    with pytest.raises(ValueError, match="empty or has no length"):
+    with pytest.raises(ValueError, match=r"^the train loader is empty: give batches"):
         atmc.compress(tiny(), [], 3000, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (
+            lambda x, y: (x, torch.full_like(y, 40)),
+            ModelError,
+            "knows 4 classes, the {} loader gives the label 40",
+        ),
+        (lambda x, y: (x, y - 4), ValueError, "the {} loader gives the label -4: give .* from 0"),
+        (lambda x, y: (x, y.float()), ValueError, "the {} loader gives torch.float32 labels"),
+        (lambda x, y: (x, y[1:]), ValueError, r"the {} loader gives .* labels of shape \(7,\)"),
+        (lambda x, y: (x,), ValueError, "the {} loader gives inputs alone"),
+        (lambda x, y: x, ValueError, "the {} loader gives batches that are no tensors"),
+        (lambda x, y: {"x": x, "y": y}, ValueError, "the {} loader gives batches that are no"),
+        (lambda x, y: (x[:, :, 2:], y), ModelError, "inputs than the .* of the {} loader .*: give"),
+        (lambda x, y: (x - 0.5, y), ValueError, "the {} loader gives values from"),
+    ],
+)
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_batches_that_are_refused_before_training(
+    which: str, change: Any, error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    loaders = {f"{name}_loader": list(loader()) for name in ("train", "test")}
+    loaders[f"{which}_loader"] = [change(x, y) for x, y in loader()]
+    with pytest.raises(error, match=said.format(which)) as caught:
+        atmc.compress(
+            tiny(), budget_bits=3000, eps=0.1, checkpoints=tmp_path / "new", **loaders, **SHORT
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_sizes_and_radii_as_a_person_writes_them() -> None:
+    written = compress(budget="375 bytes", eps="1/10", step_size="1/20")
+    assert written.data == compress(eps=0.1, step_size=0.05).data
+    assert written.report["budget_bits"] == 3000
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from atmc import models
 from atmc.data import Dataset, InMemory
-from atmc.model_check import check_model
-from atmc.model_files import RunError
+from atmc.model_check import ModelError, check_model
 
 
 def dataset(shape: tuple[int, int, int], classes: int) -> Dataset:
@@ -54,5 +53,5 @@ def test_models_that_cannot_classify_the_data(
     model: str | nn.Module, shape: tuple[int, int, int], classes: int, said: str
 ) -> None:
     built = models.create(model) if isinstance(model, str) else model
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(ModelError, match=said):
         check_model(built, dataset(shape, classes), "it")

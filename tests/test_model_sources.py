@@ -9,6 +9,7 @@ from torch import nn
 
 from atmc import codec
 from atmc.artifact_evaluation import evaluate_artifact
+from atmc.model_check import ModelError
 from atmc.model_files import RunError, read_model
 from atmc.model_sources import build, is_own, meta
 from atmc.python_path import PythonPathError
@@ -154,7 +155,7 @@ def test_weights_of_any_kind_for_a_named_model(own: str, finished: Path, tmp_pat
 
 
 def test_a_model_that_does_not_fit_the_data(own: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"few' knows 3 classes, data set 'digits' has 10"):
+    with pytest.raises(ModelError, match=r"few' knows 3 classes, data set 'digits' has 10"):
         run(from_mapping({**TINY, "model": f"{own}:few"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -215,7 +216,7 @@ class Picky(Pair):
 )
 def test_what_a_network_must_give(tmp_path: Path, net: str, said: str) -> None:
     (tmp_path / "bad.py").write_text(BAD_NETS)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(ModelError, match=said):
         run(from_mapping({**TINY, "model": f"{tmp_path / 'bad.py'}:{net}"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,24 @@ def as_float(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
-def values_outside(x: Tensor) -> str | None:
+def check_pixels(x: Tensor, what: str) -> None:
+    """Refuse inputs in which an attack has no meaning.
+
+    Args:
+        x: what should be pixels, of any shape.
+        what: gives them, for the message.
+
+    Raises:
+        ValueError: they are not floating point numbers in [0, 1].
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"{what} gives inputs of {x.dtype}: give float32 in [0, 1]")
+    outside = _values_outside(x)
+    if outside:
+        raise ValueError(f"{what} gives {outside}")
+
+
+def _values_outside(x: Tensor) -> str | None:
     """Which floating point values are not in [0, 1], and what to give instead; None if all are."""
     if not x.is_floating_point():
         return None
@@ -53,7 +70,7 @@ def check(x: Tensor, y: Tensor, classes: int, where: str) -> None:
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise DataError(f"{where} has a label out of range, {wrong}: give 0 to {classes - 1}")
-    outside = values_outside(x)
+    outside = _values_outside(x)
     if outside:
         raise DataError(f"{where} has {outside}")
 

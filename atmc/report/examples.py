@@ -16,8 +16,7 @@ from atmc import codec, data
 from atmc.artifact import from_artifact
 from atmc.attacks import default_step_size, pgd
 from atmc.evaluation import predict
-from atmc.model_check import check_model
-from atmc.model_files import RunError
+from atmc.model_check import ModelError, check_model
 from atmc.report.results import Result
 
 IMAGES = 8
@@ -97,7 +96,7 @@ def sheet(
     name = artifact.meta["model"]
     try:
         check_model(model, loaded, name)
-    except RunError as error:
+    except ModelError as error:
         raise NoSheetError(f"The model {name} does not take images of {result.dataset}.") from error
     usual: dict[str, Any] = {"eps": loaded.eps, "steps": loaded.eval_steps, "step_size": None}
     said = next((attack for attack in result.attacks if attack.name == "pgd"), None)
