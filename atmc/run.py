@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -64,6 +65,29 @@ def read_settings(output: Path) -> Settings:
     if not config.is_file():
         raise RunError(f"there is no run in {output}: config.yaml is missing")
     return from_mapping(read_config(config))
+
+
+def _resumed(settings: Settings, output: Path) -> Settings:
+    """The settings of the run in a folder, where those that were given contradict none of them.
+
+    None, auto for what a run records as it was resolved, and where the data come from contradict
+    nothing.
+
+    Raises:
+        SettingsError: one does; it is named.
+    """
+    held, given = read_settings(output), settings.resolved()
+    for key in settings.model_fields_set - {"data_root", "download"}:
+        wanted, was = getattr(given, key), getattr(held, key)
+        unsaid = getattr(settings, key) is None
+        unsaid = unsaid or (key in ("device", "precision") and wanted == "auto")
+        if wanted != was and not unsaid:
+            raise SettingsError(
+                f"--{key.replace('_', '-')} {wanted} contradicts the run in {output}, where it is "
+                f"{was}: leave it out, or start another run without --resume"
+            )
+    root = held.data_root if given.data_root is None else given.data_root
+    return held.model_copy(update={"data_root": root, "download": given.download or held.download})
 
 
 def new_folder(settings: Settings) -> Path:
@@ -170,8 +194,8 @@ class _Watch:
 
 
 def run(
-    settings: Settings,
-    output: Path,
+    settings: Settings | Mapping[str, Any],
+    output: str | os.PathLike[str],
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -183,9 +207,10 @@ def run(
     Everything that can be refused is refused before the folder is touched.
 
     Args:
-        settings: of the run; resolved here.
+        settings: of the run, or a mapping of them, as a config file holds; resolved here.
         output: the run folder.
-        resume: go on with the run in the folder.
+        resume: go on with the run in the folder, by its settings, which ``settings`` must not
+            contradict.
         overwrite: replace the run in the folder.
         on_step: called after each step.
         on_epoch: called after each epoch.
@@ -198,7 +223,12 @@ def run(
             TrainingError: see their messages.
         KeyboardInterrupt: after a checkpoint.
     """
+    output = Path(output)
+    if not isinstance(settings, Settings):
+        settings = from_mapping(settings)
     _check_folder(output, resume, overwrite)
+    if resume:
+        settings = _resumed(settings, output)
     if resume and (output / "report.json").is_file():
         loaded: dict[str, Any] = json.loads((output / "report.json").read_text())
         return loaded

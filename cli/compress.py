@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from atmc import run as runs
-from atmc.settings import Settings, from_mapping, read_config
+from atmc.settings import from_mapping, read_config
 
 from .errors import Interrupted
-from .options import flag, settings
+from .options import settings
 from .progress import watch
 from .tables import accuracy_pairs, show_pairs
 
@@ -51,19 +51,12 @@ def command(
         raise click.UsageError("--resume and --overwrite need --output: name the run folder")
     values = read_config(config) if config is not None else {}
     values |= {key: value for key, value in options.items() if value is not None}
-    given = from_mapping(values).resolved()
-    if resume:
-        assert output is not None
-        chosen = runs.read_settings(output)
-        _refuse_contradictions(given, values, chosen, output)
-        chosen = chosen.model_copy(update={"download": given.download or chosen.download})
-    else:
-        chosen = given
-    folder = runs.new_folder(chosen) if output is None else output
+    given = from_mapping(values)
+    folder = runs.new_folder(given.resolved()) if output is None else output
     try:
         with watch(quiet) as progress:
             report = runs.run(
-                chosen,
+                given,
                 folder,
                 resume=resume,
                 overwrite=overwrite,
@@ -77,25 +70,6 @@ def command(
             f"interrupted: go on with 'atmc compress --output {folder} --resume'"
         ) from None
     _show(report, folder)
-
-
-def _refuse_contradictions(
-    given: Settings, values: dict[str, Any], chosen: Settings, output: Path
-) -> None:
-    """Raise where a setting that was given is not that of the run to resume.
-
-    None, auto for what a run records as it was resolved, and where the data come from contradict
-    nothing.
-    """
-    for key in values:
-        wanted, held = getattr(given, key), getattr(chosen, key)
-        unsaid = values[key] is None or (key in ("device", "precision") and wanted == "auto")
-        unsaid = unsaid or key == "download"
-        if wanted != held and not unsaid:
-            raise click.UsageError(
-                f"{flag(key)} {wanted} contradicts the run in {output}, where it is {held}: "
-                "leave it out, or start another run without --resume"
-            )
 
 
 def _show(report: dict[str, Any], folder: Path) -> None:

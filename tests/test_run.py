@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from atmc import data, models
 from atmc.data import Dataset, InMemory, image_folder, streamed
+from atmc.model_check import ModelError
 from atmc.models.initialize import initialize
 from atmc.run import (
     EpochFigures,
@@ -107,6 +108,23 @@ def test_resume_of_a_finished_run_is_its_report(finished: tuple[Path, Any]) -> N
     assert run(read_settings(folder), folder, resume=True) == report
     assert json.loads((folder / "report.json").read_text()) == report
     assert contents(folder) == before
+
+
+def test_resume_takes_everything_from_the_folder(finished: tuple[Path, Any]) -> None:
+    """A mapping, as a config file holds; what it says must be what the run was made with."""
+    folder, report = finished
+    assert run({}, str(folder), resume=True) == report
+    said = {"epochs": 1, "device": "auto", "eps": None, "data_root": "moved", "download": False}
+    assert run(said, folder, resume=True) == report
+    for key, value, shown in (
+        ("epochs", 2, "--epochs 2 contradicts the run in .*, where it is 1: leave it out"),
+        ("budget_bits", "5kB", "--budget-bits 40000 contradicts"),
+        ("dataset", "mnist", "--dataset mnist contradicts"),
+    ):
+        with pytest.raises(SettingsError, match=shown):
+            run({key: value}, folder, resume=True)
+    with pytest.raises(SettingsError, match="unknown setting 'epoch'"):
+        run({"epoch": 1}, folder, resume=True)
 
 
 def test_a_run_without_its_report_is_finished_again(folder: Path, finished: Any) -> None:
@@ -225,7 +243,7 @@ def test_what_is_refused_leaves_the_old_run_alone(folder: Path, flag: str) -> No
     if flag == "overwrite":
         with pytest.raises(ValueError, match="smallest possible"):
             run(settings(budget_bits=100), folder, overwrite=True)
-        with pytest.raises(RunError, match="another model"):
+        with pytest.raises(ModelError, match="another model"):
             run(settings(model="lenet5"), folder, overwrite=True)
     else:
         with pytest.raises(RunError, match="not empty: give another folder, --resume"):
