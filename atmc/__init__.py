@@ -65,6 +65,7 @@ _MODULES = [
     "report",
     "run",
     "settings",
+    "sweep",
     "training",
 ]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from atmc import codec, data, models
 from atmc.attacks import Loss
@@ -18,26 +20,27 @@ from atmc.memory import keep_freed
 from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model, run_config
 from atmc.model_sources import is_own
+from atmc.parsing import parse_eps
 from atmc.run import choose_device, evaluation_batch
 
 
 def evaluate_artifact(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
-    model: str | None = None,
-    dataset: str | None = None,
+    model: str | nn.Module | None = None,
+    dataset: str | Dataset | None = None,
     data_root: str | None = None,
     download: bool = False,
     image_size: int | None = None,
     attacks: Sequence[str] = ("fgsm", "pgd"),
-    eps: float | None = None,
+    eps: float | str | None = None,
     steps: int | None = None,
-    step_size: float | None = None,
+    step_size: float | str | None = None,
     restarts: int = 1,
     examples: int | None = None,
     loss: Loss = "ce",
     sources: Sequence[Path] = (),
-    eps_grid: Sequence[float] = (),
+    eps_grid: Sequence[float | str] = (),
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -45,14 +48,16 @@ def evaluate_artifact(
 
     Args:
         path: the artifact, or the ``dense.safetensors`` of a run folder.
-        model: what to build where a file does not name a model of ours; see
-            :func:`atmc.model_files.read_model`.
-        dataset: its data set; None for that of the run folder around it, else the model's own.
+        model: what to build where a file does not name a model of ours, by its name or as a module;
+            see :func:`atmc.model_files.read_model`.
+        dataset: its data set, by its name or as it is; None for that of the run folder around it,
+            else the model's own.
         data_root: where the data lies; None for that of the run folder.
         download: whether to get what is missing of it.
         image_size: of its images; None for that of the run folder.
         attacks: names as :func:`atmc.evaluation.attack` takes them, run one after the other.
-        eps: the ℓ∞ radius; None for the run folder's, else the data set's usual one.
+        eps: the ℓ∞ radius, a number or as in ``"8/255"``, as all lengths here; None for the run
+            folder's, else the data set's usual one.
         steps: of PGD; likewise.
         step_size: of PGD; None for 4/3 · ε / steps.
         restarts: of PGD.
@@ -72,7 +77,7 @@ def evaluate_artifact(
             WeightsError, ValueError: see their messages.
     """
     keep_freed()
-    where = choose_device(device)
+    where, path = choose_device(device), Path(path)
     beside = run_config(path)
     read, size, name = read_model(path, model)
     if dataset is None:
@@ -81,21 +86,25 @@ def evaluate_artifact(
         if dataset is None or data.kind(dataset) == "own":  # code is run if its user says so
             said = f" ({path.parent / 'config.yaml'} says {dataset})" if dataset else ""
             raise RunError(f"{path} does not tell its data set: give it by --dataset{said}")
-    if image_size is None and dataset == beside.get("dataset"):
-        image_size = beside.get("image_size")
-    loaded = data.load(
-        dataset,
-        data_root if data_root is not None else beside.get("data_root"),
-        download=download,
-        image_size=image_size,
-    )
+    if isinstance(dataset, Dataset):
+        loaded = dataset
+    else:
+        if image_size is None and dataset == beside.get("dataset"):
+            image_size = beside.get("image_size")
+        loaded = data.load(
+            dataset,
+            data_root if data_root is not None else beside.get("data_root"),
+            download=download,
+            image_size=image_size,
+        )
     check_model(read, loaded, str(path))
     if eps is None:
-        eps = loaded.eps if beside.get("eps") is None else float(beside["eps"])
+        eps = loaded.eps if beside.get("eps") is None else beside["eps"]
     if steps is None:
         steps = int(beside.get("eval_steps") or loaded.eval_steps)
+    radius, length = parse_eps(eps), None if step_size is None else parse_eps(step_size)
     resolve = partial(
-        attack, eps=eps, steps=steps, step_size=step_size, restarts=restarts, loss=loss
+        attack, eps=radius, steps=steps, step_size=length, restarts=restarts, loss=loss
     )
     chosen = []
     for each in attacks:
@@ -107,13 +116,13 @@ def evaluate_artifact(
     batches = loaded.test.first(examples).batches(evaluation_batch(loaded.input_shape))
     measured = evaluate(read, batches, chosen, seed=seed)
     if eps_grid:
-        rung = resolve("pgd") if eps > 0 else resolve("pgd", eps=1.0, step_size=None)
-        measured |= climb(read, batches, eps_grid, rung, seed=seed)
+        rung = resolve("pgd") if radius > 0 else resolve("pgd", eps=1.0, step_size=None)
+        measured |= climb(read, batches, [parse_eps(each) for each in eps_grid], rung, seed=seed)
     return {**measured, "size": size}
 
 
 def _read_source(
-    path: Path, dataset: Dataset, device: torch.device, otherwise: str | None
+    path: Path, dataset: Dataset, device: torch.device, otherwise: str | nn.Module | None
 ) -> Source:
     """The model in a file as the source of a transfer attack.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import time
@@ -29,7 +28,6 @@ from atmc.processor import fast_bfloat16
 from atmc.stages import DenseStage, fit
 from atmc.stages.dense import DenseOptimizer, RateSchedule
 from atmc.training import EXAMPLES, Loader, Progress, Stage, Trainer
-from atmc.weights import weights_bytes
 
 Precision = Literal["auto", "float32", "bfloat16"]
 StatePrecision = Literal["float32", "bfloat16"]
@@ -57,21 +55,6 @@ class Result:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artifact, atomically."""
         codec.write(Path(path), self.data)
-
-    def write(self, folder: str | os.PathLike[str], *, dataset: str | None = None) -> None:
-        """Write a run folder, which ``atmc report`` reads.
-
-        Args:
-            folder: made where it is missing; it takes `model.atmc`, `dense.safetensors` and, at
-                last, `report.json`.
-            dataset: what the report calls the data.
-        """
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        self.save(path / "model.atmc")
-        codec.write(path / "dense.safetensors", weights_bytes(self.dense))
-        report = {**self.report, "dataset": dataset or self.report["dataset"]}
-        codec.write(path / "report.json", (json.dumps(report, indent=2) + "\n").encode())
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import torch
 from torch import Tensor, nn
 
 from atmc.attacks import frozen
 from atmc.data import Dataset
-from atmc.data.pixels import check_pixels
+from atmc.data.loaded import AnyLoader, check_batch
 from atmc.one_line import one_line
 
 
@@ -36,9 +34,7 @@ def check_model(model: nn.Module, dataset: Dataset, what: str) -> None:
         )
 
 
-def check_loader(
-    model: nn.Module, loader: Iterable[Sequence[Tensor]], what: str, *, pixels: bool
-) -> None:
+def check_loader(model: nn.Module, loader: AnyLoader, what: str, *, pixels: bool) -> None:
     """Refuse a loader whose first batch a model cannot be trained or evaluated on.
 
     Args:
@@ -55,23 +51,9 @@ def check_loader(
         batch = next(iter(loader), None)
     if batch is None:
         raise ValueError(f"{what} is empty: give batches (x, y)")
-    if not isinstance(batch, (tuple, list)) or not all(isinstance(t, Tensor) for t in batch[:2]):
-        raise ValueError(f"{what} gives batches that are no tensors (x, y): give those")
-    if len(batch) < 2:
-        raise ValueError(f"{what} gives inputs alone: give batches (x, y), y the labels")
-    x, y = batch[:2]
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(
-            f"{what} gives {y.dtype} labels of shape {tuple(y.shape)} for inputs of shape "
-            f"{tuple(x.shape)}: give one an input, int64"
-        )
-    if pixels:
-        check_pixels(x, what)
+    x, y = check_batch(batch, what, pixels=pixels)
     classes = _classes(model, x[:1], "the model", what, "give another model or loader")
-    low, high = (int(bound) for bound in y.aminmax())
-    if low < 0:
-        raise ValueError(f"{what} gives the label {low}: give labels from 0 on")
-    if high >= classes:
+    if (high := int(y.max())) >= classes:
         raise ModelError(
             f"the model knows {classes} classes, {what} gives the label {high}: give labels "
             f"from 0 to {classes - 1}, or another model"

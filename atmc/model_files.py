@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ class RunError(ValueError):
     """A run that cannot start or go on; one line that says what to do."""
 
 
-def _dense_model(name: str, path: Path) -> nn.Module:
-    """The model of that name with the weights of a file; of ours, with as many classes as they."""
-    model = _built(name)
-    if not is_own(name):
+def _dense_model(source: str | nn.Module, path: Path) -> nn.Module:
+    """A model with the weights of a file; one of ours by name, with as many classes as they."""
+    model, name = _built(source), source if isinstance(source, str) else None
+    if name is not None and not is_own(name):
         expected = model.state_dict()
         state = renamed(read_state(path), expected)
         differ = {
@@ -63,7 +64,7 @@ def run_config(path: Path) -> dict[str, Any]:
 
 
 def read_model(
-    path: Path, otherwise: str | None = None
+    path: Path, otherwise: str | nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any], str | None]:
     """The model in a file.
 
@@ -71,11 +72,11 @@ def read_model(
         path: an artifact, or weights: the ``dense.safetensors`` of a run folder, or a file that
             :func:`atmc.weights.read_state` takes and whose name ends as such files' do.
         otherwise: what to build where the file does not name a model of ours, as
-            :func:`atmc.model_sources.build` takes it. A model of one's own is not built because a
-            file, or the folder that it lies in, names one: that would run code.
+            :func:`atmc.model_sources.build` takes it, or a module to copy. A model of one's own is
+            not built because a file, or the folder that it lies in, names one: that would run code.
 
     Returns:
-        The model, its size as in report.json, and its name.
+        The model, its size as in report.json, and its name; None for that of a module.
 
     Raises:
         AtmcFormatError, OSError, PythonPathError, WeightsError: see their messages.
@@ -84,15 +85,15 @@ def read_model(
     size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
     name: str | None
     if path.suffix in WEIGHTS_SUFFIXES:
-        name = _ours(run_config(path).get("model")) or otherwise
-        if name is None:
+        source = _ours(run_config(path).get("model")) or otherwise
+        if source is None:
             raise RunError(f"{path} does not say what model it belongs to: give --model")
-        model = _dense_model(name, path)
+        model, name = _dense_model(source, path), source if isinstance(source, str) else None
     else:
         data = codec.read(path)
         name = _ours(codec.decode_meta(data).get("model"))
         if name is None and otherwise is not None:
-            name, own = otherwise, _built(otherwise)
+            name, own = otherwise if isinstance(otherwise, str) else None, _built(otherwise)
             model = from_artifact(artifact := decode(data, own), own)
         elif name is None:
             named = run_config(path).get("model")
@@ -112,9 +113,11 @@ def _ours(name: object) -> str | None:
     return name if isinstance(name, str) and not is_own(name) and models.known(name) else None
 
 
-def _built(name: str) -> nn.Module:
+def _built(source: str | nn.Module) -> nn.Module:
+    if isinstance(source, nn.Module):
+        return copy.deepcopy(source)
     try:
-        return build(name)
+        return build(source)
     except PythonPathError:
         raise
     except ValueError as error:

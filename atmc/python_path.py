@@ -15,6 +15,7 @@ from typing import Any
 
 from atmc.one_line import one_line
 
+GIVEN = "given:"  # before the name of an object, to which no path leads
 _FORMS = "path/to/file.py:function or package.module:function"
 
 
@@ -34,8 +35,14 @@ def load(path: str) -> Callable[..., Any]:
         path: as above.
 
     Raises:
-        PythonPathError: no such file, module or function, or the file fails when it is run.
+        PythonPathError: no such file, module or function, or the file fails when it is run; or the
+            path stands for an object.
     """
+    if path.startswith(GIVEN):
+        raise PythonPathError(
+            f"{path.removeprefix(GIVEN)} was an object of the Python program that made the run: go "
+            f"on from there, or write {_FORMS}"
+        )
     where, _, name = path.rpartition(":")
     if not where or not name:
         raise PythonPathError(f"{path!r} names no function: write {_FORMS}")

@@ -23,11 +23,12 @@ from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report, usual_budget
 from atmc.data import Dataset, Loader
 from atmc.evaluation import attack, evaluate, predict
+from atmc.given import Given, Model
 from atmc.inheritance import inherit
 from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model
 from atmc.models.initialize import initialize
-from atmc.python_path import PythonPathError
+from atmc.python_path import GIVEN, PythonPathError
 from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
 from atmc.training import Progress, Stage, derive
 from atmc.weights import load_weights, weights_bytes
@@ -197,6 +198,8 @@ def run(
     settings: Settings | Mapping[str, Any],
     output: str | os.PathLike[str],
     *,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_step: Callable[[Progress], None] | None = None,
@@ -209,6 +212,10 @@ def run(
     Args:
         settings: of the run, or a mapping of them, as a config file holds; resolved here.
         output: the run folder.
+        model: an object instead of a name in the settings: a module, of which a copy is taken with
+            its weights as they are (and ``dense_epochs: 0`` compresses them as they are), or a
+            function that makes one.
+        dataset: an object instead of a name in the settings; see :func:`atmc.data.from_loaders`.
         resume: go on with the run in the folder, by its settings, which ``settings`` must not
             contradict.
         overwrite: replace the run in the folder.
@@ -226,6 +233,8 @@ def run(
     output = Path(output)
     if not isinstance(settings, Settings):
         settings = from_mapping(settings)
+    given = Given(model, dataset)
+    settings = given.named(settings)
     _check_folder(output, resume, overwrite)
     if resume:
         settings = _resumed(settings, output)
@@ -236,27 +245,30 @@ def run(
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    dataset = data.load(
-        settings.dataset,
-        settings.data_root,
-        download=settings.download,
-        image_size=settings.image_size,
-    )
+    if dataset is None:
+        dataset = data.load(
+            settings.dataset,
+            settings.data_root,
+            download=settings.download,
+            image_size=settings.image_size,
+        )
     settings = _complete(settings, dataset)
-    model, name = _start(settings, dataset), settings.model
+    net, name = _start(settings, dataset, given), settings.model
     assert name is not None
     dataset.check_rest()
     dense_file = output / "dense.safetensors"
     if resume and dense_file.is_file():  # first: --weights may be gone by now
-        load_weights(model, dense_file)
+        load_weights(net, dense_file)
     elif settings.weights is not None:
-        load_weights(model, settings.weights)
+        load_weights(net, settings.weights)
     elif settings.inherit is not None:
-        _inherit(model, Path(settings.inherit), dataset.num_classes)
+        _inherit(net, Path(settings.inherit), dataset.num_classes)
+    if settings.dense_epochs == 0 and settings.weights is None and not given.trained:
+        raise RunError("dense_epochs 0 trains no dense start: give its weights by --weights")
     training = _training(settings)
     budget = settings.budget_bits
     if budget is None:
-        budget = usual_budget(model, settings.method)
+        budget = usual_budget(net, settings.method)
     settings = settings.model_copy(
         update={
             "budget_bits": budget,
@@ -266,7 +278,7 @@ def run(
         }
     )
     job = _job(
-        channels_last(model.to(device)) if settings.fast else model.to(device),
+        channels_last(net.to(device)) if settings.fast else net.to(device),
         dataset.train.batches(
             settings.batch_size,
             shuffle=True,
@@ -296,22 +308,24 @@ def run(
         codec.write(dense_file, weights_bytes(job.model))
     else:
         if not dense_file.is_file():
-            job.train_dense()
-            _write_json(times, {"seconds": job.seconds["dense"], "collapses": job.collapses})
+            if training.dense_epochs > 0:
+                job.train_dense()
+            seconds = job.seconds.get("dense", 0.0)
+            _write_json(times, {"seconds": seconds, "collapses": job.collapses})
             codec.write(dense_file, weights_bytes(job.model))
         dense_phase = json.loads(times.read_text())
         train_seconds, job.collapses = dense_phase["seconds"], dense_phase.get("collapses", 0)
     artifact = job.compress()
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()
-    own = _initial(settings, dataset.num_classes) if model_sources.is_own(name) else None
+    own = _initial(settings, dataset.num_classes, given) if model_sources.is_own(name) else None
     decoded = channels_last(load(output / "model.atmc", own).to(device))
     measured = _test(decoded, test, settings, training.eps)
     report = {
         "schema": 1,
         "method": settings.method,
-        "model": settings.model,
-        "dataset": settings.dataset,
+        "model": name.removeprefix(GIVEN),
+        "dataset": settings.dataset.removeprefix(GIVEN),
         "seed": settings.seed,
         "budget_bits": budget,
         "bits": settings.bits,
@@ -353,9 +367,9 @@ def _complete(settings: Settings, dataset: Dataset) -> Settings:
     filled = {key: value for key, value in said.items() if getattr(settings, key) is None}
     settings = settings.model_copy(update=filled).resolved()
     if settings.model is None:
-        raise RunError(f"data set {settings.dataset!r} has no usual model: give --model")
+        raise RunError(f"data set {dataset.name!r} has no usual model: give --model")
     if settings.augment and not dataset.augmented:
-        raise RunError(f"data set {settings.dataset!r} has no augmentation: leave out --augment")
+        raise RunError(f"data set {dataset.name!r} has no augmentation: leave out --augment")
     attacked = methods.get(settings.method).attacked
     if settings.augment and attacked and settings.train_attack == "atta":
         raise SettingsError(
@@ -365,23 +379,27 @@ def _complete(settings: Settings, dataset: Dataset) -> Settings:
     return settings
 
 
-def _start(settings: Settings, dataset: Dataset) -> nn.Module:
-    """The model by name, its initial weights drawn from the seed.
+def _start(settings: Settings, dataset: Dataset, given: Given) -> nn.Module:
+    """The model, its initial weights drawn from the seed.
 
     Raises:
         ModelError: the model cannot classify the data set.
     """
-    model = _initial(settings, dataset.num_classes)
-    check_model(model, dataset, f"model {settings.model!r}")
+    model = _initial(settings, dataset.num_classes, given)
+    assert settings.model is not None
+    check_model(model, dataset, f"model {settings.model.removeprefix(GIVEN)!r}")
     return model
 
 
-def _initial(settings: Settings, num_classes: int) -> nn.Module:
+def _initial(settings: Settings, num_classes: int, given: Given) -> nn.Module:
     assert settings.model is not None
     with torch.random.fork_rng():
         torch.manual_seed(derive(settings.seed))
         try:
-            model = model_sources.build(settings.model, num_classes)
+            if given.model is not None:
+                model = given.build()
+            else:
+                model = model_sources.build(settings.model, num_classes)
         except PythonPathError:
             raise
         except ValueError as error:
@@ -404,7 +422,7 @@ def _inherit(model: nn.Module, path: Path, num_classes: int) -> None:
         raise RunError(f"{path} is of {theirs.model}, a model of one's own: only ours inherit")
     trained = read_model(path)[0]
     try:
-        inherit(model, _initial(theirs, num_classes), trained)
+        inherit(model, _initial(theirs, num_classes, Given()), trained)
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error
 

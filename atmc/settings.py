@@ -59,7 +59,7 @@ class Settings(BaseModel):
     step_size: Eps | None = None
     clean_weight: Share = 0.0
     distill: Share = 0.5
-    dense_epochs: Positive | None = None
+    dense_epochs: Count | None = None
     epochs: Positive | None = None
     level_epochs: Count | None = None
     batch_size: Positive = 128

@@ -16,11 +16,12 @@ import contextlib
 import itertools
 import json
 import os
+import pickle
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -30,8 +31,11 @@ import torch
 
 from atmc import codec, methods
 from atmc.artifact import BudgetError
+from atmc.data import Dataset
+from atmc.given import Given, Model
 from atmc.model_files import RunError
 from atmc.one_line import one_line
+from atmc.python_path import GIVEN
 from atmc.run import read_settings, run
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 
@@ -79,10 +83,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a sweep: the dense starts, which come first, and the points."""
+    """All runs of a sweep: the dense starts, which come first, and the points.
+
+    ``given`` stands in for the model and the data that their settings do not name.
+    """
 
     starts: tuple[Point, ...]
     points: tuple[Point, ...]
+    given: Given = field(default_factory=Given)
 
 
 @dataclass(frozen=True)
@@ -108,13 +116,39 @@ def read_plan(path: Path, **given: Any) -> Plan:
     Raises:
         SettingsError: the file cannot be read, or a setting in it cannot be.
     """
-    base = read_config(path)
+    return _plan(read_config(path), str(path), given, Given())
+
+
+def make_plan(
+    settings: Mapping[str, Any],
+    *,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+) -> Plan:
+    """The plan that a mapping holds, as a file does.
+
+    Args:
+        settings: those of all runs, ``points``, a list of blocks, and maybe ``start``.
+        model: an object instead of a name, for all runs; see :func:`atmc.run.run`.
+        dataset: likewise.
+
+    Raises:
+        SettingsError: a setting cannot be, or names what is given.
+    """
+    return _plan(settings, "the plan", {}, Given(model, dataset))
+
+
+def _plan(held: Mapping[str, Any], path: str, said: Mapping[str, Any], given: Given) -> Plan:
+    base = dict(held)
     blocks, own = base.pop("points", None), base.pop("start", {})
     if not isinstance(blocks, list) or not blocks:
         raise SettingsError(f"{path} has no list of points: give one, as in docs/SWEEPS.md")
     if not isinstance(own, dict):
         raise SettingsError(f"{path}: start must be a mapping of settings to values")
-    of_starts = from_mapping({**base, **own, **given})
+    for block in (base, *blocks):
+        given.refuse(block if isinstance(block, dict) else ())
+    said = {**said, **given.names}
+    of_starts = from_mapping({**base, **own, **said})
     for key in ("dataset", "model", "seed"):
         if key in own:
             raise SettingsError(f"{path}: start cannot set {key}: a start has that of its points")
@@ -124,7 +158,7 @@ def read_plan(path: Path, **given: Any) -> Plan:
         if not isinstance(block, dict):
             raise SettingsError(f"{path}: point {number} must be a mapping of settings to values")
         for chosen in _combinations(block):
-            settings = from_mapping({**base, **chosen, **given}).resolved()
+            settings = from_mapping({**base, **chosen, **said}).resolved()
             start = None
             itself = settings.method == "dense" and settings.bits in ("auto", 32)
             if settings.weights is None and not (itself and _beyond_start(chosen, settings)):
@@ -136,10 +170,10 @@ def read_plan(path: Path, **given: Any) -> Plan:
             _add(points, Point("points/" + _name(settings, chosen), settings, start), path)
     if not starts and not points:
         raise SettingsError(f"{path} has no point: a list in it is empty")
-    return Plan(tuple(starts.values()), tuple(points.values()))
+    return Plan(tuple(starts.values()), tuple(points.values()), given)
 
 
-def _add(held: dict[str, Point], point: Point, path: Path) -> None:
+def _add(held: dict[str, Point], point: Point, path: str) -> None:
     other = held.setdefault(point.name, point)
     if other != point:
         raise SettingsError(f"{path}: two runs would share the folder {point.name}")
@@ -206,7 +240,11 @@ def check(plan: Plan, output: Path) -> None:
 
 
 def sweep(
-    plan: Plan, output: Path, *, jobs: int = 1, on_outcome: OnOutcome | None = None
+    plan: Plan,
+    output: str | os.PathLike[str],
+    *,
+    jobs: int = 1,
+    on_outcome: OnOutcome | None = None,
 ) -> list[Outcome]:
     """Run what is not finished yet: the starts first, then the points.
 
@@ -216,17 +254,22 @@ def sweep(
     Args:
         plan: of the runs.
         output: the folder that holds their folders.
-        jobs: runs at a time; each gets its share of the threads.
+        jobs: runs at a time, each in a process of its own with its share of the threads; what is
+            given as an object is pickled for them.
         on_outcome: called as each run ends.
 
     Returns:
         What became of the runs, in the order of the plan.
 
     Raises:
-        RunError: a run in the folder was made with other settings, before anything is run.
+        RunError: a run in the folder was made with other settings, or what is given cannot be
+            pickled, before anything is run.
         KeyboardInterrupt: after checkpoints were written.
     """
+    output = Path(output)
     check(plan, output)
+    if jobs > 1:
+        _check_pickled(plan.given)
     outcomes: dict[str, Outcome] = {}
 
     def keep(outcome: Outcome) -> None:
@@ -244,15 +287,32 @@ def sweep(
                 keep(Outcome(point, "failed", error=error))
             else:
                 tasks.append(point)
-        for outcome in _run_all(tasks, output, jobs):
+        for outcome in _run_all(tasks, output, jobs, plan.given):
             keep(outcome)
     return [outcomes[point.name] for point in (*plan.starts, *plan.points)]
 
 
-def _run_all(points: list[Point], output: Path, jobs: int) -> Iterator[Outcome]:
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def _check_pickled(given: Given) -> None:
+    try:
+        pickle.Pickler(_Nowhere()).dump(given)
+    except Exception as error:  # whatever an object of a stranger says to it
+        raise RunError(
+            f"what is given cannot be pickled for other processes ({one_line(error)}): define its "
+            "classes and functions in a module, or run one job at a time"
+        ) from error
+
+
+def _run_all(points: list[Point], output: Path, jobs: int, given: Given) -> Iterator[Outcome]:
     if jobs == 1 or len(points) < 2:
         for point in points:
-            outcome = run_point(point, output, None)
+            outcome = run_point(point, output, None, given)
             if outcome.status == "interrupted":
                 raise KeyboardInterrupt
             yield outcome
@@ -264,7 +324,7 @@ def _run_all(points: list[Point], output: Path, jobs: int) -> Iterator[Outcome]:
         while waiting or running:
             while waiting and len(running) < jobs:
                 point = waiting.pop()
-                process = context.Process(target=_child, args=(point, output, threads))
+                process = context.Process(target=_child, args=(point, output, threads, given))
                 process.start()
                 running[process.sentinel] = process, point
             for sentinel in wait(list(running)):
@@ -283,10 +343,10 @@ def _run_all(points: list[Point], output: Path, jobs: int) -> Iterator[Outcome]:
             process.join()
 
 
-def _child(point: Point, output: Path, threads: int) -> None:
+def _child(point: Point, output: Path, threads: int, given: Given) -> None:
     """One run in a process of its own; the sweep passes Ctrl-C on, once."""
     os.setpgrp()
-    outcome = run_point(point, output, threads)
+    outcome = run_point(point, output, threads, given)
     codes = {"interrupted": _INTERRUPTED, "kept": _KEPT}
     sys.exit(codes.get(outcome.status, 0))
 
@@ -306,13 +366,14 @@ def _outcome(point: Point, output: Path, code: int | None) -> Outcome:
     return Outcome(point, "failed", error=error)
 
 
-def run_point(point: Point, output: Path, threads: int | None) -> Outcome:
+def run_point(point: Point, output: Path, threads: int | None, given: Given) -> Outcome:
     """One run, to its end or to what stops it.
 
     Args:
         point: the run.
         output: the sweep's folder.
         threads: of its arithmetic, where its settings do not say; None for all.
+        given: objects that its settings do not name.
     """
     folder = output / point.name
     failure = folder / "failure.json"
@@ -327,10 +388,17 @@ def run_point(point: Point, output: Path, threads: int | None) -> Outcome:
     try:
         failure.unlink(missing_ok=True)
         resume = (folder / "config.yaml").is_file()
-        if resume and not finished:
+        if resume:
             settings = read_settings(folder).model_copy(update=_moved(point.settings))
         # Without a config what is there was cut before anything was trained.
-        report = run(settings, folder, resume=resume, overwrite=not resume)
+        report = run(
+            settings,
+            folder,
+            model=given.model,
+            dataset=given.dataset,
+            resume=resume,
+            overwrite=not resume,
+        )
     except KeyboardInterrupt:
         return Outcome(point, "interrupted")
     except Exception as error:  # whatever it is: the other points go on
@@ -351,6 +419,8 @@ def _moved(settings: Settings) -> dict[str, Any]:
 def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) -> None:
     keys = ("method", "model", "dataset", "seed", "budget_bits", "bits")
     held = {"schema": 1, **{key: getattr(point.settings, key) for key in keys}}
+    for key in ("model", "dataset"):
+        held[key] = held[key] and held[key].removeprefix(GIVEN)
     held |= {"error": error, "smallest_bits": smallest}
     with contextlib.suppress(OSError):  # the disk may be what failed
         folder.mkdir(parents=True, exist_ok=True)

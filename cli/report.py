@@ -20,12 +20,24 @@ from .options import setting
     help="Folder for the files; the first DIR if not given.",
 )
 @setting("data_root", help="Folder that holds the data sets; where each run had them if not given.")
-def command(folder: Path, output: Path | None, data_root: str | None) -> None:
+@setting(
+    "dataset",
+    help="A data set of your own, to attack examples of: as the runs name it.",
+    default=False,
+)
+@setting("model", help="A model of your own: file.py:function.", default=False)
+def command(
+    folder: Path,
+    output: Path | None,
+    data_root: str | None,
+    dataset: str | None,
+    model: str | None,
+) -> None:
     """Write results.csv, curves.png, curves.svg and report.html of all runs below DIR.
 
     report.html is one file that opens offline.
     """
-    made = report(folder, output, data_root=data_root)
+    made = report(folder, output, data_root=data_root, dataset=dataset, model=model)
     for warning in made.warnings:
         click.echo(f"Warning: {' '.join(warning.split())}", err=True)
     failed = f", {made.failed} failed" if made.failed else ""

@@ -107,3 +107,10 @@ def test_a_module_that_lacks_another_fails(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path / "lacking_module.py", "import void_module\n")
     monkeypatch.chdir(tmp_path)
     assert refused("lacking_module:f").startswith("lacking_module fails when it is imported (Mod")
+
+
+def test_the_name_of_an_object_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though there may be a module of that name."""
+    write(tmp_path / "given.py", "raise AssertionError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refused("given:Net").startswith("Net was an object of the Python program that made the")

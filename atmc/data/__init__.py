@@ -13,6 +13,7 @@ from atmc.data.digits import load_digits
 from atmc.data.image_folder import load_image_folder
 from atmc.data.imagenet import load_imagenet
 from atmc.data.in_memory import InMemory
+from atmc.data.loaded import Loaded, from_loaders
 from atmc.data.mnist import load_fashion_mnist, load_mnist
 from atmc.data.npz import load_npz
 from atmc.data.own import load_own
@@ -29,8 +30,10 @@ __all__ = [
     "Dataset",
     "Examples",
     "InMemory",
+    "Loaded",
     "Loader",
     "Streamed",
+    "from_loaders",
     "kind",
     "load",
     "names",

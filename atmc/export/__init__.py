@@ -6,6 +6,7 @@ no dead channels, and is otherwise the same model (:mod:`atmc.export.compaction`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def check_path(path: Path, overwrite: bool = False) -> None:
 
 def export(
     source: Source,
-    path: Path,
+    path: str | os.PathLike[str],
     kind: str,
     *,
     compacted: bool = False,
@@ -124,6 +125,7 @@ def export(
         MissingExtraError: ONNX without the extra ``onnx``.
         OSError: the file cannot be written.
     """
+    path = Path(path)
     check_path(path, overwrite)
     chosen, shape = FORMATS[kind], source.input_shape
     if kind == "onnx":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,21 +34,24 @@ class Source:
 
 
 def read_source(
-    path: Path, input_shape: tuple[int, ...] | None = None, model: str | None = None
+    path: str | os.PathLike[str],
+    input_shape: tuple[int, ...] | None = None,
+    model: str | nn.Module | None = None,
 ) -> Source:
     """Read a file for its export.
 
     Args:
         path: an artifact, or the ``dense.safetensors`` of a run folder.
         input_shape: of one input; None for that of the model of the zoo.
-        model: what to build where the file does not name a model of ours; see
-            :func:`atmc.model_files.read_model`.
+        model: what to build where the file does not name a model of ours, by its name or as a
+            module; see :func:`atmc.model_files.read_model`.
 
     Raises:
         AtmcFormatError, OSError, PythonPathError, RunError, WeightsError: there is no model in the
             file, or nothing tells how to build it.
         ExportError: nothing tells the shape of an input.
     """
+    path = Path(path)
     read, _, name = read_model(path, model)
     read = read.to(memory_format=torch.contiguous_format)
     artifact = None if path.suffix in WEIGHTS_SUFFIXES else decode(codec.read(path), read)

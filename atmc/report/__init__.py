@@ -5,13 +5,19 @@ A folder of its own, because the page's style sheet and script lie beside the co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atmc import codec
+from torch import nn
+
+from atmc import codec, data
 from atmc.artifact import decode
+from atmc.data import Dataset
 from atmc.extras import require
+from atmc.given import Given, Model
+from atmc.model_sources import build
 from atmc.report import examples, page
 from atmc.report.curves import draw, groups
 from atmc.report.layers import bits_per_layer
@@ -42,10 +48,12 @@ class Report:
 
 
 def report(
-    folder: Path,
-    output: Path | None = None,
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
     *,
     data_root: str | None = None,
+    dataset: str | Dataset | None = None,
+    model: str | Model | None = None,
     sheets: int = 14,
 ) -> Report:
     """Write results.csv, curves.png, curves.svg and report.html of all runs below a folder.
@@ -57,13 +65,18 @@ def report(
         output: where the files go; None for ``folder``.
         data_root: where the data lies; None for where each run had it. Without it the page has no
             adversarial examples, and says so.
+        dataset: one's own, by its name in the runs or as it is: examples of no other of one's own
+            are attacked, since no code is run because a file says so.
+        model: likewise, by its name or as :func:`atmc.run.run` takes it.
         sheets: for how many runs, at most, there are adversarial examples.
 
     Raises:
+        DataError, PythonPathError, RunError: `dataset` or `model` cannot be.
         ReportError: no such folder, no run in it, or ``output`` is a file.
         MissingExtraError: a package of the extra ``report`` is missing.
         OSError: a file cannot be written.
     """
+    folder = Path(folder)
     for package in ("matplotlib", "plotly"):
         require(package, "report", "a report")
     if not folder.is_dir():
@@ -75,12 +88,13 @@ def report(
             f"there is no run in {folder}{more}: give a folder that holds run folders, such as the "
             "--output of atmc compress"
         )
-    output = folder if output is None else output
+    output = folder if output is None else Path(output)
     if output.exists() and not output.is_dir():
         raise ReportError(f"{output} is a file: give a folder")
     found = groups(results)
     content = page.Content(found)
-    _open_artifacts(results, content, warnings, data_root, sheets)
+    own = _Own.of(dataset, model, data_root)
+    _open_artifacts(results, content, warnings, data_root, sheets, own)
     from plotly.offline import get_plotlyjs
 
     written = {
@@ -89,11 +103,30 @@ def report(
         "report.html": page.render(content, get_plotlyjs()).encode(),
     }
     output.mkdir(parents=True, exist_ok=True)
-    for name, data in written.items():
-        codec.write(output / name, data)
+    for name, content_of in written.items():
+        codec.write(output / name, content_of)
     failed = sum(result.failed for result in results)
     files = tuple(output / name for name in written)
     return Report(files, len(results) - failed, failed, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The data set and the model of one's own; ``name``: of the former in reports."""
+
+    name: str | None
+    dataset: Dataset | None
+    model: nn.Module | None
+
+    @classmethod
+    def of(
+        cls, dataset: str | Dataset | None, model: str | Model | None, data_root: str | None
+    ) -> _Own:
+        name = dataset.name if isinstance(dataset, Dataset) else dataset
+        loaded = data.load(dataset, data_root) if isinstance(dataset, str) else dataset
+        if isinstance(model, str):
+            return cls(name, loaded, build(model))
+        return cls(name, loaded, None if model is None else Given(model).build())
 
 
 def _open_artifacts(
@@ -102,6 +135,7 @@ def _open_artifacts(
     warnings: list[str],
     data_root: str | None,
     sheets: int,
+    own: _Own,
 ) -> None:
     """Read every artifact once: where its bits went, and for some of them the sheet."""
     readable = [r for r in results if not r.failed and (r.folder / "model.atmc").is_file()]
@@ -110,24 +144,30 @@ def _open_artifacts(
     for result in readable:
         path = result.folder / "model.atmc"
         try:
-            data = codec.read(path)
-            artifact = decode(data)
+            held = codec.read(path)
+            artifact = decode(held)
         except codec.AtmcFormatError as error:
             warnings.append(f"{path}: {error}: its bits and examples are left out")
             continue
         except OSError as error:
             warnings.append(f"{path}: {error.strerror}: its bits and examples are left out")
             continue
-        if result.file_bits != 8 * len(data):
+        if result.file_bits != 8 * len(held):
             warnings.append(
-                f"{path}: {8 * len(data)} bits, where report.json says {result.file_bits}: "
+                f"{path}: {8 * len(held)} bits, where report.json says {result.file_bits}: "
                 "its bits and examples are left out"
             )
             continue
         content.layers.append((result, bits_per_layer(artifact)))
         if id(result) in chosen:
             try:
-                sheet = examples.sheet(result, artifact, data_root=data_root)
+                sheet = examples.sheet(
+                    result,
+                    artifact,
+                    data_root=data_root,
+                    dataset=own.dataset if own.name == result.dataset else None,
+                    model=own.model,
+                )
                 content.sheets.append((result, sheet))
             except examples.NoSheetError as error:
                 notes[str(error)] = None

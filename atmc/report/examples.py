@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atmc import codec, data
 from atmc.artifact import from_artifact
@@ -58,6 +59,8 @@ def sheet(
     artifact: codec.Artifact,
     *,
     data_root: str | None = None,
+    dataset: data.Dataset | None = None,
+    model: nn.Module | None = None,
     images: int = IMAGES,
 ) -> Sheet:
     """PGD on the first test images, with the ε, steps and step size of the run's own evaluation.
@@ -66,36 +69,29 @@ def sheet(
         result: the run.
         artifact: its decoded file.
         data_root: where the data lies; None for where the run had it.
+        dataset: its data set, where that is at hand; None to load it by its name.
+        model: what the file's weights are put into, where its model is not of the zoo; a copy is.
         images: how many of them, from the first on; none is chosen.
 
     Raises:
         NoSheetError: the data or the model are not at hand.
     """
-    root = data_root if data_root is not None else result.config.get("data_root")
-    image_size = result.config.get("image_size")
-    if data.kind(result.dataset) == "own":  # nothing is run because a file says so
-        raise NoSheetError(
-            f"The data set {result.dataset} is a function, which is not called here."
-        )
+    loaded = _data_of(result, data_root) if dataset is None else dataset
+    if len(loaded.input_shape) != 3 or loaded.input_shape[0] not in (1, 3):
+        raise NoSheetError(f"The data set {result.dataset} holds no pictures, grey or in colour.")
     try:
-        loaded = _load(
-            result.dataset,
-            None if root is None else str(root),
-            image_size if isinstance(image_size, int) else None,
+        decoded = from_artifact(
+            artifact, None if "model" in artifact.meta else copy.deepcopy(model)
         )
-    except (data.DataError, OSError, ValueError) as error:
-        raise NoSheetError(
-            f"The data set {result.dataset} is not at hand: give its folder by --data-root."
-        ) from error
-    try:
-        model = from_artifact(artifact)
     except codec.AtmcFormatError as error:
+        either = "is not one of the zoo: give it by --model"
+        neither = "is neither one of the zoo nor the one given"
         raise NoSheetError(
-            "The model is not one of the zoo, so that it cannot be built here."
+            f"The model {result.model} {either if model is None else neither}."
         ) from error
-    name = artifact.meta["model"]
+    name = artifact.meta.get("model", result.model)
     try:
-        check_model(model, loaded, name)
+        check_model(decoded, loaded, name)
     except ModelError as error:
         raise NoSheetError(f"The model {name} does not take images of {result.dataset}.") from error
     usual: dict[str, Any] = {"eps": loaded.eps, "steps": loaded.eval_steps, "step_size": None}
@@ -114,12 +110,12 @@ def sheet(
     x, y = loaded.test.head(images)
     generator = torch.Generator().manual_seed(result.seed or 0)
     adversarial = pgd(
-        *(model, x, y, eps, steps),
+        *(decoded, x, y, eps, steps),
         step_size=step_size,
         stop_when_fooled=True,
         generator=generator,
     )
-    before, after = predict(model, x), predict(model, adversarial)
+    before, after = predict(decoded, x), predict(decoded, adversarial)
     scale = 2 * eps if eps > 0 else 1.0
     return Sheet(
         eps,
@@ -135,6 +131,29 @@ def sheet(
             for i in range(len(x))
         ),
     )
+
+
+def _data_of(result: Result, data_root: str | None) -> data.Dataset:
+    """The data set of a run, by its name.
+
+    Raises:
+        NoSheetError: it is not at hand, or a function, which is not called because a file says so.
+    """
+    root = data_root if data_root is not None else result.config.get("data_root")
+    image_size = result.config.get("image_size")
+    found = data.kind(result.dataset)
+    if found is None or found == "own":
+        raise NoSheetError(f"The data set {result.dataset} is one's own: give it by --dataset.")
+    try:
+        return _load(
+            result.dataset,
+            None if root is None else str(root),
+            image_size if isinstance(image_size, int) else None,
+        )
+    except (data.DataError, OSError, ValueError) as error:
+        raise NoSheetError(
+            f"The data set {result.dataset} is not at hand: give its folder by --data-root."
+        ) from error
 
 
 def _png(image: Tensor) -> str:

@@ -63,3 +63,40 @@ def test_a_missing_package(run, tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr == "Error: a report needs plotly: pip install 'atmc[report]'\n"
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def load():
+    x, y = torch.rand(40, 1, 8, 8), torch.arange(40) % 4
+    return torch.utils.data.TensorDataset(x, y), torch.utils.data.TensorDataset(x[:8], y[:8])
+"""
+
+
+def test_data_and_models_of_ones_own(atmc, here):
+    """No code is run because a folder names it; it is where the command does."""
+    (here / "own.py").write_text(OWN)
+    names = ("--dataset", "own.py:load", "--model", "own.py:net")
+    short = ("--dense-epochs", "1", "--epochs", "1", "--level-epochs", "0", "--steps", "1")
+    made = atmc("compress", *names, *short, "--budget-bits", "1kB", "--output", "runs/one")
+    assert made.exit_code == 0, made.stderr
+    told = "Warning: The {} own.py:{} {}\n"
+    for given, warning in (
+        ((), told.format("data set", "load", "is one's own: give it by --dataset.")),
+        (names[:2], told.format("model", "net", "is not one of the zoo: give it by --model.")),
+        (names, ""),
+    ):
+        result = atmc("report", "runs", *given)
+        assert (result.exit_code, result.stderr) == (0, warning)
+        assert ('id="sheet"' in (here / "runs/report.html").read_text()) == (given == names)
+    assert "there is no 'void' in own.py" in error(
+        atmc("report", "runs", "--model", "own.py:void"), 1
+    )
+    assert "unknown data set" in error(atmc("report", "runs", "--dataset", "void"), 1)

@@ -1,0 +1,134 @@
+"""Data sets of loaders: what a pass gives, and what is refused before any training."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from atmc.data import DataError, Dataset, Loaded, from_loaders
+
+X = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(10) % 3
+
+
+def loader(count: int = 10, size: int = 4, **more: Any) -> Any:
+    return DataLoader(TensorDataset(X[:count], Y[:count]), batch_size=size, **more)
+
+
+def made(train: Any = None, val: Any = None, test: Any = None, **more: Any) -> Dataset:
+    given = ((train, 10), (val, 5), (test, 7))
+    train, val, test = (loader(count) if part is None else part for part, count in given)
+    return from_loaders("mine", train, val, test, **more)
+
+
+def test_three_loaders_are_a_data_set() -> None:
+    dataset = made()
+    assert (dataset.name, dataset.num_classes, dataset.input_shape) == ("mine", 3, (1, 4, 4))
+    assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [10, 5, 7]
+    assert (dataset.model, dataset.augmented) == (None, False)
+    assert torch.equal(dataset.x_test, X[:7]) and torch.equal(dataset.y_train, Y)
+    assert made(num_classes=9).num_classes == 9
+    dataset.check_rest()
+
+
+def test_batches_are_those_of_the_loader() -> None:
+    batches = made().train.batches(99, shuffle=True, augment=True, device="cpu")
+    assert len(batches) == 3
+    for _ in range(2):  # every pass
+        assert [len(y) for _, y in batches] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 9, 10, 11, None])
+def test_the_first_examples(count: int | None) -> None:
+    """The same as of examples in memory, whatever lies at the borders of batches."""
+    part = made().train.first(count)
+    expected = X[:count]
+    batches = part.batches(4)
+    assert len(part) == len(expected)
+    assert len(batches) == len(list(batches)) == -(-len(expected) // 4)
+    x, y = part.head(None)
+    assert torch.equal(x, expected) and torch.equal(y, Y[:count])
+    assert torch.equal(part.first(2).head(None)[1], Y[: len(expected)][:2])
+
+
+def test_some_of_the_examples() -> None:
+    x, y = made().train.take(torch.tensor([9, 0, 4])).head(None)
+    assert torch.equal(x, X[[9, 0, 4]]) and torch.equal(y, Y[[9, 0, 4]])
+
+
+def test_the_seed_decides_an_order_of_its_own() -> None:
+    """Looking at the loader draws nothing from the global generator; a pass does."""
+    state = torch.get_rng_state()
+    dataset = made(train=loader(shuffle=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    batches = dataset.train.batches(4, shuffle=True)
+    passes = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        passes.append(torch.cat([y for _, y in batches]))
+    assert torch.equal(passes[0], passes[1]) and not torch.equal(passes[0], passes[2])
+
+
+def test_indices_pass_where_they_are_asked_for() -> None:
+    indexed = DataLoader(TensorDataset(X, Y, torch.arange(10)), batch_size=4)
+    train = made(train=indexed).train
+    assert [len(batch) for batch in train.batches(4)] == [2, 2, 2]
+    assert torch.cat([i for _, _, i in train.batches(4, indexed=True)]).tolist() == [*range(10)]
+    assert [len(batch) for batch in made().train.batches(4, indexed=True)] == [2, 2, 2]
+
+
+def test_a_loader_without_a_length() -> None:
+    class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter(zip(X, Y, strict=True))
+
+    dataset = made(train=DataLoader(Stream(), batch_size=4))
+    assert len(dataset.train.batches(1)) == 3
+
+
+def test_inputs_of_any_shape() -> None:
+    flat = [(X.flatten(1), Y)]
+    assert from_loaders("mine", flat, flat, flat).input_shape == (16,)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: (x - 0.5, y), "the {} loader gives values from .* outside"),
+        (lambda x, y: ((255 * x).byte(), y), "the {} loader gives inputs of torch.uint8"),
+        (lambda x, y: (x, y.int()), "the {} loader gives torch.int32 labels"),
+        (lambda x, y: (x, y - 1), "the {} loader gives the label -1: give labels from 0 on"),
+        (lambda x, y: (x, y[:1]), r"the {} loader gives .* labels of shape \(1,\)"),
+        (lambda x, y: (x[:0], y[:0]), r"the {} loader gives .* labels of shape \(0,\)"),
+        (lambda x, y: (x[:, :, : 1 + int(y[0])], y), "the {} loader gives inputs of .* and of .*:"),
+        (lambda x, y: (x,), "the {} loader gives inputs alone"),
+        (lambda x, y: "batch", "the {} loader gives batches that are no tensors"),
+    ],
+)
+@pytest.mark.parametrize("which", ["train", "validation", "test"])
+def test_batches_that_are_refused(which: str, change: Callable[..., Any], said: str) -> None:
+    """Wherever in the pass they are; and the examples of a later loader are looked at, too."""
+    batches = [*loader(), change(X[4:8], Y[4:8])]
+    key = {"validation": "val"}.get(which, which)
+    with pytest.raises(DataError, match=said.format(which)) as caught:
+        made(**{key: batches})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_three_good_loaders_may_lack() -> None:
+    with pytest.raises(DataError, match="the validation loader is empty: give batches"):
+        made(val=iter([]))
+    with pytest.raises(DataError, match=r"its test part has a label out of range, 2: give 0 to 1"):
+        made(train=loader(2), val=loader(2), num_classes=2)
+    with pytest.raises(DataError, match="bring all to one shape"):
+        made(val=[(X[:, :, 1:], Y)])
+    with pytest.raises(DataError, match="fewer than two classes"):
+        from_loaders("mine", *3 * [[(X, torch.zeros_like(Y))]])
+
+
+def test_what_it_is_made_of() -> None:
+    part = made().val
+    assert isinstance(part, Loaded) and (part.highest, part.shape) == (2, (1, 4, 4))
