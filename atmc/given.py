@@ -11,7 +11,7 @@ from torch import nn
 from atmc.data import Dataset
 from atmc.factorization import factorized_weights
 from atmc.model_files import RunError
-from atmc.one_line import one_line
+from atmc.model_sources import call
 from atmc.python_path import GIVEN
 from atmc.settings import Settings, SettingsError
 
@@ -81,25 +81,14 @@ class Given:
         """The model, to be changed.
 
         Raises:
-            RunError: the function fails or returns no module, or the module is factorized.
+            PythonPathError: the function fails, or returns no module.
+            RunError: the module is factorized.
         """
         assert self.model is not None
         if isinstance(self.model, nn.Module):
-            model: object = copy.deepcopy(self.model)
+            model = copy.deepcopy(self.model)
         else:
-            try:
-                model = self.model()
-            except Exception as error:  # whatever the code of a stranger runs into
-                said = one_line(error)
-                raise RunError(
-                    f"the model given fails when it is called ({type(error).__name__}: {said}): "
-                    "give a module, or a function that needs no arguments and returns one"
-                ) from error
-        if not isinstance(model, nn.Module):
-            raise RunError(
-                f"the model given returns an object of type {type(model).__name__}: let it return "
-                "an nn.Module"
-            )
+            model = call(self.model, "the model given")
         if factorized_weights(model):
             raise RunError("the model given is factorized: call atmc.defactorize(model) first")
         return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from atmc import models, python_path
@@ -29,18 +31,30 @@ def build(name: str, num_classes: int | None = None) -> nn.Module:
     """
     if not is_own(name):
         return models.create(name, **_kwargs(name, num_classes))
-    function = python_path.load(name)
+    return call(python_path.load(name), name)
+
+
+def call(function: Callable[[], object], what: str) -> nn.Module:
+    """The module that a function, or class, of a stranger makes.
+
+    Args:
+        function: needs no arguments and returns an ``nn.Module``.
+        what: it is, for the message.
+
+    Raises:
+        PythonPathError: it fails, or returns something else.
+    """
     try:
         model = function()
     except Exception as error:  # whatever the code of a stranger runs into
         said = one_line(error)
         raise PythonPathError(
-            f"{name} fails when it is called ({type(error).__name__}: {said}): it must need no "
+            f"{what} fails when it is called ({type(error).__name__}: {said}): it must need no "
             "arguments and return an nn.Module"
         ) from error
     if not isinstance(model, nn.Module):
         raise PythonPathError(
-            f"{name} returns an object of type {type(model).__name__}: let it return an nn.Module"
+            f"{what} returns an object of type {type(model).__name__}: let it return an nn.Module"
         )
     return model
 

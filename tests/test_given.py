@@ -19,6 +19,7 @@ from atmc.export import export, read_source
 from atmc.given import Given
 from atmc.model_check import ModelError
 from atmc.model_files import RunError, read_model
+from atmc.python_path import PythonPathError
 from atmc.report import report
 from atmc.report.results import find
 from atmc.run import EpochFigures, run
@@ -154,8 +155,13 @@ def test_a_model_by_name_and_data_as_an_object(tmp_path: Path) -> None:
         (Net, {"budget_bits": 100}, atmc.artifact.BudgetError, "the smallest possible file"),
         (nn.Linear(64, 4), {}, ModelError, r"model 'Linear' gives outputs of shape|takes other"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), {}, ModelError, "knows 3 classes"),
-        (lambda: 3, {}, RunError, "the model given returns an object of type int: let it"),
-        (lambda x: x, {}, RunError, r"the model given fails when it is called \(TypeError: "),
+        (lambda: 3, {}, PythonPathError, "the model given returns an object of type int: let it"),
+        (
+            lambda x: x,
+            {},
+            PythonPathError,
+            r"the model given fails when it is called \(TypeError: ",
+        ),
         (lambda: atmc.factorize(Net()), {}, RunError, "given is factorized: call atmc.defac"),
     ],
 )
@@ -176,7 +182,7 @@ def test_objects_of_a_run_are_not_sought_by_name(
     config = yaml.safe_load((folder / "config.yaml").read_text())
     with pytest.raises(DataError, match="mine was an object of the Python program that made"):
         run(config, tmp_path / "again")
-    with pytest.raises(atmc.python_path.PythonPathError, match="Net was an object of the Python"):
+    with pytest.raises(PythonPathError, match="Net was an object of the Python"):
         run(config | {"dataset": "digits"}, tmp_path / "again")
     again = run(config, tmp_path / "again", model=Net, dataset=mine())
     assert (tmp_path / "again/model.atmc").read_bytes() == (folder / "model.atmc").read_bytes()
