@@ -306,8 +306,9 @@ class RateDistortion:
     def choose(self, distortion: float) -> dict[str, int]:
         """b per tensor: the fewest bits whose error stays in bounds.
 
-        From one bit each, the tensor whose next bit buys the most error a bit of file gets it,
-        until Σ s_t ‖θ_t - θ'_t‖² ≤ ``distortion`` · Σ s_t ‖θ_t‖².
+        From one bit each, the tensor where more bits buy the most error a bit of file gets them,
+        until Σ s_t ‖θ_t - θ'_t‖² ≤ ``distortion`` · Σ s_t ‖θ_t‖². Mostly that is one bit more; of
+        a few values one bit more may leave a larger error, and is passed over for two.
 
         Args:
             distortion: the bound, as a share of the whole.
@@ -315,18 +316,22 @@ class RateDistortion:
         errors, rates = self.errors, self.rates
         chosen = dict.fromkeys(errors, 0)  # index into the choices
 
-        def gain(name: str) -> float:
-            now = chosen[name]
-            if now + 1 == len(_CHOICES):
-                return -1.0
-            saved = errors[name][now] - errors[name][now + 1]
-            return saved / max(rates[name][now + 1] - rates[name][now], 1e-9)
+        def step(name: str) -> tuple[float, int]:
+            """The most error a bit of file that more bits for a tensor buy, and how many."""
+            now, error, rate = chosen[name], errors[name], rates[name]
+            worth = [
+                ((error[now] - error[i]) / max(rate[i] - rate[now], 1e-9), -i)
+                for i in range(now + 1, len(_CHOICES))
+            ]
+            gain, i = max(worth, default=(0.0, -now))
+            return gain, -i
 
         while sum(errors[name][i] for name, i in chosen.items()) > distortion * self.energy:
-            best = max(chosen, key=gain)
-            if gain(best) < 0:
+            best = max(chosen, key=lambda name: step(name)[0])
+            gain, i = step(best)
+            if gain <= 0:
                 break
-            chosen[best] += 1
+            chosen[best] = i
         return {name: _CHOICES[chosen.get(name, 0)] for name in self.names}
 
 

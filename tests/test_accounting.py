@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis.strategies import DataObject, data, floats, lists
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -358,6 +360,38 @@ def test_choose_bits_meets_its_distortion(bound: float, rdo: bool) -> None:
         if b > 1
     ]
     assert not fewer or max(fewer) > bound
+
+
+def test_a_bit_that_makes_the_error_larger_is_passed_over() -> None:
+    """Levels of more bits are told less precisely: of a few values the error may rise with b."""
+    falling = [4.0**-bits for bits in range(1, 9)]
+    stairs = [0.0203, 0.0214, 0.0065, 0.000677, 7.1e-05, 2.1e-05, 3.9e-06, 1.5e-06]
+    table = RateDistortion(
+        ("few", "many"),
+        {"few": stairs, "many": falling},
+        {
+            "few": [160.0, 179.0, 207.0, 245.0, 262.0, 278.0, 293.0, 309.0],
+            "many": [1e5 * bits for bits in range(1, 9)],
+        },
+        3.0,
+    )
+    assert table.choose(0.003) == {"few": 8, "many": 4}  # and not all that many can have
+
+
+@settings(deadline=None, max_examples=200)
+@given(data())
+def test_bits_are_chosen_for_the_most_error_a_bit_of_file(drawn: DataObject) -> None:
+    """Whatever the curves: the bound is met where any choice meets it."""
+    names = ("a", "b")
+    errors = {n: drawn.draw(lists(floats(0, 1), min_size=8, max_size=8)) for n in names}
+    rates = {n: sorted(drawn.draw(lists(floats(1, 99), min_size=8, max_size=8))) for n in names}
+    bound = drawn.draw(floats(0, 1))
+    chosen = RateDistortion(names, errors, rates, 1.0).choose(bound)
+    left = sum(errors[name][chosen[name] - 1] for name in names)
+    assert left <= bound or left == sum(map(min, errors.values()))
+    # Fewer bits of either alone, at an error no larger, would have been taken.
+    for name in names:
+        assert all(e > errors[name][chosen[name] - 1] for e in errors[name][: chosen[name] - 1])
 
 
 def test_choose_bits_does_what_it_can() -> None:
