@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from atmc import codec, data, models
 from atmc.attacks import Loss
 from atmc.data import Dataset
 from atmc.evaluation import Source, attack, evaluate, parse_attack
+from atmc.given import check_dataset
 from atmc.ladder import climb
 from atmc.memory import keep_freed
 from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model, run_config
-from atmc.model_sources import is_own
+from atmc.model_sources import Model, is_own
 from atmc.parsing import parse_eps
 from atmc.run import choose_device, evaluation_batch
 
@@ -27,19 +27,19 @@ from atmc.run import choose_device, evaluation_batch
 def evaluate_artifact(
     path: str | os.PathLike[str],
     *,
-    model: str | nn.Module | None = None,
+    model: str | Model | None = None,
     dataset: str | Dataset | None = None,
     data_root: str | None = None,
     download: bool = False,
     image_size: int | None = None,
-    attacks: Sequence[str] = ("fgsm", "pgd"),
+    attacks: str | Sequence[str] = ("fgsm", "pgd"),
     eps: float | str | None = None,
     steps: int | None = None,
     step_size: float | str | None = None,
     restarts: int = 1,
     examples: int | None = None,
     loss: Loss = "ce",
-    sources: Sequence[Path] = (),
+    sources: Sequence[str | os.PathLike[str]] = (),
     eps_grid: Sequence[float | str] = (),
     seed: int = 0,
     device: str = "auto",
@@ -48,8 +48,8 @@ def evaluate_artifact(
 
     Args:
         path: the artifact, or the ``dense.safetensors`` of a run folder.
-        model: what to build where a file does not name a model of ours, by its name or as a module;
-            see :func:`atmc.model_files.read_model`.
+        model: what to build where a file does not name a model of ours: a name, a module or a
+            function; see :func:`atmc.model_files.read_model`.
         dataset: its data set, by its name or as it is; None for that of the run folder around it,
             else the model's own.
         data_root: where the data lies; None for that of the run folder.
@@ -86,8 +86,8 @@ def evaluate_artifact(
         if dataset is None or data.kind(dataset) == "own":  # code is run if its user says so
             said = f" ({path.parent / 'config.yaml'} says {dataset})" if dataset else ""
             raise RunError(f"{path} does not tell its data set: give it by --dataset{said}")
-    if isinstance(dataset, Dataset):
-        loaded = dataset
+    if not isinstance(dataset, str):
+        loaded = check_dataset(dataset)
     else:
         if image_size is None and dataset == beside.get("dataset"):
             image_size = beside.get("image_size")
@@ -107,9 +107,11 @@ def evaluate_artifact(
         attack, eps=radius, steps=steps, step_size=length, restarts=restarts, loss=loss
     )
     chosen = []
-    for each in attacks:
+    for each in (attacks,) if isinstance(attacks, str) else attacks:
         if parse_attack(each)[0] == "transfer" and sources:
-            chosen += [resolve(each, source=_read_source(s, loaded, where, model)) for s in sources]
+            chosen += [
+                resolve(each, source=_read_source(Path(s), loaded, where, model)) for s in sources
+            ]
         else:
             chosen.append(resolve(each))
     read = read.to(where)
@@ -122,7 +124,7 @@ def evaluate_artifact(
 
 
 def _read_source(
-    path: Path, dataset: Dataset, device: torch.device, otherwise: str | nn.Module | None
+    path: Path, dataset: Dataset, device: torch.device, otherwise: str | Model | None
 ) -> Source:
     """The model in a file as the source of a transfer attack.
 

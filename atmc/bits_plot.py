@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from atmc import pictures
@@ -13,7 +14,7 @@ PARTS = ("positions", "values", "codebooks", "dense", "header")
 _COLOURS = dict(zip(PARTS, ("#0072b2", "#56b4e9", "#e69f00", "#009e73", "#808080"), strict=True))
 
 
-def draw(path: Path, sizes: Sizes, title: str = "") -> None:
+def draw(path: str | os.PathLike[str], sizes: Sizes, title: str = "") -> None:
     """A bar for each tensor under its name, in the file's order, and one for the file's header.
 
     Each bar says its bits and their share of the file; the legend says it of each part.
@@ -33,7 +34,7 @@ def draw(path: Path, sizes: Sizes, title: str = "") -> None:
         return f"{bits:,} bit{'s'[: bits != 1]} ({bits / sizes.file_bits:.1%})"
 
     longest = max(len(name) for name, _ in rows)
-    with pictures.picture(path, 7.5 + 0.1 * longest, 1.8 + 0.22 * len(rows)) as figure:
+    with pictures.picture(Path(path), 7.5 + 0.1 * longest, 1.8 + 0.22 * len(rows)) as figure:
         from matplotlib.patches import Patch
 
         axes = figure.add_subplot()

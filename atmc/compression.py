@@ -6,15 +6,15 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from atmc import codec
+from atmc import codec, fingerprint
 from atmc.accounting import dense_bits
 from atmc.artifact import BudgetError, from_artifact, to_artifact
 from atmc.evaluation import Attack, attack, evaluate
@@ -23,11 +23,11 @@ from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
 from atmc.model_check import check_loader
 from atmc.objective import Objective, TrainAttack, usual_steps
-from atmc.parsing import parse_bits, parse_eps
+from atmc.parsing import nearest, parse_bits, parse_eps
 from atmc.processor import fast_bfloat16
 from atmc.stages import DenseStage, fit
 from atmc.stages.dense import DenseOptimizer, RateSchedule
-from atmc.training import EXAMPLES, Loader, Progress, Stage, Trainer
+from atmc.training import EXAMPLES, Loader, Progress, Stage, Trainer, TrainingError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 StatePrecision = Literal["float32", "bfloat16"]
@@ -123,10 +123,17 @@ class Training:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before any training."""
+        for name in _LEAST:
+            value, kinds = getattr(self, name), (int, float) if name == "eps" else (int,)
+            if isinstance(value, bool) or not isinstance(value, (*kinds, type(None))):
+                what = "number" if name == "eps" else "whole number"
+                raise ValueError(f"{name} is {value!r}: give a {what}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise ValueError(f"{name} is {value}: give a number of at least {least}")
+        if self.eps > 1:
+            raise ValueError(f"eps is {self.eps}: give a number from 0 to 1 (pixels are in [0, 1])")
         for name in ("clean_weight", "distill", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
@@ -218,23 +225,25 @@ class Job:
         self.recipe = get(self.method)
         if self.bits == "auto" and self.recipe.auto_bits is not None:
             self.bits = self.recipe.auto_bits
+        parameters = list(self.model.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            raise ValueError("no parameter of the model requires a gradient: let some")
         self.target = self._target(self.budget_bits)
-        self._check_least()
+        if self.training.ratios is not None and not self.recipe.layerwise:
+            raise ValueError(f"{self.method} does not prune layer by layer: leave out ratios")
 
     def _target(self, budget_bits: int | None) -> Target:
         rdo = self.training.rdo
         return Target.of(self.model, budget_bits, self.bits, self.meta, rdo=rdo)
 
-    def _check_least(self) -> None:
-        """Refuse a budget that the method cannot reach.
+    def check_least(self) -> None:
+        """Refuse a budget that the method cannot reach; looks at the loader's first batch.
 
         Raises:
             BudgetError: with the smallest budget that it can.
             ValueError: ratios that cannot be.
         """
         ratios = self.training.ratios
-        if ratios is not None and not self.recipe.layerwise:
-            raise ValueError(f"{self.method} does not prune layer by layer: leave out ratios")
         if self.recipe.least is None or (self.budget_bits is None and ratios is None):
             return
         with torch.random.fork_rng():
@@ -331,6 +340,29 @@ def size_report(model: nn.Module, target: Target, data: bytes) -> dict[str, Any]
     }
 
 
+def _claim(folder: Path, job: Job) -> None:
+    """Let the checkpoints in a folder be this job's.
+
+    Raises:
+        TrainingError: they are another's.
+    """
+    kept = folder / "call.json"
+    facts = {
+        "method": job.method,
+        "budget_bits": job.budget_bits,
+        "bits": job.bits,
+        **asdict(job.training),
+        "model": fingerprint.digest(job.model),
+    }
+    other = fingerprint.differing(kept, facts)
+    if other is not None:
+        raise TrainingError(
+            f"the checkpoints in {folder} are of a call with another {other}: give another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    fingerprint.write(kept, facts)
+
+
 def compress(
     model: nn.Module,
     train_loader: Loader,
@@ -340,7 +372,7 @@ def compress(
     method: str = "atmc",
     bits: int | str = "auto",
     test_loader: Loader | None = None,
-    attacks: list[Attack] | None = None,
+    attacks: Sequence[str | Attack] | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     on_step: Callable[[Progress], None] | None = None,
     on_epoch: OnEpoch | None = None,
@@ -358,8 +390,9 @@ def compress(
         method: how to reach the budget; see :mod:`atmc.methods`.
         bits: b, 1 to 8 or 32, or "auto" for bits chosen per tensor.
         test_loader: where given, the decoded model is evaluated on it.
-        attacks: what to evaluate under; FGSM and PGD-40 if None.
-        checkpoints: folder to checkpoint to, and to resume from.
+        attacks: what to evaluate under, by the names that :func:`atmc.evaluation.attack` takes or
+            as it gives them; FGSM and PGD-40 if None.
+        checkpoints: folder to checkpoint to, and to resume from the same call that was cut.
         on_step: called with a Progress after each step.
         on_epoch: called with the model, the stage and the epoch after each epoch.
         training: any setting of :class:`Training`: ``epochs``, ``seed``, ``steps``...
@@ -374,8 +407,15 @@ def compress(
         ValueError: a method or setting that cannot be, before any training; a loader without
             batches, or whose first batch is no (x, y) with x in [0, 1]; a model that is factorized
             already.
-        TrainingError: the loss is no number any more.
+        TrainingError: the loss is no number any more, or the checkpoints are of another call.
+        TypeError: an unknown setting.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is of type {type(model).__name__}: give an nn.Module")
+    known = [each.name for each in fields(Training)]
+    for key in training:
+        if key not in known:
+            raise TypeError(f"unknown setting {key!r}{nearest(key, known)}")
     plain = copy.deepcopy(model)
     if factorized_weights(plain):
         raise ValueError("the model given is factorized: call atmc.defactorize(model) first")
@@ -383,9 +423,9 @@ def compress(
     eps = parse_eps(eps) if isinstance(eps, str) else eps
     if isinstance(training.get("step_size"), str):
         training["step_size"] = parse_eps(training["step_size"])
-    budget = parse_bits(budget_bits) if isinstance(budget_bits, str) else budget_bits
-    if budget is None:
-        budget = usual_budget(plain, method)
+    if isinstance(budget_bits, (str, float)):
+        budget_bits = parse_bits(budget_bits)
+    budget = usual_budget(plain, method) if budget_bits is None else budget_bits
     job = Job(
         copy.deepcopy(model),
         train_loader,
@@ -398,11 +438,20 @@ def compress(
         on_step,
         on_epoch,
     )
-    check_loader(job.model, train_loader, "the train loader", pixels=job.attacked)
+    chosen = [
+        attack(each, eps=eps) if isinstance(each, str) else each
+        for each in (("fgsm", "pgd") if attacks is None else attacks)
+    ]
+    remembered = job.attacked and job.training.train_attack == "atta"
+    check_loader(
+        *(job.model, train_loader, "the train loader"), pixels=job.attacked, indexed=remembered
+    )
     if test_loader is not None:
-        check_loader(job.model, test_loader, "the test loader", pixels=True)
+        attacked = any(each.eps != 0 for each in chosen)
+        check_loader(job.model, test_loader, "the test loader", pixels=attacked)
+    job.check_least()
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        _claim(folder, job)
     if job.training.dense_epochs > 0:
         job.train_dense()
     dense = copy.deepcopy(job.model).eval()
@@ -411,7 +460,6 @@ def compress(
     started = time.monotonic()
     measured: dict[str, Any] = {"accuracy": None, "attacks": []}
     if test_loader is not None:
-        chosen = attacks or [attack("fgsm", eps=eps), attack("pgd", eps=eps)]
         measured = evaluate(decoded, test_loader, chosen, seed=job.training.seed)
     report = {
         "schema": 1,

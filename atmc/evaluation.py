@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from atmc import packaged_attacks
 from atmc.attacks import Loss, default_step_size, fgsm, frozen, pgd, wrm
 from atmc.extras import require
+from atmc.parsing import parse_eps
 
 ATTACKS = (
     *("fgsm", "pgd", "margin", "bpda", "wrm", "transfer"),
@@ -105,7 +106,7 @@ class Attack:
 def attack(
     name: str,
     *,
-    eps: float,
+    eps: float | str,
     steps: int = 40,
     step_size: float | None = None,
     restarts: int = 1,
@@ -121,7 +122,7 @@ def attack(
 
     Args:
         name: of the attack.
-        eps: the ℓ∞ radius, in pixels of [0, 1].
+        eps: the ℓ∞ radius, in pixels of [0, 1]; a number, or as in ``"8/255"``.
         steps: of PGD.
         step_size: of PGD; None for 4/3 · ε / steps.
         restarts: of PGD.
@@ -133,8 +134,9 @@ def attack(
         ValueError: no such attack, a setting that cannot be, or "transfer" without a source.
     """
     name, own_steps = parse_attack(name)
-    if not eps >= 0 or steps < 1 or restarts < 1:
-        raise ValueError("eps must be at least 0, steps and restarts at least 1")
+    eps = parse_eps(eps)
+    if steps < 1 or restarts < 1:
+        raise ValueError("steps and restarts must be at least 1")
     if (name == "transfer") != (source is not None):
         raise ValueError("the attack transfer needs a source, and no other attack takes one")
     if name in _PACKAGES:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from atmc.attacks import frozen
 from atmc.data import Dataset
-from atmc.data.loaded import AnyLoader, check_batch
+from atmc.data.loaded import AnyLoader, check_batch, check_index, refuse_iterator
 from atmc.one_line import one_line
 
 
@@ -34,7 +34,9 @@ def check_model(model: nn.Module, dataset: Dataset, what: str) -> None:
         )
 
 
-def check_loader(model: nn.Module, loader: AnyLoader, what: str, *, pixels: bool) -> None:
+def check_loader(
+    model: nn.Module, loader: AnyLoader, what: str, *, pixels: bool, indexed: bool = False
+) -> None:
     """Refuse a loader whose first batch a model cannot be trained or evaluated on.
 
     Args:
@@ -42,16 +44,20 @@ def check_loader(model: nn.Module, loader: AnyLoader, what: str, *, pixels: bool
         loader: should give (x, y): x of shape (N, ...), y int64 of shape (N,).
         what: what the loader is, for the message.
         pixels: whether x must be in [0, 1].
+        indexed: whether it must say which examples a batch holds.
 
     Raises:
         ModelError: the model takes other inputs, gives no logits, or knows fewer classes.
         ValueError: the loader gives something else, or nothing.
     """
+    refuse_iterator(loader, what)
     with torch.random.fork_rng():
         batch = next(iter(loader), None)
     if batch is None:
         raise ValueError(f"{what} is empty: give batches (x, y)")
     x, y = check_batch(batch, what, pixels=pixels)
+    if indexed:
+        check_index(batch, what)
     classes = _classes(model, x[:1], "the model", what, "give another model or loader")
     if (high := int(y.max())) >= classes:
         raise ModelError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from atmc import codec, models
 from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
 from atmc.compression import channels_last
-from atmc.model_sources import build, is_own
+from atmc.model_sources import Model, build, is_own, made
 from atmc.python_path import PythonPathError
 from atmc.settings import SettingsError, from_mapping, read_config
 from atmc.weights import load_weights, read_state, renamed
@@ -26,7 +25,7 @@ class RunError(ValueError):
     """A run that cannot start or go on; one line that says what to do."""
 
 
-def _dense_model(source: str | nn.Module, path: Path) -> nn.Module:
+def _dense_model(source: str | Model, path: Path) -> nn.Module:
     """A model with the weights of a file; one of ours by name, with as many classes as they."""
     model, name = _built(source), source if isinstance(source, str) else None
     if name is not None and not is_own(name):
@@ -64,7 +63,7 @@ def run_config(path: Path) -> dict[str, Any]:
 
 
 def read_model(
-    path: Path, otherwise: str | nn.Module | None = None
+    path: Path, otherwise: str | Model | None = None
 ) -> tuple[nn.Module, dict[str, Any], str | None]:
     """The model in a file.
 
@@ -72,11 +71,12 @@ def read_model(
         path: an artifact, or weights: the ``dense.safetensors`` of a run folder, or a file that
             :func:`atmc.weights.read_state` takes and whose name ends as such files' do.
         otherwise: what to build where the file does not name a model of ours, as
-            :func:`atmc.model_sources.build` takes it, or a module to copy. A model of one's own is
-            not built because a file, or the folder that it lies in, names one: that would run code.
+            :func:`atmc.model_sources.build` takes it, or a module or function. A model of one's own
+            is not built because a file, or the folder that it lies in, names one: that would run
+            code.
 
     Returns:
-        The model, its size as in report.json, and its name; None for that of a module.
+        The model, its size as in report.json, and its name; None for a module or function.
 
     Raises:
         AtmcFormatError, OSError, PythonPathError, WeightsError: see their messages.
@@ -113,9 +113,9 @@ def _ours(name: object) -> str | None:
     return name if isinstance(name, str) and not is_own(name) and models.known(name) else None
 
 
-def _built(source: str | nn.Module) -> nn.Module:
-    if isinstance(source, nn.Module):
-        return copy.deepcopy(source)
+def _built(source: str | Model) -> nn.Module:
+    if not isinstance(source, str):
+        return made(source)
     try:
         return build(source)
     except PythonPathError:

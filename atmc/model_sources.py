@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from torch import nn
@@ -10,6 +11,8 @@ from atmc import models, python_path
 from atmc.models.from_torchvision import PREFIX
 from atmc.one_line import one_line
 from atmc.python_path import PythonPathError
+
+Model = nn.Module | Callable[[], nn.Module]
 
 
 def is_own(name: str) -> bool:
@@ -31,21 +34,28 @@ def build(name: str, num_classes: int | None = None) -> nn.Module:
     """
     if not is_own(name):
         return models.create(name, **_kwargs(name, num_classes))
-    return call(python_path.load(name), name)
+    return made(python_path.load(name), name)
 
 
-def call(function: Callable[[], object], what: str) -> nn.Module:
-    """The module that a function, or class, of a stranger makes.
+def made(source: Model, what: str = "the model given") -> nn.Module:
+    """A model to be changed: a copy of a module, or what a function or class makes.
 
     Args:
-        function: needs no arguments and returns an ``nn.Module``.
+        source: a module, or what needs no arguments and returns one.
         what: it is, for the message.
 
     Raises:
-        PythonPathError: it fails, or returns something else.
+        PythonPathError: it is neither, it fails, or returns something else.
     """
+    if isinstance(source, nn.Module):
+        return copy.deepcopy(source)
+    if not callable(source):
+        raise PythonPathError(
+            f"{what} is of type {type(source).__name__}: give an nn.Module, or a function that "
+            "makes one"
+        )
     try:
-        model = function()
+        model = source()
     except Exception as error:  # whatever the code of a stranger runs into
         said = one_line(error)
         raise PythonPathError(
@@ -56,7 +66,7 @@ def call(function: Callable[[], object], what: str) -> nn.Module:
         raise PythonPathError(
             f"{what} returns an object of type {type(model).__name__}: let it return an nn.Module"
         )
-    return model
+    return copy.deepcopy(model)  # it may return the same one every time
 
 
 def meta(name: str, num_classes: int | None = None) -> dict[str, object] | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.attacks import frozen
+from atmc.model_check import ModelError
 
 
 @contextlib.contextmanager
@@ -52,10 +53,20 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, seed: int 
 
     Returns:
         The attacked inputs, in [0, 1] and within ε of ``x``.
+
+    Raises:
+        ModelError: the model knows fewer than the four classes that its losses need.
     """
     from pyautoattack import AutoAttack
 
     with _held(model, seed):
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        if classes < 4:
+            raise ModelError(
+                f"AutoAttack needs a model of four classes or more, this one knows {classes}: use "
+                "margin, square or cw-linf"
+            )
         package = AutoAttack(model, eps=eps, seed=seed, device=x.device)
         adversarial: Tensor = package.run_standard_evaluation(x, y, batch_size=len(x))[0]
     return adversarial

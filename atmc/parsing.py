@@ -1,7 +1,8 @@
-"""Sizes, radii and shares as a person writes them: ``17kB``, ``8/255``, ``conv*=0.5,fc1=1/8``."""
+"""What a person writes: ``17kB``, ``8/255``, ``conv*=0.5,fc1=1/8``, and misspelt names."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from fractions import Fraction
@@ -84,3 +85,9 @@ def parse_ratios(value: object) -> dict[str, float] | None:
         if not 0 < share <= 1:
             raise ValueError(f"the share of {name} is {share}: give one above 0, up to 1")
     return shares
+
+
+def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    """The end of a message on an unknown name: the nearest known one, and all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f": did you mean {close[0]!r}? (known: {', '.join(known)})" if close else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -17,16 +18,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from atmc import codec, data, methods, model_sources
+from atmc import codec, data, fingerprint, methods, model_sources
 from atmc.artifact import BudgetError, load
 from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report, usual_budget
 from atmc.data import Dataset, Loader
 from atmc.evaluation import attack, evaluate, predict
-from atmc.given import Given, Model
+from atmc.given import Given
 from atmc.inheritance import inherit
 from atmc.model_check import check_model
 from atmc.model_files import RunError, read_model
+from atmc.model_sources import Model
 from atmc.models.initialize import initialize
 from atmc.python_path import GIVEN, PythonPathError
 from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
@@ -233,11 +235,19 @@ def run(
     output = Path(output)
     if not isinstance(settings, Settings):
         settings = from_mapping(settings)
+    if resume and overwrite:
+        raise SettingsError("resume and overwrite exclude each other: give one of them")
     given = Given(model, dataset)
     settings = given.named(settings)
     _check_folder(output, resume, overwrite)
     if resume:
         settings = _resumed(settings, output)
+        other = fingerprint.differing(output / "checkpoints" / "given.json", given.facts())
+        if other is not None:
+            raise RunError(
+                f"the run in {output} has another {other} than the one given: give that, or start "
+                "another run without --resume"
+            )
     if resume and (output / "report.json").is_file():
         loaded: dict[str, Any] = json.loads((output / "report.json").read_text())
         return loaded
@@ -255,16 +265,17 @@ def run(
     settings = _complete(settings, dataset)
     net, name = _start(settings, dataset, given), settings.model
     assert name is not None
+    own = copy.deepcopy(net) if model_sources.is_own(name) else None
     dataset.check_rest()
     dense_file = output / "dense.safetensors"
     if resume and dense_file.is_file():  # first: --weights may be gone by now
         load_weights(net, dense_file)
+    elif settings.dense_epochs == 0 and settings.weights is None and not given.trained:
+        raise RunError("dense_epochs 0 trains no dense start: give its weights by --weights")
     elif settings.weights is not None:
         load_weights(net, settings.weights)
     elif settings.inherit is not None:
         _inherit(net, Path(settings.inherit), dataset.num_classes)
-    if settings.dense_epochs == 0 and settings.weights is None and not given.trained:
-        raise RunError("dense_epochs 0 trains no dense start: give its weights by --weights")
     training = _training(settings)
     budget = settings.budget_bits
     if budget is None:
@@ -282,7 +293,7 @@ def run(
         dataset.train.batches(
             settings.batch_size,
             shuffle=True,
-            indexed=True,
+            indexed=settings.train_attack == "atta",
             augment=bool(settings.augment),
             device=device,
         ),
@@ -300,6 +311,7 @@ def run(
         _clear(output)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     codec.write(output / "config.yaml", write_config(settings).encode())
+    fingerprint.write(output / "checkpoints" / "given.json", given.facts())
     watch.open(output)
     job.on_epoch = watch
     times = output / "checkpoints" / "dense.json"
@@ -318,7 +330,6 @@ def run(
     artifact = job.compress()
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()
-    own = _initial(settings, dataset.num_classes, given) if model_sources.is_own(name) else None
     decoded = channels_last(load(output / "model.atmc", own).to(device))
     measured = _test(decoded, test, settings, training.eps)
     report = {
@@ -345,7 +356,9 @@ def run(
 def _job(*given: Any) -> Job:
     """The job of resolved settings; what it refuses of them is wrong use."""
     try:
-        return Job(*given)
+        job = Job(*given)
+        job.check_least()
+        return job
     except BudgetError:
         raise
     except ValueError as error:
@@ -370,8 +383,10 @@ def _complete(settings: Settings, dataset: Dataset) -> Settings:
         raise RunError(f"data set {dataset.name!r} has no usual model: give --model")
     if settings.augment and not dataset.augmented:
         raise RunError(f"data set {dataset.name!r} has no augmentation: leave out --augment")
-    attacked = methods.get(settings.method).attacked
-    if settings.augment and attacked and settings.train_attack == "atta":
+    remembered = methods.get(settings.method).attacked and settings.train_attack == "atta"
+    if remembered and isinstance(dataset.train, data.Loaded) and dataset.train.unnamed:
+        raise SettingsError(dataset.train.unnamed)
+    if settings.augment and remembered:
         raise SettingsError(
             "atta remembers what it did to the pixels of each example, which augmentation moves: "
             "use --train-attack pgd, or --augment false"
@@ -463,9 +478,7 @@ def _test(model: nn.Module, batches: Loader, settings: Settings, eps: float) -> 
     """FGSM and PGD on the test split, once."""
     assert settings.eval_steps is not None
     steps, size = settings.eval_steps, settings.eval_step_size
-    return evaluate(
-        model,
-        batches,
-        [attack("fgsm", eps=eps), attack("pgd", eps=eps, steps=steps, step_size=size)],
-        seed=settings.seed,
-    )
+    attacks = [attack("fgsm", eps=eps), attack("pgd", eps=eps, steps=steps, step_size=size)]
+    with torch.random.fork_rng():  # a loader of one's own may draw its order
+        torch.manual_seed(derive(settings.seed))
+        return evaluate(model, batches, attacks, seed=settings.seed)

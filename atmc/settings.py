@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from atmc import data, methods, models
 from atmc.model_sources import is_own
 from atmc.models.initialize import INITIALIZATIONS
 from atmc.objective import TrainAttack, usual_steps
-from atmc.parsing import parse_bits, parse_bits_per_value, parse_eps, parse_ratios
+from atmc.parsing import nearest, parse_bits, parse_bits_per_value, parse_eps, parse_ratios
 from atmc.stages.dense import DenseOptimizer, RateSchedule
 
 
@@ -97,7 +96,7 @@ class Settings(BaseModel):
             ("initialization", self.init, tuple(INITIALIZATIONS)),
         ):
             if name is not None and name not in known:
-                raise SettingsError(f"unknown {kind} {name!r}{_nearest(name, known)}")
+                raise SettingsError(f"unknown {kind} {name!r}{nearest(name, known)}")
         if self.model is not None and not is_own(self.model):
             try:
                 models.info(self.model)
@@ -128,11 +127,6 @@ _EPOCHS = {
 }
 
 
-def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f": did you mean {close[0]!r}? (known: {', '.join(known)})" if close else ""
-
-
 def from_mapping(values: Mapping[str, Any]) -> Settings:
     """Settings from a mapping.
 
@@ -142,7 +136,7 @@ def from_mapping(values: Mapping[str, Any]) -> Settings:
     known = list(Settings.model_fields)
     for key in values:
         if key not in known:
-            raise SettingsError(f"unknown setting {key!r}{_nearest(str(key), known)}")
+            raise SettingsError(f"unknown setting {key!r}{nearest(str(key), known)}")
     try:
         return Settings(**values)
     except ValidationError as error:

@@ -20,6 +20,7 @@ import pickle
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -32,13 +33,15 @@ import torch
 from atmc import codec, methods
 from atmc.artifact import BudgetError
 from atmc.data import Dataset
-from atmc.given import Given, Model
+from atmc.given import Given
 from atmc.model_files import RunError
+from atmc.model_sources import Model
 from atmc.one_line import one_line
 from atmc.python_path import GIVEN
 from atmc.run import read_settings, run
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 
+_IN_A_MODULE = "define its classes and functions in a module"
 _INTERRUPTED, _KEPT = 130, 3  # exit statuses of a run in a process of its own
 
 Status = Literal["done", "kept", "unreachable", "failed", "interrupted"]
@@ -141,12 +144,12 @@ def make_plan(
 def _plan(held: Mapping[str, Any], path: str, said: Mapping[str, Any], given: Given) -> Plan:
     base = dict(held)
     blocks, own = base.pop("points", None), base.pop("start", {})
-    if not isinstance(blocks, list) or not blocks:
+    if not isinstance(blocks, (list, tuple)) or not blocks:
         raise SettingsError(f"{path} has no list of points: give one, as in docs/SWEEPS.md")
     if not isinstance(own, dict):
         raise SettingsError(f"{path}: start must be a mapping of settings to values")
-    for block in (base, *blocks):
-        given.refuse(block if isinstance(block, dict) else ())
+    for block in (base, own, *blocks):
+        given.refuse(block if isinstance(block, dict) else {})
     said = {**said, **given.names}
     of_starts = from_mapping({**base, **own, **said})
     for key in ("dataset", "model", "seed"):
@@ -268,8 +271,15 @@ def sweep(
     """
     output = Path(output)
     check(plan, output)
-    if jobs > 1:
-        _check_pickled(plan.given)
+    if not isinstance(jobs, int) or jobs < 1:
+        raise ValueError(f"jobs is {jobs}: give how many runs at a time, 1 or more")
+    with _handed_over(plan.given, jobs) as handed:
+        return _sweep(plan, output, jobs, handed, on_outcome)
+
+
+def _sweep(
+    plan: Plan, output: Path, jobs: int, handed: Path | None, on_outcome: OnOutcome | None
+) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}
 
     def keep(outcome: Outcome) -> None:
@@ -287,29 +297,41 @@ def sweep(
                 keep(Outcome(point, "failed", error=error))
             else:
                 tasks.append(point)
-        for outcome in _run_all(tasks, output, jobs, plan.given):
+        for outcome in _run_all(tasks, output, jobs, plan.given, handed):
             keep(outcome)
     return [outcomes[point.name] for point in (*plan.starts, *plan.points)]
 
 
-class _Nowhere:
-    """A file that keeps nothing."""
+@contextlib.contextmanager
+def _handed_over(given: Given, jobs: int) -> Iterator[Path | None]:
+    """A file, of no one else, from which other processes take what is given; None for nothing.
 
-    def write(self, data: bytes) -> int:
-        return len(data)
+    Not through their pipes: those share memory and descriptors, of which there may be too few.
+
+    Raises:
+        RunError: it cannot be pickled.
+    """
+    if jobs == 1 or (given.model is None and given.dataset is None):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="atmc-") as folder:
+        path = Path(folder) / "given"
+        try:
+            with path.open("wb") as file:
+                pickle.dump(given, file, pickle.HIGHEST_PROTOCOL)
+        except OSError:
+            raise
+        except Exception as error:  # whatever the objects of a stranger say to it
+            raise RunError(
+                f"what is given cannot be pickled for other processes ({one_line(error)}): "
+                f"{_IN_A_MODULE}, or run one job at a time"
+            ) from error
+        yield path
 
 
-def _check_pickled(given: Given) -> None:
-    try:
-        pickle.Pickler(_Nowhere()).dump(given)
-    except Exception as error:  # whatever an object of a stranger says to it
-        raise RunError(
-            f"what is given cannot be pickled for other processes ({one_line(error)}): define its "
-            "classes and functions in a module, or run one job at a time"
-        ) from error
-
-
-def _run_all(points: list[Point], output: Path, jobs: int, given: Given) -> Iterator[Outcome]:
+def _run_all(
+    points: list[Point], output: Path, jobs: int, given: Given, handed: Path | None
+) -> Iterator[Outcome]:
     if jobs == 1 or len(points) < 2:
         for point in points:
             outcome = run_point(point, output, None, given)
@@ -324,7 +346,7 @@ def _run_all(points: list[Point], output: Path, jobs: int, given: Given) -> Iter
         while waiting or running:
             while waiting and len(running) < jobs:
                 point = waiting.pop()
-                process = context.Process(target=_child, args=(point, output, threads, given))
+                process = context.Process(target=_child, args=(point, output, threads, handed))
                 process.start()
                 running[process.sentinel] = process, point
             for sentinel in wait(list(running)):
@@ -343,9 +365,17 @@ def _run_all(points: list[Point], output: Path, jobs: int, given: Given) -> Iter
             process.join()
 
 
-def _child(point: Point, output: Path, threads: int, given: Given) -> None:
+def _child(point: Point, output: Path, threads: int, handed: Path | None) -> None:
     """One run in a process of its own; the sweep passes Ctrl-C on, once."""
     os.setpgrp()
+    given = Given()
+    try:
+        if handed is not None:
+            given = pickle.loads(handed.read_bytes())
+    except Exception as error:  # whatever the classes of a stranger say to it
+        said = f"another process cannot take what is given ({one_line(error)}): {_IN_A_MODULE}"
+        _note_failure(output / point.name, point, said, None)
+        return
     outcome = run_point(point, output, threads, given)
     codes = {"interrupted": _INTERRUPTED, "kept": _KEPT}
     sys.exit(codes.get(outcome.status, 0))
@@ -362,6 +392,8 @@ def _outcome(point: Point, output: Path, code: int | None) -> Outcome:
         status = "failed" if said["smallest_bits"] is None else "unreachable"
         return Outcome(point, status, error=said["error"])
     error = f"its process ended with status {code}"
+    if code == 1:
+        error += ': see what it said; a script sweeps below if __name__ == "__main__"'
     _note_failure(output / point.name, point, error, None)
     return Outcome(point, "failed", error=error)
 

@@ -36,6 +36,7 @@ Loader = Iterable[Batch]
 _SAVED = {
     "stage",
     "step",
+    "steps_per_epoch",
     "model",
     "optimizer",
     "extra",
@@ -167,6 +168,16 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def _kept(save: Callable[[], None]) -> Iterator[None]:
+    """Save before whatever a stranger's code raises between steps."""
+    try:
+        yield
+    except BaseException:
+        save()
+        raise
+
+
 class Trainer:
     """Runs the stages of a method on a model, with checkpoints.
 
@@ -222,7 +233,8 @@ class Trainer:
             TrainingError: the loss, or what a step made of the weights, is NaN or infinite, and
                 the last good checkpoint stays; a checkpoint that is damaged or of another run; a
                 loader that gives fewer batches than its length.
-            KeyboardInterrupt: after a checkpoint was written.
+            KeyboardInterrupt: after a checkpoint was written, as before whatever `on_step` or
+                `on_epoch` raises.
         """
         with torch.random.fork_rng(), _interruptible() as interrupted:
             resumed = self._load()
@@ -290,7 +302,8 @@ class Trainer:
                 batch = next(batches, None)
                 if batch is None:
                     break
-                x, y, *rest = (t.to(device, non_blocking=True) for t in batch)
+                used = batch[:3] if objective.train_attack == "atta" else batch[:2]
+                x, y, *rest = (t.to(device, non_blocking=True) for t in used)
                 which = rest[0] if rest else None
                 progress = step / stage.total_steps
                 for group in optimizer.param_groups:
@@ -312,9 +325,9 @@ class Trainer:
                     stage.after_step(step)
                 if self.on_step is not None:
                     robust = (logits.argmax(1) == y).float().mean().item()
-                    self.on_step(
-                        Progress(stage.name, epoch, step, stage.total_steps, value, robust)
-                    )
+                    told = Progress(stage.name, epoch, step, stage.total_steps, value, robust)
+                    with _kept(save):
+                        self.on_step(told)
                 if interrupted():
                     save()
                     raise KeyboardInterrupt
@@ -322,7 +335,8 @@ class Trainer:
                     save()
                     saved = time.monotonic()
             if self.on_epoch is not None and step % self.steps_per_epoch == 0:
-                self.on_epoch(self.model, stage, epoch)
+                with _kept(save):
+                    self.on_epoch(self.model, stage, epoch)
                 if interrupted():
                     save()
                     raise KeyboardInterrupt
@@ -367,6 +381,7 @@ class Trainer:
         state = {
             "stage": index,
             "step": step,
+            "steps_per_epoch": self.steps_per_epoch,
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "extra": stage.state_dict(),
@@ -390,4 +405,10 @@ class Trainer:
                 f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): "
                 "start again with --overwrite"
             ) from error
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise TrainingError(
+                f"the checkpoint {self.checkpoint} is of a loader of {state['steps_per_epoch']} "
+                f"batches, the one given has {self.steps_per_epoch}: give that one, or start again "
+                "with --overwrite"
+            )
         return state

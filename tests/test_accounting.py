@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis.strategies import DataObject, data, floats, lists
+from hypothesis.strategies import DataObject, data, floats, integers, lists
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -382,8 +382,8 @@ def test_a_bit_that_makes_the_error_larger_is_passed_over() -> None:
 @given(data())
 def test_bits_are_chosen_for_the_most_error_a_bit_of_file(drawn: DataObject) -> None:
     """Whatever the curves: the bound is met where any choice meets it."""
-    names = ("a", "b")
-    errors = {n: drawn.draw(lists(floats(0, 1), min_size=8, max_size=8)) for n in names}
+    names, thousandths = ("a", "b"), integers(0, 1000).map(lambda n: n / 1000)
+    errors = {n: drawn.draw(lists(thousandths, min_size=8, max_size=8)) for n in names}
     rates = {n: sorted(drawn.draw(lists(floats(1, 99), min_size=8, max_size=8))) for n in names}
     bound = drawn.draw(floats(0, 1))
     chosen = RateDistortion(names, errors, rates, 1.0).choose(bound)

@@ -24,6 +24,7 @@ from atmc.factorization import factorize, factorized_weights
 from atmc.model_check import ModelError
 from atmc.stages import CompressStage
 from atmc.thin_convolution import ThinConvolutions
+from atmc.training import TrainingError
 
 PARTS = {"header", "codebooks", "positions", "values", "dense"}
 
@@ -197,8 +198,41 @@ def test_checkpoints_resume_to_the_same_bytes(tmp_path: Path) -> None:
 
         with pytest.raises(KeyboardInterrupt):
             compress(checkpoints=folder, on_step=stopping)
-    assert sorted(p.name for p in folder.iterdir()) == ["compress.pt", "dense.pt"]
+    assert sorted(p.name for p in folder.iterdir()) == ["call.json", "compress.pt", "dense.pt"]
     assert compress(checkpoints=folder).data == whole
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"epochs": 3}, "epochs"),
+        ({"method": "l0"}, "method"),
+        ({"budget": 3008}, "budget_bits"),
+        ({"bits": 4}, "bits"),
+        ({"model": Tiny()}, "model"),
+    ],
+)
+def test_checkpoints_of_another_call_are_refused(
+    other: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    def stop(progress: Any) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        compress(checkpoints=tmp_path, on_step=stop)
+    with pytest.raises(TrainingError, match=f"of a call with another {named}: give another folder"):
+        compress(checkpoints=tmp_path, **other)
+    fewer = list(loader())[:2]
+    with pytest.raises(TrainingError, match="of a loader of 3 batches, the one given has 2"):
+        atmc.compress(tiny(), fewer, 3000, 0.1, checkpoints=tmp_path, **SHORT)
+
+
+def test_attacks_by_their_names() -> None:
+    test = list(loader())
+    found = compress(test_loader=test, attacks=["pgd-3", attack("margin-2", eps=0.05)])
+    rows = [(row["name"], row["steps"], row["eps"]) for row in found.report["attacks"]]
+    assert rows == [("pgd", 3, 0.1), ("margin", 2, 0.05)]
 
 
 def test_progress_is_told() -> None:
@@ -236,7 +270,14 @@ def test_progress_is_told() -> None:
         ({"precision": "half"}, ValueError, "unknown precision 'half'"),
         ({"model": factorize(Tiny())}, ValueError, "call atmc.defactorize"),
         ({"model": nn.Flatten()}, ValueError, "no weight to factorize"),
-        ({"epoch": 3}, TypeError, "epoch"),
+        ({"model": tiny().requires_grad_(False)}, ValueError, "no parameter of the model requires"),
+        ({"model": Tiny}, ValueError, "the model is of type type: give an nn.Module"),
+        ({"eps": 8}, ValueError, "eps is 8: give a number from 0 to 1"),
+        ({"eps": "8"}, ValueError, "ε is 8: give a number from 0 to 1"),
+        ({"epochs": 1.5}, ValueError, "epochs is 1.5: give a whole number"),
+        ({"seed": "a"}, ValueError, "seed is 'a': give a whole number"),
+        ({"attacks": ["pgd-0"]}, ValueError, "unknown attack 'pgd-0'"),
+        ({"epoch": 3}, TypeError, "unknown setting 'epoch': did you mean 'epochs'"),
     ],
     ids=lambda value: str(value)[:24],
 )
@@ -309,8 +350,8 @@ def test_a_loader_without_batches() -> None:
         (lambda x, y: (x, y.float()), ValueError, "the {} loader gives torch.float32 labels"),
         (lambda x, y: (x, y[1:]), ValueError, r"the {} loader gives .* labels of shape \(7,\)"),
         (lambda x, y: (x,), ValueError, "the {} loader gives inputs alone"),
-        (lambda x, y: x, ValueError, "the {} loader gives batches that are no tensors"),
-        (lambda x, y: {"x": x, "y": y}, ValueError, "the {} loader gives batches that are no"),
+        (lambda x, y: x, ValueError, "the {} loader gives batches of type Tensor"),
+        (lambda x, y: {"x": x, "y": y}, ValueError, "the {} loader gives batches of type dict"),
         (lambda x, y: (x[:, :, 2:], y), ModelError, "inputs than the .* of the {} loader .*: give"),
         (lambda x, y: (x - 0.5, y), ValueError, "the {} loader gives values from"),
     ],

@@ -1,7 +1,11 @@
 """Runs and sweeps on objects: a model and loaders that no name stands for."""
 
+import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import atmc
 from atmc.artifact_evaluation import evaluate_artifact
 from atmc.data import DataError, Dataset, from_loaders
-from atmc.export import export, read_source
+from atmc.export import ExportError, export, read_source
 from atmc.given import Given
 from atmc.model_check import ModelError
 from atmc.model_files import RunError, read_model
@@ -25,7 +29,7 @@ from atmc.report.results import find
 from atmc.run import EpochFigures, run
 from atmc.settings import SettingsError, from_mapping
 from atmc.sweep import make_plan, sweep
-from atmc.training import TrainingError
+from atmc.training import Progress
 
 QUICK: dict[str, Any] = {
     "budget_bits": "500 bytes",
@@ -113,6 +117,62 @@ def test_a_run_that_was_cut_ends_in_the_same_bytes(
         assert (tmp_path / "cut" / name).read_bytes() == (finished[0] / name).read_bytes()
 
 
+def test_the_same_loader_gives_the_same_bytes_again(tmp_path: Path) -> None:
+    """Its own generator has moved on meanwhile; and a cut in the middle of an epoch."""
+    own = loader(96, 0, shuffle=True, generator=torch.Generator().manual_seed(0))
+    dataset = from_loaders("mine", own, loader(20, 1), loader(40, 2))
+    first = run(QUICK, tmp_path / "one", model=Net, dataset=dataset)
+    again = run(QUICK, tmp_path / "two", model=Net, dataset=dataset)
+    assert first["accuracy"] == again["accuracy"]
+
+    def stop(progress: Progress) -> None:
+        if (progress.stage, progress.step) == ("compress", 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(QUICK, tmp_path / "cut", model=Net, dataset=dataset, on_step=stop)
+    steps: list[int] = []
+    run(
+        {},
+        tmp_path / "cut",
+        model=Net,
+        dataset=dataset,
+        resume=True,
+        on_step=lambda progress: steps.append(progress.step),
+    )
+    assert steps[0] == 5  # what a callback raises loses no step
+    held = {(tmp_path / name / "model.atmc").read_bytes() for name in ("one", "two", "cut")}
+    assert len(held) == 1
+
+
+def test_a_function_may_return_the_same_model_every_time(tmp_path: Path) -> None:
+    net = Net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    run(QUICK, tmp_path / "run", model=lambda: net, dataset=mine())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_other_objects_of_the_same_name_do_not_go_on(tmp_path: Path) -> None:
+    """Weights, and examples by their number; whether the run was cut or is finished."""
+
+    def stop(figures: EpochFigures) -> None:
+        if figures.stage == "compress" and figures.epoch == 0:
+            raise InterruptedError
+
+    net, other = Net(), Net()
+    settings = {**QUICK, "dense_epochs": 0}
+    with pytest.raises(InterruptedError):
+        run(settings, tmp_path / "cut", model=net, dataset=mine(), on_epoch=stop)
+    fewer = from_loaders("mine", loader(80, 0), loader(20, 1), loader(40, 2))
+    for again in range(2):
+        with pytest.raises(RunError, match="has another model than the one given: give that"):
+            run({}, tmp_path / "cut", model=other, dataset=mine(), resume=True)
+        with pytest.raises(RunError, match="has another dataset than the one given"):
+            run({}, tmp_path / "cut", model=net, dataset=fewer, resume=True)
+        assert (tmp_path / "cut/report.json").exists() == (again == 1)
+        run({}, tmp_path / "cut", model=net, dataset=mine(), resume=True)
+
+
 def test_a_module_is_copied_with_its_weights(tmp_path: Path) -> None:
     """A class makes weights of the seed; a module brings its own, and no dense start is needed."""
     torch.manual_seed(3)
@@ -133,8 +193,9 @@ def test_attacks_that_remember_each_example(tmp_path: Path) -> None:
     settings = {**QUICK, "train_attack": "atta"}
     found = run(settings, tmp_path / "run", model=Net, dataset=mine(indexed=True))
     assert found["train_attack"]["name"] == "atta"
-    with pytest.raises((TrainingError, ValueError), match="index"):
+    with pytest.raises(SettingsError, match="does not say which examples a batch holds, as atta"):
         run(settings, tmp_path / "without", model=Net, dataset=mine())
+    assert not (tmp_path / "without").exists()
 
 
 def test_a_model_by_name_and_data_as_an_object(tmp_path: Path) -> None:
@@ -150,6 +211,11 @@ def test_a_model_by_name_and_data_as_an_object(tmp_path: Path) -> None:
     [
         (Net, {"dataset": "digits"}, SettingsError, "the dataset is given as an object: leave it"),
         (Net, {"model": "lenet5"}, SettingsError, "the model is given as an object: leave it"),
+        (Net, {"batch_size": 64}, SettingsError, "the dataset, and with it batch_size, is given"),
+        (Net, {"download": True}, SettingsError, "the dataset, and with it download, is given"),
+        (Net(), {"init": "xavier-uniform"}, SettingsError, "init would replace the weights of"),
+        (Net(), {"inherit": "net"}, SettingsError, "inherit would replace the weights of the"),
+        ("lenet5", {}, SettingsError, "the model given is of type str: give a module, or a func"),
         (Net, {"augment": True}, RunError, "data set 'mine' has no augmentation"),
         (Net, {"eps": 8}, SettingsError, "eps: ε is 8: give a number from 0 to 1"),
         (Net, {"budget_bits": 100}, atmc.artifact.BudgetError, "the smallest possible file"),
@@ -172,6 +238,20 @@ def test_what_is_refused_before_the_folder_is_touched(
         run({**QUICK, **settings}, tmp_path / "run", model=model, dataset=mine())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_data_set(tmp_path: Path) -> None:
+    for dataset, kind in ((loader(8, 0), "DataLoader"), ("digits", "str"), ((1, 2), "tuple")):
+        said = f"the dataset given is of type {kind}: make one of loaders by atmc.data.from_loaders"
+        with pytest.raises(SettingsError, match=said):
+            run(QUICK, tmp_path / "run", model=Net, dataset=dataset)  # type: ignore[arg-type]
+        with pytest.raises(SettingsError, match=said):
+            make_plan(POINTS, model=Net, dataset=dataset)  # type: ignore[arg-type]
+    nameless = dataclasses.replace(mine(), name=":")
+    with pytest.raises(SettingsError, match="the dataset given has no name: give it one"):
+        run(QUICK, tmp_path / "run", model=Net, dataset=nameless)
+    with pytest.raises(SettingsError, match="resume and overwrite exclude each other"):
+        run(QUICK, tmp_path / "run", model=Net, dataset=mine(), resume=True, overwrite=True)
 
 
 def test_objects_of_a_run_are_not_sought_by_name(
@@ -200,7 +280,7 @@ def test_its_file_is_evaluated_and_exported(
 ) -> None:
     folder, first = finished
     artifact = str(folder / "model.atmc")
-    found = evaluate_artifact(artifact, model=Net(), dataset=mine(), eps_grid=("1/10", 0.2))
+    found = evaluate_artifact(artifact, model=Net, dataset=mine(), eps_grid=("1/10", 0.2))
     assert found["accuracy"] == first["accuracy"]
     assert found["size"] == first["size"]
     assert [rung["eps"] for rung in found["ladder"]] == [0.1, 0.2]
@@ -209,17 +289,23 @@ def test_its_file_is_evaluated_and_exported(
         model=Net(),
         dataset=mine(),
         attacks=("transfer",),
-        sources=(folder / "dense.safetensors",),
+        sources=(str(folder / "dense.safetensors"),),
     )
+    one = evaluate_artifact(artifact, model=Net(), dataset=mine(), attacks="pgd-3", eps="1/20")
+    assert [(row["steps"], row["eps"]) for row in one["attacks"]] == [(3, 0.05)]
+    with pytest.raises(SettingsError, match="the dataset given is of type DataLoader"):
+        evaluate_artifact(artifact, model=Net(), dataset=loader(8, 0))  # type: ignore[arg-type]
     assert moved["attacks"][0]["source"].endswith("dense.safetensors")
     with pytest.raises(RunError, match="give it by --model"):
         evaluate_artifact(artifact, dataset=mine())
     with pytest.raises(RunError, match="give it by --dataset"):
         evaluate_artifact(artifact, model=Net())
     made = export(
-        read_source(artifact, (1, 8, 8), Net()), tmp_path / "a.safetensors", "safetensors"
+        read_source(artifact, (1, 8, 8), Net), str(tmp_path / "a.safetensors"), "safetensors"
     )
     assert made["largest_difference"] == 0
+    with pytest.raises(ExportError, match="there is no format 'pt2': give one of onnx"):
+        export(read_source(artifact, (1, 8, 8), Net), tmp_path / "b.pt2", "pt2")
 
 
 # ---- sweeps
@@ -271,7 +357,7 @@ def test_its_report_has_pictures_of_attacked_examples(swept: Path, tmp_path: Pat
     assert no_model.warnings == ("The model Net is not one of the zoo: give it by --model.",)
     foreign = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     wrong = report(swept, tmp_path / "wrong", dataset=mine(), model=foreign)
-    assert wrong.warnings == ("The model Net is neither one of the zoo nor the one given.",)
+    assert wrong.warnings == ("The model Net is not one of the zoo: give it by --model.",)
 
 
 OWN = """
@@ -301,10 +387,52 @@ def test_several_jobs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [outcome.status for outcome in found] == ["done", *2 * ("done", "unreachable")]
 
 
+MAIN = """
+import sys
+sys.path.insert(0, {folder!r})
+from own_of_jobs import data, net
+from atmc.sweep import make_plan, sweep
+
+
+def mine():  # of the main module
+    return net()
+
+
+points = [{{"method": "l0", "budget_bits": [4000, 5000]}}]
+plan = make_plan({quick} | {{"points": points}}, model=mine, dataset=data())
+if __name__ == "__main__":
+    for outcome in sweep(plan, {output!r}, jobs=2):
+        print(outcome.status, outcome.error)
+"""
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_jobs_of_a_script_and_of_a_session(tmp_path: Path, interactive: bool) -> None:
+    """What lives in the main module reaches other processes from a script, from nowhere else."""
+    (tmp_path / "own_of_jobs.py").write_text(OWN)
+    quick = {key: value for key, value in POINTS.items() if key != "points"}
+    text = MAIN.format(folder=str(tmp_path), output=str(tmp_path / "runs"), quick=quick)
+    (tmp_path / "main.py").write_text(text)
+    command = ["-c", text] if interactive else [str(tmp_path / "main.py")]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=120, check=True
+    )
+    said = done.stdout.splitlines()
+    if not interactive:
+        assert said == ["done None"] * 3, done.stderr
+    else:
+        failed = "failed another process cannot take what is given (Can't get attribute 'mine'"
+        assert said[0] == "done None" and len(said) == 3
+        assert all(line.startswith(failed) for line in said[1:]), said
+
+
 def test_what_no_other_process_can_take(tmp_path: Path) -> None:
     plan = make_plan(POINTS, model=lambda: Net(), dataset=mine())
     with pytest.raises(RunError, match=r"cannot be pickled .*: define its classes and functions"):
         sweep(plan, tmp_path / "runs", jobs=2)
+    for jobs in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"jobs is {jobs}: give how many runs at a time"):
+            sweep(plan, tmp_path / "runs", jobs=jobs)  # type: ignore[arg-type]
     assert not (tmp_path / "runs").exists()
 
 
@@ -313,6 +441,7 @@ def test_what_no_other_process_can_take(tmp_path: Path) -> None:
     [
         lambda held: held | {"dataset": "digits"},
         lambda held: held | {"points": [{"model": ["lenet5", "resnet18"]}]},
+        lambda held: held | {"points": [{"batch_size": [16, 32]}]},
     ],
 )
 def test_plans_that_name_what_is_given(change: Callable[[dict[str, Any]], Any]) -> None:
@@ -347,3 +476,26 @@ def test_the_example_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         *(("hydra", "done"), ("l0", "done"), ("l0", "done")),
     ]
     assert 'id="sheet"' in (tmp_path / "runs/mine/report.html").read_text()
+
+
+def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run and what the table does with its file, on a schedule that is shorter."""
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(
+        r"```python\n(from atmc.data import from_loaders\n.*?)```", page, re.DOTALL
+    )
+    short = {key: value for key, value in QUICK.items() if key not in ("budget_bits", "eps")}
+    shorter = block.replace('"eps": "8/255"}', f'"eps": "8/255", **{short}}}')
+    assert shorter != block
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"Net": Net, "atmc": atmc, "train_loader": loader(96, 0, shuffle=True)}
+    names |= {"val_loader": loader(20, 1), "test_loader": loader(40, 2)}
+    exec(shorter.replace("17kB", "500B"), names)
+    names |= {"path": "runs/mine/model.atmc", "settings": POINTS}
+    (table,) = re.findall(r"\| command \| in Python.*?\n\n", page, re.DOTALL)
+    calls = [call for call in re.findall(r"`([^`]*)`", table) if call.endswith(")")]
+    assert len(calls) == 6
+    for call in calls:
+        exec(call.replace("(3, 32, 32)", "(1, 8, 8)"), names)
+    assert names["sizes"].file_bits <= 4000 and {"bits.svg", "model.onnx"} <= set(os.listdir())
+    assert (tmp_path / "runs/report.html").is_file()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from atmc.evaluation import predict
 from atmc.factorization import factorize
+from atmc.model_check import ModelError
 from atmc.packaged_attacks import autoattack, cw_linf, square
 
 pytest.importorskip("art")
@@ -106,3 +107,11 @@ def test_a_ball_of_radius_zero() -> None:
     y = predict(model, x)
     for found in (cw_linf(model, x, y, 0.0, 5, 1.0), square(model, x, y, 0.0, 5)):
         assert torch.equal(found, x)
+
+
+def test_autoattack_of_few_classes_is_refused() -> None:
+    """Its losses sort the logits down to the fourth."""
+    few = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    x = images(2)
+    with pytest.raises(ModelError, match="needs a model of four classes or more, this one knows 3"):
+        autoattack(few, x, predict(few, x), EPS)

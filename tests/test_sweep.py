@@ -221,7 +221,8 @@ def test_what_is_finished_is_kept_and_what_was_cut_is_resumed(
     found = statuses(outcomes)
     assert found["starts/robust-s0"] == found["points/adv-prune-auto-40000-s0"] == "kept"
     assert found["points/atmc-auto-40000-s0"] == "done"
-    assert (cut.name, {"resume": True, "overwrite": False}) in asked
+    how = {"model": None, "dataset": None, "resume": True, "overwrite": False}
+    assert (cut.name, how) in asked
     assert (cut / "model.atmc").read_bytes() == before
     (cut / "report.json").write_bytes(report)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,8 @@ def decode(data: bytes, max_elements: int = MAX_ELEMENTS) -> Artifact:
     Raises :class:`AtmcFormatError` for anything that is not exactly such a file, and where all
     tensors together have more than ``max_elements`` elements: an element can take 36 bytes here.
     """
+    if isinstance(data, (str, PathLike)):
+        raise TypeError("decode takes the bytes of a file: give those, as of atmc.codec.read(path)")
     stream = _check_prefix(bytes(data))
     try:
         return _read_artifact(stream, Budget(max_elements))

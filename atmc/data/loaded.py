@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +18,7 @@ from atmc.data.pixels import check_pixels
 from atmc.data.usual import USUAL
 
 AnyLoader = Iterable[Sequence[Tensor]]
+_MOST_INDEX = 2**28  # of an example: memory is taken for the largest
 
 
 def check_batch(batch: object, what: str, *, pixels: bool = True) -> tuple[Tensor, Tensor]:
@@ -29,10 +33,14 @@ def check_batch(batch: object, what: str, *, pixels: bool = True) -> tuple[Tenso
         ValueError: it is something else.
     """
     if not isinstance(batch, (tuple, list)) or not all(isinstance(t, Tensor) for t in batch[:2]):
-        raise ValueError(f"{what} gives batches that are no tensors (x, y): give those")
+        raise ValueError(
+            f"{what} gives batches of type {type(batch).__name__}: give tensors (x, y)"
+        )
     if len(batch) < 2:
         raise ValueError(f"{what} gives inputs alone: give batches (x, y), y the labels")
     x, y = batch[:2]
+    if y.dim() == 0:
+        raise ValueError(f"{what} gives single examples: make batches of them, by a DataLoader")
     if y.shape != x.shape[:1] or len(y) == 0 or y.dtype != torch.int64:
         raise ValueError(
             f"{what} gives {y.dtype} labels of shape {tuple(y.shape)} for inputs of shape "
@@ -43,6 +51,44 @@ def check_batch(batch: object, what: str, *, pixels: bool = True) -> tuple[Tenso
     if pixels:
         check_pixels(x, what)
     return x, y
+
+
+def check_index(batch: Sequence[object], what: str, most: int | None = None) -> None:
+    """Refuse a batch that does not say which examples it holds.
+
+    Args:
+        batch: should be (x, y, index), index int64 of shape (N,) from 0 on.
+        what: what gives it, for the message.
+        most: what no index should reach; memory is taken for the largest.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    index, y = batch[2] if len(batch) > 2 else None, batch[1]
+    assert isinstance(y, Tensor)
+    if (
+        not isinstance(index, Tensor)
+        or index.dtype != torch.int64
+        or index.shape != y.shape
+        or int(index.min()) < 0
+        or (most is not None and int(index.max()) >= most)
+    ):
+        raise ValueError(
+            f"{what} does not say which examples a batch holds, as atta must know: let it give "
+            "(x, y, index), index int64 from 0 on, or use another train_attack"
+        )
+
+
+def refuse_iterator(loader: object, what: str) -> None:
+    """Refuse what gives its batches once.
+
+    Raises:
+        ValueError: it does, or nothing at all can be taken from it.
+    """
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise ValueError(f"{what} is of type {type(loader).__name__}: give one of batches (x, y)")
+    if isinstance(loader, Iterator):
+        raise ValueError(f"{what} is gone after one pass: give a DataLoader, or a list of batches")
 
 
 def from_loaders(
@@ -59,6 +105,10 @@ def from_loaders(
     settings of a run for these do not apply; those of `val` and `test` should be in a fixed order.
     For ``train_attack="atta"`` `train` gives (x, y, index). Every batch is looked at once, here.
 
+    Passes repeat: what is random in a loader is drawn from the generators of torch, numpy and
+    Python, which are seeded for each batch; a generator of its own, as a DataLoader may have, is
+    seeded for each pass.
+
     Args:
         name: what reports call it.
         train: what is trained on; one pass is an epoch.
@@ -69,6 +119,8 @@ def from_loaders(
     Raises:
         DataError: a loader is empty, or a batch is not what it should be.
     """
+    if not isinstance(name, str) or not name.strip(" :"):
+        raise DataError(f"{name!r} is no name of a data set: give one first, then the loaders")
     given = {"train": train, "validation": val, "test": test}
     parts = [Loaded(loader, f"the {title} loader") for title, loader in given.items()]
     classes = 1 + max(part.highest for part in parts) if num_classes is None else num_classes
@@ -85,6 +137,7 @@ class Loaded(Examples):
 
     Attributes:
         highest: the largest label.
+        unnamed: why ATTA cannot be trained on it; empty where it can.
 
     Raises:
         DataError: it gives nothing, inputs of several shapes, or what `check_batch` refuses.
@@ -92,29 +145,44 @@ class Loaded(Examples):
 
     def __init__(self, loader: AnyLoader, what: str) -> None:
         self.loader = loader
-        shapes: dict[tuple[int, ...], None] = {}
+        shapes: dict[tuple[torch.dtype, tuple[int, ...]], None] = {}
         self._sizes: list[int] = []
-        self.highest = -1
-        with torch.random.fork_rng():
-            for batch in loader:
-                try:
+        self.highest, self.unnamed = -1, ""
+        try:
+            refuse_iterator(loader, what)
+            with torch.random.fork_rng(), _seeded():
+                for batch in loader:
                     x, y = check_batch(batch, what)
-                except ValueError as error:
-                    raise DataError(str(error)) from error
-                shapes[tuple(x.shape[1:])] = None
-                self._sizes.append(len(y))
-                self.highest = max(self.highest, int(y.max()))
+                    shapes[x.dtype, tuple(x.shape[1:])] = None
+                    self._sizes.append(len(y))
+                    self.highest = max(self.highest, int(y.max()))
+                    self._look_for_index(batch, what)
+        except ValueError as error:
+            raise DataError(str(error)) from error
         if not shapes:
             raise DataError(f"{what} is empty: give batches (x, y)")
         if len(shapes) > 1:
-            one, other = list(shapes)[:2]
+            (_, one), (_, other) = list(shapes)[:2]
             raise DataError(f"{what} gives inputs of {one} and of {other}: bring all to one shape")
-        (self._shape,) = shapes
+        ((kind, self._shape),) = shapes
+        if kind != torch.float32:
+            raise DataError(f"{what} gives inputs of {kind}: give float32 in [0, 1]")
         self._count = sum(self._sizes)
+
+    def _look_for_index(self, batch: Sequence[Tensor], what: str) -> None:
+        try:
+            check_index(batch, what, _MOST_INDEX)
+        except ValueError as error:
+            self.unnamed = str(error)
 
     def __len__(self) -> int:
         """The number of examples in a pass."""
         return self._count
+
+    @property
+    def batch_size(self) -> int:
+        """The examples in its first batch."""
+        return self._sizes[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -184,13 +252,39 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Start a pass."""
         # drawn here: a generator's body only runs at the first next()
-        return self._pass(iter(self.loader))
+        for generator in self._generators():
+            generator.manual_seed(int(torch.randint(2**62, ())))
+        with _seeded():
+            batches = iter(self.loader)
+        return self._pass(batches)
+
+    def _generators(self) -> list[torch.Generator]:
+        """Those of the loader's own, so that a pass depends on no pass before it."""
+        sampler = getattr(self.loader, "sampler", None)
+        held = (getattr(each, "generator", None) for each in (self.loader, sampler))
+        return [each for each in dict.fromkeys(held) if isinstance(each, torch.Generator)]
 
     def _pass(self, batches: Iterator[Sequence[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
         left = self.count
-        for batch in batches:
+        while left > 0:
+            with _seeded():
+                batch = next(batches, None)
+            if batch is None:
+                return
             part = (t[:left] for t in batch[: self.used])
             yield tuple(t if self.device is None else t.to(self.device) for t in part)
             left -= len(batch[0])
-            if left <= 0:
-                return
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The generators of Python and numpy, seeded by a draw from torch's; as before afterwards."""
+    before = random.getstate(), np.random.get_state()
+    seed = int(torch.randint(2**32, ()))
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -126,6 +126,8 @@ def export(
         OSError: the file cannot be written.
     """
     path = Path(path)
+    if kind not in FORMATS:
+        raise ExportError(f"there is no format {kind!r}: give one of {', '.join(FORMATS)}")
     check_path(path, overwrite)
     chosen, shape = FORMATS[kind], source.input_shape
     if kind == "onnx":

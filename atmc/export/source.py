@@ -13,7 +13,7 @@ from atmc import codec, models
 from atmc.artifact import decode
 from atmc.export.errors import ExportError
 from atmc.model_files import WEIGHTS_SUFFIXES, read_model
-from atmc.model_sources import is_own
+from atmc.model_sources import Model, is_own
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Source:
 def read_source(
     path: str | os.PathLike[str],
     input_shape: tuple[int, ...] | None = None,
-    model: str | nn.Module | None = None,
+    model: str | Model | None = None,
 ) -> Source:
     """Read a file for its export.
 
     Args:
         path: an artifact, or the ``dense.safetensors`` of a run folder.
         input_shape: of one input; None for that of the model of the zoo.
-        model: what to build where the file does not name a model of ours, by its name or as a
-            module; see :func:`atmc.model_files.read_model`.
+        model: what to build where the file does not name a model of ours, by its name or as
+            a module or function; see :func:`atmc.model_files.read_model`.
 
     Raises:
         AtmcFormatError, OSError, PythonPathError, RunError, WeightsError: there is no model in the

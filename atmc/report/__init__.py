@@ -16,8 +16,9 @@ from atmc import codec, data
 from atmc.artifact import decode
 from atmc.data import Dataset
 from atmc.extras import require
-from atmc.given import Given, Model
-from atmc.model_sources import build
+from atmc.given import Given, check_dataset
+from atmc.model_sources import Model, build, is_own
+from atmc.python_path import GIVEN
 from atmc.report import examples, page
 from atmc.report.curves import draw, groups
 from atmc.report.layers import bits_per_layer
@@ -71,7 +72,7 @@ def report(
         sheets: for how many runs, at most, there are adversarial examples.
 
     Raises:
-        DataError, PythonPathError, RunError: `dataset` or `model` cannot be.
+        DataError, PythonPathError, RunError, SettingsError: `dataset` or `model` cannot be.
         ReportError: no such folder, no run in it, or ``output`` is a file.
         MissingExtraError: a package of the extra ``report`` is missing.
         OSError: a file cannot be written.
@@ -112,9 +113,9 @@ def report(
 
 @dataclass(frozen=True)
 class _Own:
-    """The data set and the model of one's own; ``name``: of the former in reports."""
+    """The data set and the model of one's own, and what reports call them."""
 
-    name: str | None
+    names: frozenset[str]
     dataset: Dataset | None
     model: nn.Module | None
 
@@ -122,11 +123,25 @@ class _Own:
     def of(
         cls, dataset: str | Dataset | None, model: str | Model | None, data_root: str | None
     ) -> _Own:
-        name = dataset.name if isinstance(dataset, Dataset) else dataset
-        loaded = data.load(dataset, data_root) if isinstance(dataset, str) else dataset
+        names = {name for name in (dataset, model) if isinstance(name, str)}
+        loaded = None
+        if isinstance(dataset, str):
+            found = data.kind(dataset)
+            if found is None:
+                raise ReportError(f"there is no data set {dataset!r}: name it as its runs do")
+            if found == "own":  # others are loaded by their names
+                loaded = data.load(dataset, data_root)
+        elif dataset is not None:
+            loaded = check_dataset(dataset)
+        if loaded is not None:
+            names.add(loaded.name)
         if isinstance(model, str):
-            return cls(name, loaded, build(model))
-        return cls(name, loaded, None if model is None else Given(model).build())
+            if not is_own(model):
+                raise ReportError(f"{model!r} is no model of one's own: give file.py:function")
+            return cls(frozenset(names), loaded, build(model))
+        given = Given(model)
+        names |= {name.removeprefix(GIVEN) for name in given.names.values()}
+        return cls(frozenset(names), loaded, None if model is None else given.build())
 
 
 def _open_artifacts(
@@ -165,8 +180,8 @@ def _open_artifacts(
                     result,
                     artifact,
                     data_root=data_root,
-                    dataset=own.dataset if own.name == result.dataset else None,
-                    model=own.model,
+                    dataset=own.dataset if result.dataset in own.names else None,
+                    model=own.model if result.model in own.names else None,
                 )
                 content.sheets.append((result, sheet))
             except examples.NoSheetError as error:

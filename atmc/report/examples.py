@@ -18,6 +18,7 @@ from atmc.artifact import from_artifact
 from atmc.attacks import default_step_size, pgd
 from atmc.evaluation import predict
 from atmc.model_check import ModelError, check_model
+from atmc.python_path import GIVEN
 from atmc.report.results import Result
 
 IMAGES = 8
@@ -84,10 +85,8 @@ def sheet(
             artifact, None if "model" in artifact.meta else copy.deepcopy(model)
         )
     except codec.AtmcFormatError as error:
-        either = "is not one of the zoo: give it by --model"
-        neither = "is neither one of the zoo nor the one given"
         raise NoSheetError(
-            f"The model {result.model} {either if model is None else neither}."
+            f"The model {result.model} is not one of the zoo: give it by --model."
         ) from error
     name = artifact.meta.get("model", result.model)
     try:
@@ -142,7 +141,8 @@ def _data_of(result: Result, data_root: str | None) -> data.Dataset:
     root = data_root if data_root is not None else result.config.get("data_root")
     image_size = result.config.get("image_size")
     found = data.kind(result.dataset)
-    if found is None or found == "own":
+    given = str(result.config.get("dataset")).startswith(GIVEN)
+    if found is None or found == "own" or given:
         raise NoSheetError(f"The data set {result.dataset} is one's own: give it by --dataset.")
     try:
         return _load(

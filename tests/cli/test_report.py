@@ -99,4 +99,5 @@ def test_data_and_models_of_ones_own(atmc, here):
     assert "there is no 'void' in own.py" in error(
         atmc("report", "runs", "--model", "own.py:void"), 1
     )
-    assert "unknown data set" in error(atmc("report", "runs", "--dataset", "void"), 1)
+    assert "there is no data set 'void'" in error(atmc("report", "runs", "--dataset", "void"), 1)
+    assert "'void' is no model of one's own" in error(atmc("report", "runs", "--model", "void"), 1)

@@ -625,3 +625,9 @@ def test_torch_is_not_imported() -> None:
     loaded = json.loads(done.stdout)
     assert "atmc.codec.container" in loaded
     assert not [name for name in loaded if name.split(".")[0] in ("torch", "torchvision", "scipy")]
+
+
+def test_a_path_is_not_the_bytes_of_a_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "model.atmc", "model.atmc"):
+        with pytest.raises(TypeError, match=r"decode takes the bytes of a file: give those"):
+            codec.decode(path)  # type: ignore[arg-type]

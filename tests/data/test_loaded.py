@@ -1,8 +1,10 @@
 """Data sets of loaders: what a pass gives, and what is refused before any training."""
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +82,56 @@ def test_indices_pass_where_they_are_asked_for() -> None:
     assert [len(batch) for batch in made().train.batches(4, indexed=True)] == [2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    "third",
+    [
+        *(["a.png"] * 5, torch.tensor(3), torch.arange(5.0), torch.arange(4)),
+        *(torch.arange(5) - 1, torch.full((5,), 2**62)),
+    ],
+    ids=str,
+)
+def test_what_is_no_index_is_left_out(third: Any) -> None:
+    """It stands in no one's way, but where ATTA needs an index it is said to be none."""
+    train = made(train=[(X[:5], Y[:5], torch.arange(5)), (X[5:], Y[5:], third)]).train
+    assert isinstance(train, Loaded)
+    assert [len(batch) for batch in train.batches(5)] == [2, 2]
+    assert "does not say which examples a batch holds, as atta must know" in train.unnamed
+    assert made(train=[(X, Y, torch.arange(10))]).train.unnamed == ""  # type: ignore[attr-defined]
+
+
+class Noisy(TensorDataset):
+    """Noise from all three generators."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        noise = torch.rand(()) + random.random() + float(np.random.rand())
+        return x * noise / 3, y
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_random_in_a_loader_follows_the_seed(workers: int) -> None:
+    """Noise and order, of the global generators or one of its own; a pass as any other before."""
+    state = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr,index]
+
+    def noisy() -> Any:
+        own = torch.Generator().manual_seed(5) if workers == 0 else None
+        more = {"shuffle": True, "generator": own, "num_workers": workers}
+        return made(train=DataLoader(Noisy(X, Y), batch_size=4, **more)).train.batches(4)
+
+    def passed(batches: Any, seed: int) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(seed)
+        pairs = list(batches)
+        return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+
+    one, other = noisy(), noisy()
+    x, y = passed(one, 1)
+    for batches, seed in ((one, 2), (one, 1), (other, 1)):
+        again = passed(batches, seed)
+        assert torch.equal(again[1], y) == (seed == 1)
+        assert torch.equal(again[0], x) == (seed == 1)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state  # type: ignore[union-attr,index]
+
+
 def test_a_loader_without_a_length() -> None:
     class Stream(IterableDataset[tuple[Tensor, Tensor]]):
         def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -105,7 +157,9 @@ def test_inputs_of_any_shape() -> None:
         (lambda x, y: (x[:0], y[:0]), r"the {} loader gives .* labels of shape \(0,\)"),
         (lambda x, y: (x[:, :, : 1 + int(y[0])], y), "the {} loader gives inputs of .* and of .*:"),
         (lambda x, y: (x,), "the {} loader gives inputs alone"),
-        (lambda x, y: "batch", "the {} loader gives batches that are no tensors"),
+        (lambda x, y: "batch", "the {} loader gives batches of type str: give tensors"),
+        (lambda x, y: {"x": x}, "the {} loader gives batches of type dict: give tensors"),
+        (lambda x, y: (x[0], y[0]), "the {} loader gives single examples: make batches of them"),
     ],
 )
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
@@ -120,7 +174,16 @@ def test_batches_that_are_refused(which: str, change: Callable[..., Any], said: 
 
 def test_what_three_good_loaders_may_lack() -> None:
     with pytest.raises(DataError, match="the validation loader is empty: give batches"):
-        made(val=iter([]))
+        made(val=[])
+    with pytest.raises(DataError, match="the validation loader is gone after one pass: give a"):
+        made(val=iter(loader()))
+    with pytest.raises(DataError, match="the test loader is of type NoneType: give one of batch"):
+        from_loaders("mine", loader(), loader(), None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="is no name of a data set: give one first"):
+        from_loaders(loader(), loader(), loader(), loader())
+    for kind in (torch.float64, torch.float16):
+        with pytest.raises(DataError, match=f"gives inputs of {kind}: give float32 in"):
+            made(val=[(X.to(kind), Y)])
     with pytest.raises(DataError, match=r"its test part has a label out of range, 2: give 0 to 1"):
         made(train=loader(2), val=loader(2), num_classes=2)
     with pytest.raises(DataError, match="bring all to one shape"):

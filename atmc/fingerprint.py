@@ -1,0 +1,43 @@
+"""What a run was started from, kept beside its checkpoints: another must not go on with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atmc import codec
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of the values of a model, with their names, types and shapes."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            found.update(flat.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def write(path: Path, facts: dict[str, Any]) -> None:
+    """Keep facts, of types that JSON has."""
+    codec.write(path, (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def differing(path: Path, facts: dict[str, Any]) -> str | None:
+    """The first fact that is not as it was kept; None where all are, or nothing was kept."""
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text())
+    except ValueError:
+        return "what was kept of it"
+    now = json.loads(json.dumps(facts))
+    return next(
+        (key for key in now if not isinstance(kept, dict) or kept.get(key) != now[key]), None
+    )
