@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from atmc.data.base import DataError, Dataset, Examples
 from atmc.data.in_memory import InMemory
 from atmc.data.pixels import check_pixels
+from atmc.data.seeded import seeded
 from atmc.data.usual import USUAL
 
 AnyLoader = Iterable[Sequence[Tensor]]
@@ -150,7 +148,7 @@ class Loaded(Examples):
         self.highest, self.unnamed = -1, ""
         try:
             refuse_iterator(loader, what)
-            with torch.random.fork_rng(), _seeded():
+            with torch.random.fork_rng(), seeded(_seed()):
                 for batch in loader:
                     x, y = check_batch(batch, what)
                     shapes[x.dtype, tuple(x.shape[1:])] = None
@@ -254,7 +252,7 @@ class _Batches:
         # drawn here: a generator's body only runs at the first next()
         for generator in self._generators():
             generator.manual_seed(int(torch.randint(2**62, ())))
-        with _seeded():
+        with seeded(_seed()):
             batches = iter(self.loader)
         return self._pass(batches)
 
@@ -267,7 +265,7 @@ class _Batches:
     def _pass(self, batches: Iterator[Sequence[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
         left = self.count
         while left > 0:
-            with _seeded():
+            with seeded(_seed()):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -276,15 +274,6 @@ class _Batches:
             left -= len(batch[0])
 
 
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """The generators of Python and numpy, seeded by a draw from torch's; as before afterwards."""
-    before = random.getstate(), np.random.get_state()
-    seed = int(torch.randint(2**32, ()))
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
+def _seed() -> int:
+    """For the generators that are not torch's, drawn from torch's."""
+    return int(torch.randint(2**32, ()))

@@ -8,7 +8,6 @@ its own from that, so that it is the same however many processes make them.
 from __future__ import annotations
 
 import operator
-import random
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from atmc.data.augmentation import Augmentation
 from atmc.data.base import DataError, Examples, Loader
 from atmc.data.in_memory import InMemory
 from atmc.data.pixels import as_float, check
+from atmc.data.seeded import seeded
 from atmc.data.threads import cores, for_each
 from atmc.one_line import one_line
 
@@ -226,16 +226,9 @@ class _Checked(TorchDataset[Any]):
 def _seeded(*parts: int) -> Iterator[None]:
     """Seed every usual generator of random numbers from `parts`, for a while."""
     seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()), seeded(seed):
         torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+        yield
 
 
 class _Batches:
