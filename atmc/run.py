@@ -270,12 +270,8 @@ def run(
     dense_file = output / "dense.safetensors"
     if resume and dense_file.is_file():  # first: --weights may be gone by now
         load_weights(net, dense_file)
-    elif settings.dense_epochs == 0 and settings.weights is None and not given.trained:
-        raise RunError("dense_epochs 0 trains no dense start: give its weights by --weights")
-    elif settings.weights is not None:
-        load_weights(net, settings.weights)
-    elif settings.inherit is not None:
-        _inherit(net, Path(settings.inherit), dataset.num_classes)
+    else:
+        _take_weights(net, settings, given, dataset.num_classes)
     training = _training(settings)
     budget = settings.budget_bits
     if budget is None:
@@ -311,22 +307,11 @@ def run(
         _clear(output)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     codec.write(output / "config.yaml", write_config(settings).encode())
-    fingerprint.write(output / "checkpoints" / "given.json", given.facts())
+    if facts := given.facts():
+        fingerprint.write(output / "checkpoints" / "given.json", facts)
     watch.open(output)
     job.on_epoch = watch
-    times = output / "checkpoints" / "dense.json"
-    train_seconds: float | None = None
-    if settings.weights is not None:
-        codec.write(dense_file, weights_bytes(job.model))
-    else:
-        if not dense_file.is_file():
-            if training.dense_epochs > 0:
-                job.train_dense()
-            seconds = job.seconds.get("dense", 0.0)
-            _write_json(times, {"seconds": seconds, "collapses": job.collapses})
-            codec.write(dense_file, weights_bytes(job.model))
-        dense_phase = json.loads(times.read_text())
-        train_seconds, job.collapses = dense_phase["seconds"], dense_phase.get("collapses", 0)
+    train_seconds = _dense_phase(job, output, given=settings.weights is not None)
     artifact = job.compress()
     codec.write(output / "model.atmc", artifact)
     started = time.monotonic()
@@ -351,6 +336,42 @@ def run(
     }
     _write_json(output / "report.json", report)
     return report
+
+
+def _take_weights(net: nn.Module, settings: Settings, given: Given, num_classes: int) -> None:
+    """The weights before the dense start, or in its place, where the settings name them.
+
+    Raises:
+        RunError: there is to be no dense start, and nothing in its place; see :func:`_inherit`.
+        WeightsError: they do not fit.
+    """
+    if settings.weights is not None:
+        load_weights(net, settings.weights)
+    elif settings.dense_epochs == 0 and not given.trained:
+        raise RunError("dense_epochs 0 trains no dense start: give its weights by --weights")
+    elif settings.inherit is not None:
+        _inherit(net, Path(settings.inherit), num_classes)
+
+
+def _dense_phase(job: Job, output: Path, *, given: bool) -> float | None:
+    """Leave ``dense.safetensors``: trained, unless it is there or ``given``.
+
+    Returns:
+        The seconds it took; None where it was given.
+    """
+    dense_file, times = output / "dense.safetensors", output / "checkpoints" / "dense.json"
+    if given:
+        codec.write(dense_file, weights_bytes(job.model))
+        return None
+    if not dense_file.is_file():
+        if job.training.dense_epochs > 0:
+            job.train_dense()
+        seconds = job.seconds.get("dense", 0.0)
+        _write_json(times, {"seconds": seconds, "collapses": job.collapses})
+        codec.write(dense_file, weights_bytes(job.model))
+    phase = json.loads(times.read_text())
+    job.collapses = phase.get("collapses", 0)
+    return float(phase["seconds"])
 
 
 def _job(*given: Any) -> Job:
