@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -124,8 +125,9 @@ class Training:
     def __post_init__(self) -> None:
         """Refuse what cannot be, before any training."""
         for name in _LEAST:
-            value, kinds = getattr(self, name), (int, float) if name == "eps" else (int,)
-            if isinstance(value, bool) or not isinstance(value, (*kinds, type(None))):
+            value = getattr(self, name)
+            fits = isinstance(value, Real if name == "eps" else Integral)
+            if isinstance(value, bool) or not (fits or value is None):
                 what = "number" if name == "eps" else "whole number"
                 raise ValueError(f"{name} is {value!r}: give a {what}")
         for name, least in _LEAST.items():

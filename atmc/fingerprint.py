@@ -26,7 +26,7 @@ def digest(model: nn.Module) -> str:
 
 def write(path: Path, facts: dict[str, Any]) -> None:
     """Keep facts, of types that JSON has."""
-    codec.write(path, (json.dumps(facts, indent=2) + "\n").encode())
+    codec.write(path, (json.dumps(facts, indent=2, default=str) + "\n").encode())
 
 
 def differing(path: Path, facts: dict[str, Any]) -> str | None:
@@ -37,7 +37,7 @@ def differing(path: Path, facts: dict[str, Any]) -> str | None:
         kept = json.loads(path.read_text())
     except ValueError:
         return "what was kept of it"
-    now = json.loads(json.dumps(facts))
+    now = json.loads(json.dumps(facts, default=str))
     return next(
         (key for key in now if not isinstance(kept, dict) or kept.get(key) != now[key]), None
     )
