@@ -46,7 +46,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if not data.startswith(_TORCH):
             raise WeightsError(
                 f"{path} is neither a safetensors file, as a run's dense.safetensors, nor a state "
-                "dict saved by torch"
+                "dict saved by torch: give one of these"
             ) from error
     try:
         with warnings.catch_warnings():

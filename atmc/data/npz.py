@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def load_npz(name: str, file: Path) -> Dataset:
 def _read(file: Path) -> dict[str, NDArray[Any]]:
     if not file.is_file():
         raise DataError(f"there is no file {file}: give npz:FILE with x_train, y_train and so on")
+    if not zipfile.is_zipfile(file):  # numpy would advise to unpickle it
+        raise DataError(f"{file} is no archive of arrays: save them with numpy.savez")
     try:
         with np.load(file, allow_pickle=False) as held:
             return {key: held[key] for key in held.files if key[:2] in ("x_", "y_")}
