@@ -406,7 +406,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_jobs_of_a_script_and_of_a_session(tmp_path: Path, interactive: bool) -> None:
+def test_jobs_of_a_script_and_of_none(tmp_path: Path, interactive: bool) -> None:
     """What lives in the main module reaches other processes from a script, from nowhere else."""
     (tmp_path / "own_of_jobs.py").write_text(OWN)
     quick = {key: value for key, value in POINTS.items() if key != "points"}
