@@ -24,9 +24,13 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
+def _json(facts: dict[str, Any]) -> str:
+    return json.dumps(facts, indent=2, default=lambda number: number.item())
+
+
 def write(path: Path, facts: dict[str, Any]) -> None:
-    """Keep facts, of types that JSON has."""
-    codec.write(path, (json.dumps(facts, indent=2, default=str) + "\n").encode())
+    """Keep facts, of types that JSON has, or numbers of numpy."""
+    codec.write(path, (_json(facts) + "\n").encode())
 
 
 def differing(path: Path, facts: dict[str, Any]) -> str | None:
@@ -37,7 +41,7 @@ def differing(path: Path, facts: dict[str, Any]) -> str | None:
         kept = json.loads(path.read_text())
     except ValueError:
         return "what was kept of it"
-    now = json.loads(json.dumps(facts, default=str))
+    now = json.loads(_json(facts))
     return next(
         (key for key in now if not isinstance(kept, dict) or kept.get(key) != now[key]), None
     )

@@ -238,11 +238,11 @@ def run(
     if resume and overwrite:
         raise SettingsError("resume and overwrite exclude each other: give one of them")
     given = Given(model, dataset)
-    settings = given.named(settings)
+    settings, facts = given.named(settings), given.facts()
     _check_folder(output, resume, overwrite)
     if resume:
         settings = _resumed(settings, output)
-        other = fingerprint.differing(output / "checkpoints" / "given.json", given.facts())
+        other = fingerprint.differing(output / "checkpoints" / "given.json", facts)
         if other is not None:
             raise RunError(
                 f"the run in {output} has another {other} than the one given: give that, or start "
@@ -307,7 +307,7 @@ def run(
         _clear(output)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     codec.write(output / "config.yaml", write_config(settings).encode())
-    if facts := given.facts():
+    if facts:
         fingerprint.write(output / "checkpoints" / "given.json", facts)
     watch.open(output)
     job.on_epoch = watch

@@ -371,7 +371,8 @@ def _child(point: Point, output: Path, threads: int, handed: Path | None) -> Non
     given = Given()
     try:
         if handed is not None:
-            given = pickle.loads(handed.read_bytes())
+            with handed.open("rb") as file:
+                given = pickle.load(file)
     except Exception as error:  # whatever the classes of a stranger say to it
         said = f"another process cannot take what is given ({one_line(error)}): {_IN_A_MODULE}"
         _note_failure(output / point.name, point, said, None)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ def test_facts_are_compared_with_those_kept(tmp_path: Path) -> None:
     write(path, facts)
     assert differing(path, facts) is None
     assert differing(path, {}) is None
+    assert differing(path, {**facts, "seed": np.int64(1)}) is None
     for key, value in {"seed": 2, "shape": [1, 3], "ratios": None, "steps": 0, "new": 1}.items():
         assert differing(path, {**facts, key: value}) == key
 

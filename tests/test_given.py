@@ -77,6 +77,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, run(QUICK, folder, model=Net, dataset=mine())
 
 
+def mine_net() -> Callable[[], nn.Module]:
+    """A function that is called as the data set is."""
+
+    def mine() -> nn.Module:
+        return Net()
+
+    return mine
+
+
 # ---- one run
 
 
@@ -354,6 +363,9 @@ def test_its_report_has_pictures_of_attacked_examples(swept: Path, tmp_path: Pat
     assert without.warnings == ("The data set mine is one's own: give it by --dataset.",)
     no_model = report(swept, tmp_path / "half", dataset=mine())
     assert no_model.warnings == ("The model Net is not one of the zoo: give it by --model.",)
+    other = dataclasses.replace(mine(), name="other")
+    named_alike = report(swept, tmp_path / "alike", dataset=other, model=mine_net())
+    assert named_alike.warnings == without.warnings
     foreign = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     wrong = report(swept, tmp_path / "wrong", dataset=mine(), model=foreign)
     assert wrong.warnings == ("The model Net is not one of the zoo: give it by --model.",)

@@ -1,6 +1,5 @@
 """Data sets by name, split into a training, a validation and a test part."""
 
-import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from atmc.data.own import load_own
 from atmc.data.streamed import Streamed
 from atmc.data.svhn import load_svhn
 from atmc.data.usual import USUAL
+from atmc.parsing import nearest
 
 __all__ = [
     "FORMS",
@@ -96,10 +96,7 @@ def load(
     found = kind(name)
     if found is None:
         known = (*names(), *FORMS)
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown data set {name!r}; did you mean {nearest!r}? (known: {', '.join(known)})"
-        )
+        raise ValueError(f"unknown data set {name!r}{nearest(name, known)}")
     if download and found == "imagenet":
         raise DataError(
             "ImageNet cannot be downloaded from here: get its archives from image-net.org into the "

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
 from atmc.methods import adv_prune, atmc, dense, hydra, l0, low_rank, nat_prune, sequential
 from atmc.methods.admm import COLUMN, FILTER, IRREGULAR
 from atmc.methods.base import Method, Schedule
+from atmc.parsing import nearest
 from atmc.stages import Target
 
 __all__ = ["Method", "Schedule", "Target", "get", "names"]
@@ -39,8 +38,5 @@ def get(name: str) -> Method:
         ValueError: there is none; the message gives the nearest one.
     """
     if name not in _METHODS:
-        nearest = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown method {name!r}; did you mean {nearest!r}? (known: {', '.join(names())})"
-        )
+        raise ValueError(f"unknown method {name!r}{nearest(name, names())}")
     return _METHODS[name]

@@ -113,35 +113,33 @@ def report(
 
 @dataclass(frozen=True)
 class _Own:
-    """The data set and the model of one's own, and what reports call them."""
+    """The data set and the model of one's own, each under the names that reports may call it."""
 
-    names: frozenset[str]
-    dataset: Dataset | None
-    model: nn.Module | None
+    datasets: dict[str, Dataset]
+    models: dict[str, nn.Module]
 
     @classmethod
     def of(
         cls, dataset: str | Dataset | None, model: str | Model | None, data_root: str | None
     ) -> _Own:
-        names = {name for name in (dataset, model) if isinstance(name, str)}
-        loaded = None
+        own = cls({}, {})
         if isinstance(dataset, str):
             found = data.kind(dataset)
             if found is None:
                 raise ReportError(f"there is no data set {dataset!r}: name it as its runs do")
             if found == "own":  # others are loaded by their names
                 loaded = data.load(dataset, data_root)
+                own.datasets.update({dataset: loaded, loaded.name: loaded})
         elif dataset is not None:
-            loaded = check_dataset(dataset)
-        if loaded is not None:
-            names.add(loaded.name)
+            own.datasets[check_dataset(dataset).name] = dataset
         if isinstance(model, str):
             if not is_own(model):
                 raise ReportError(f"{model!r} is no model of one's own: give file.py:function")
-            return cls(frozenset(names), loaded, build(model))
-        given = Given(model)
-        names |= {name.removeprefix(GIVEN) for name in given.names.values()}
-        return cls(frozenset(names), loaded, None if model is None else given.build())
+            own.models[model] = build(model)
+        elif model is not None:
+            given = Given(model)
+            own.models[given.names["model"].removeprefix(GIVEN)] = given.build()
+        return own
 
 
 def _open_artifacts(
@@ -180,8 +178,8 @@ def _open_artifacts(
                     result,
                     artifact,
                     data_root=data_root,
-                    dataset=own.dataset if result.dataset in own.names else None,
-                    model=own.model if result.model in own.names else None,
+                    dataset=own.datasets.get(result.dataset),
+                    model=own.models.get(result.model),
                 )
                 content.sheets.append((result, sheet))
             except examples.NoSheetError as error:

@@ -78,12 +78,11 @@ def sheet(
         NoSheetError: the data or the model are not at hand.
     """
     loaded = _data_of(result, data_root) if dataset is None else dataset
-    if len(loaded.input_shape) != 3 or loaded.input_shape[0] not in (1, 3):
+    if len(loaded.input_shape) != 3 or loaded.input_shape[0] not in (1, 3, 4):
         raise NoSheetError(f"The data set {result.dataset} holds no pictures, grey or in colour.")
     try:
-        decoded = from_artifact(
-            artifact, None if "model" in artifact.meta else copy.deepcopy(model)
-        )
+        module = None if model is None or "model" in artifact.meta else copy.deepcopy(model).cpu()
+        decoded = from_artifact(artifact, module)
     except codec.AtmcFormatError as error:
         raise NoSheetError(
             f"The model {result.model} is not one of the zoo: give it by --model."

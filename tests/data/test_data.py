@@ -129,7 +129,7 @@ def test_too_few_training_images_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("wrong", "right"), [("minst", "mnist"), ("digit", "digits")])
 def test_an_unknown_data_set_is_refused_with_the_nearest_name(wrong, right):
-    with pytest.raises(ValueError, match=f"unknown data set '{wrong}'; did you mean '{right}'"):
+    with pytest.raises(ValueError, match=f"unknown data set '{wrong}': did you mean '{right}'"):
         data.load(wrong)
     assert set(data.names()) == {
         *("cifar10", "cifar100", "digits", "fashion-mnist", "imagenet", "mnist", "svhn"),

@@ -176,5 +176,5 @@ def test_folders_that_cannot_be(tmp_path):
 
 @pytest.mark.parametrize("name", ["imagefolder:", "imagefolder", "npz", "npz:", "own.py:"])
 def test_a_form_without_its_path_is_told_how_it_goes(name):
-    with pytest.raises(ValueError, match=f"unknown data set '{name}'; did you mean '"):
+    with pytest.raises(ValueError, match=f"unknown data set '{name}': did you mean '"):
         data.load(name)

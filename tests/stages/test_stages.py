@@ -470,5 +470,5 @@ def test_method_names() -> None:
     assert {"atmc", "nat-prune", "admm-filter"} <= set(methods.names())
     for name in methods.names():
         assert methods.get(name).name == name
-    with pytest.raises(ValueError, match="unknown method 'atcm'; did you mean 'atmc'"):
+    with pytest.raises(ValueError, match="unknown method 'atcm': did you mean 'atmc'"):
         methods.get("atcm")
