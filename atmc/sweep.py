@@ -36,6 +36,7 @@ from atmc.data import Dataset
 from atmc.given import Given
 from atmc.model_files import RunError
 from atmc.model_sources import Model
+from atmc.notices import on_stderr
 from atmc.one_line import one_line
 from atmc.python_path import GIVEN
 from atmc.run import read_settings, run
@@ -377,7 +378,8 @@ def _child(point: Point, output: Path, threads: int, handed: Path | None) -> Non
         said = f"another process cannot take what is given ({one_line(error)}): {_IN_A_MODULE}"
         _note_failure(output / point.name, point, said, None)
         return
-    outcome = run_point(point, output, threads, given)
+    with on_stderr():
+        outcome = run_point(point, output, threads, given)
     codes = {"interrupted": _INTERRUPTED, "kept": _KEPT}
     sys.exit(codes.get(outcome.status, 0))
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from atmc.notices import on_stderr
+
 from .errors import report
 
 # Name of a command (and of its file) to its line in `atmc --help`.
@@ -49,7 +51,8 @@ class CommandLine(click.Group):
             return super().main(*args, **kwargs)
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
+            with on_stderr():
+                code = super().main(*args, **kwargs)
             sys.stdout.flush()
         except BrokenPipeError:
             # The reader has left (`| head`): keep Python from flushing into the closed pipe.
