@@ -19,6 +19,7 @@ from atmc import codec
 from atmc.data.loaded import Checked
 from atmc.evaluation import attack, evaluate, predict
 from atmc.model_check import ModelError, check_loader
+from atmc.model_files import read_model
 from atmc.notices import AtmcWarning
 from atmc.objective import Objective
 from atmc.stages import DenseStage
@@ -401,3 +402,11 @@ def test_the_check_changes_no_statistics_and_no_random_numbers() -> None:
     check_loader(model, Checked(batches(), "the train loader", pixels=True), training=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state) and model.training
+
+
+def test_a_file_is_read_into_float32_whatever_the_type_of_its_model(tmp_path: Any) -> None:
+    result = compress(small())
+    result.save(tmp_path / "model.atmc")
+    read = read_model(tmp_path / "model.atmc", lambda: small().half())[0]
+    x = batches()[0][0]
+    torch.testing.assert_close(read(x), result.model(x), atol=1e-2, rtol=1e-2)

@@ -81,7 +81,9 @@ def sheet(
     if len(loaded.input_shape) != 3 or loaded.input_shape[0] not in (1, 3, 4):
         raise NoSheetError(f"The data set {result.dataset} holds no pictures, grey or in colour.")
     try:
-        module = None if model is None or "model" in artifact.meta else copy_model(model).cpu()
+        module = (
+            None if model is None or "model" in artifact.meta else copy_model(model).cpu().float()
+        )
         decoded = from_artifact(artifact, module)
     except codec.AtmcFormatError as error:
         raise NoSheetError(
