@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from atmc import packaged_attacks
 from atmc.attacks import Loss, default_step_size, fgsm, frozen, pgd, wrm
-from atmc.extras import require
+from atmc.extras import require, version
 from atmc.parsing import parse_eps
 
 ATTACKS = (
@@ -99,7 +98,7 @@ class Attack:
             row |= {"source": source.name, "source_attack": "pgd"}
         if self.name in _PACKAGES:
             package = _PACKAGES[self.name]
-            row["package"] = f"{package} {importlib.metadata.version(package)}"
+            row["package"] = " ".join(filter(None, (package, version(package))))
         return row
 
 

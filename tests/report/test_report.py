@@ -1,6 +1,5 @@
 """The four files, and what the page says."""
 
-import importlib.metadata
 import json
 import re
 from html.parser import HTMLParser
@@ -186,15 +185,8 @@ def test_folders_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "plotly"])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
+def test_a_missing_package_is_named(tmp_path, hide, package):
     run(tmp_path)
-    found = importlib.metadata.version
-
-    def version(name):
-        if name == package:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return found(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    hide(package)
     with pytest.raises(MissingExtraError, match=rf"needs {package}: pip install 'atmc\[report\]'"):
         make(tmp_path)
