@@ -64,6 +64,7 @@ _MODULES = [
     "quantization",
     "report",
     "run",
+    "run_folder",
     "settings",
     "sweep",
     "training",

@@ -6,19 +6,16 @@ import copy
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import torch
 from torch import nn
 
-from atmc import codec, data, fingerprint, methods, model_sources
+from atmc import codec, data, fingerprint, methods, model_sources, run_folder
 from atmc.artifact import BudgetError, load
 from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report, usual_budget
@@ -31,15 +28,14 @@ from atmc.model_files import RunError, read_model
 from atmc.model_sources import Model
 from atmc.models.initialize import initialize
 from atmc.python_path import GIVEN, PythonPathError
-from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
+from atmc.run_folder import read_settings, write_json
+from atmc.settings import Settings, SettingsError, from_mapping, write_config
 from atmc.training import Progress, Stage, derive
 from atmc.weights import load_weights, weights_bytes
 
 _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
 _EVALUATION_EXAMPLES, _EVALUATION_VALUES = 500, 2**23
-_LONGEST_NAME = 60  # of a data set, in the name of a folder
-_OURS = ("model.atmc", "report.json", "config.yaml", "dense.safetensors", "checkpoints")
 
 
 @dataclass
@@ -56,18 +52,6 @@ class EpochFigures:
 
 
 OnEpoch = Callable[[EpochFigures], None]
-
-
-def read_settings(output: Path) -> Settings:
-    """The settings of the run in a folder.
-
-    Raises:
-        RunError: there is no run to resume.
-    """
-    config = output / "config.yaml"
-    if not config.is_file():
-        raise RunError(f"there is no run in {output}: config.yaml is missing")
-    return from_mapping(read_config(config))
 
 
 def _resumed(settings: Settings, output: Path) -> Settings:
@@ -93,42 +77,6 @@ def _resumed(settings: Settings, output: Path) -> Settings:
     return held.model_copy(update={"data_root": root, "download": given.download or held.download})
 
 
-def new_folder(settings: Settings) -> Path:
-    """A folder under ``runs/`` that does not exist yet, named after the run and the time."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    dataset = re.sub(r"[^\w.+-]+", "_", settings.dataset)[-_LONGEST_NAME:].strip("_")
-    base = Path("runs") / f"{dataset}-{settings.method}-{stamp}"
-    folder, count = base, 1
-    while folder.exists():
-        count += 1
-        folder = base.with_name(f"{base.name}-{count}")
-    return folder
-
-
-def _check_folder(output: Path, resume: bool, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise RunError(f"{output} is a file: give a folder")
-    if resume and not (output / "config.yaml").is_file():
-        raise RunError(f"there is no run to resume in {output}: start one without --resume")
-    if output.is_dir() and any(output.iterdir()) and not (resume or overwrite):
-        raise RunError(
-            f"{output} is not empty: give another folder, --resume to go on with the run in it, "
-            "or --overwrite to replace it"
-        )
-
-
-def _clear(output: Path) -> None:
-    """Remove what a run leaves in its folder, and nothing else."""
-    for name in _OURS:
-        path = output / name
-        if path.is_dir():
-            rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for path in output.glob("events.out.tfevents.*"):
-        path.unlink()
-
-
 def choose_device(name: str) -> torch.device:
     """The device of a name: "cpu", "cuda", or "auto" for the GPU where there is one.
 
@@ -145,10 +93,6 @@ def choose_device(name: str) -> torch.device:
 def evaluation_batch(shape: tuple[int, ...]) -> int:
     """How many inputs of that shape are evaluated at a time: 500, fewer where they are large."""
     return max(1, min(_EVALUATION_EXAMPLES, _EVALUATION_VALUES // math.prod(shape)))
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    codec.write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 class _Watch:
@@ -239,7 +183,7 @@ def run(
         raise SettingsError("resume and overwrite exclude each other: give one of them")
     given = Given(model, dataset)
     settings, facts = given.named(settings), given.facts()
-    _check_folder(output, resume, overwrite)
+    run_folder.check(output, resume, overwrite)
     if resume:
         settings = _resumed(settings, output)
         other = fingerprint.differing(output / "checkpoints" / "given.json", facts)
@@ -304,7 +248,7 @@ def run(
     watch = _Watch(dataset, training.eps, on_epoch)
     test = dataset.test.first(settings.eval_examples).batches(evaluation_batch(dataset.input_shape))
     if overwrite and output.is_dir():
-        _clear(output)
+        run_folder.clear(output)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     codec.write(output / "config.yaml", write_config(settings).encode())
     if facts:
@@ -334,7 +278,7 @@ def run(
             "evaluate": time.monotonic() - started,
         },
     }
-    _write_json(output / "report.json", report)
+    write_json(output / "report.json", report)
     return report
 
 
@@ -367,7 +311,7 @@ def _dense_phase(job: Job, output: Path, *, given: bool) -> float | None:
         if job.training.dense_epochs > 0:
             job.train_dense()
         seconds = job.seconds.get("dense", 0.0)
-        _write_json(times, {"seconds": seconds, "collapses": job.collapses})
+        write_json(times, {"seconds": seconds, "collapses": job.collapses})
         codec.write(dense_file, weights_bytes(job.model))
     phase = json.loads(times.read_text())
     job.collapses = phase.get("collapses", 0)

@@ -38,7 +38,8 @@ from atmc.model_files import RunError
 from atmc.model_sources import Model
 from atmc.one_line import one_line
 from atmc.python_path import GIVEN
-from atmc.run import read_settings, run
+from atmc.run import run
+from atmc.run_folder import read_settings
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 
 _IN_A_MODULE = "define its classes and functions in a module"

@@ -18,14 +18,8 @@ from atmc import data, models
 from atmc.data import Dataset, InMemory, image_folder, streamed
 from atmc.model_check import ModelError
 from atmc.models.initialize import initialize
-from atmc.run import (
-    EpochFigures,
-    RunError,
-    evaluation_batch,
-    new_folder,
-    read_settings,
-    run,
-)
+from atmc.run import EpochFigures, RunError, evaluation_batch, run
+from atmc.run_folder import new_folder, read_settings
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 from atmc.training import TrainingError, derive
 from atmc.weights import WeightsError
