@@ -361,6 +361,11 @@ def _claim(folder: Path, job: Job) -> None:
         raise TrainingError(
             f"the checkpoints in {folder} are of a call with another {other}: give another folder"
         )
+    for name in ("dense.pt", "compress.pt"):
+        if (folder / name).exists() and not kept.is_file():
+            raise TrainingError(
+                f"{folder} holds a {name} that is of no call of atmc.compress: give another folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint.write(kept, facts)
 

@@ -28,7 +28,17 @@ from atmc.model_files import RunError, read_model
 from atmc.model_sources import Model
 from atmc.models.initialize import initialize
 from atmc.python_path import GIVEN, PythonPathError
-from atmc.run_folder import read_settings, write_json
+from atmc.run_folder import (
+    ARTIFACT,
+    CHECKPOINTS,
+    CONFIG,
+    DENSE,
+    DENSE_TIMES,
+    FACTS,
+    REPORT,
+    read_settings,
+    write_json,
+)
 from atmc.settings import Settings, SettingsError, from_mapping, write_config
 from atmc.training import Progress, Stage, derive
 from atmc.weights import load_weights, weights_bytes
@@ -108,9 +118,7 @@ class _Watch:
 
     def open(self, folder: Path) -> None:
         """Start to write to a folder."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder))
+        self.writer = run_folder.event_writer(folder)
 
     def __call__(self, model: nn.Module, stage: Stage, epoch: int) -> None:
         device = next(model.parameters()).device
@@ -186,14 +194,14 @@ def run(
     run_folder.check(output, resume, overwrite)
     if resume:
         settings = _resumed(settings, output)
-        other = fingerprint.differing(output / "checkpoints" / "given.json", facts)
+        other = fingerprint.differing(output / FACTS, facts)
         if other is not None:
             raise RunError(
                 f"the run in {output} has another {other} than the one given: give that, or start "
                 "another run without --resume"
             )
-    if resume and (output / "report.json").is_file():
-        loaded: dict[str, Any] = json.loads((output / "report.json").read_text())
+    if resume and (output / REPORT).is_file():
+        loaded: dict[str, Any] = json.loads((output / REPORT).read_text())
         return loaded
     settings = settings.resolved()
     device = choose_device(settings.device)
@@ -211,7 +219,7 @@ def run(
     assert name is not None
     own = copy.deepcopy(net) if model_sources.is_own(name) else None
     dataset.check_rest()
-    dense_file = output / "dense.safetensors"
+    dense_file = output / DENSE
     if resume and dense_file.is_file():  # first: --weights may be gone by now
         load_weights(net, dense_file)
     else:
@@ -242,24 +250,26 @@ def run(
         settings.method,
         settings.bits,
         model_sources.meta(name, dataset.num_classes),
-        output / "checkpoints",
+        output / CHECKPOINTS,
         on_step,
     )
     watch = _Watch(dataset, training.eps, on_epoch)
     test = dataset.test.first(settings.eval_examples).batches(evaluation_batch(dataset.input_shape))
-    if overwrite and output.is_dir():
-        run_folder.clear(output)
-    (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    codec.write(output / "config.yaml", write_config(settings).encode())
+    output.mkdir(parents=True, exist_ok=True)
+    run_folder.tidy(output)
+    if overwrite:
+        run_folder.clear(output, settings.weights)
+    codec.write(output / CONFIG, write_config(settings).encode())  # first: it makes the folder ours
+    (output / CHECKPOINTS).mkdir(exist_ok=True)
     if facts:
-        fingerprint.write(output / "checkpoints" / "given.json", facts)
+        fingerprint.write(output / FACTS, facts)
     watch.open(output)
     job.on_epoch = watch
     train_seconds = _dense_phase(job, output, given=settings.weights is not None)
     artifact = job.compress()
-    codec.write(output / "model.atmc", artifact)
+    codec.write(output / ARTIFACT, artifact)
     started = time.monotonic()
-    decoded = channels_last(load(output / "model.atmc", own).to(device))
+    decoded = channels_last(load(output / ARTIFACT, own).to(device))
     measured = _test(decoded, test, settings, training.eps)
     report = {
         "schema": 1,
@@ -278,7 +288,7 @@ def run(
             "evaluate": time.monotonic() - started,
         },
     }
-    write_json(output / "report.json", report)
+    write_json(output / REPORT, report)
     return report
 
 
@@ -303,7 +313,7 @@ def _dense_phase(job: Job, output: Path, *, given: bool) -> float | None:
     Returns:
         The seconds it took; None where it was given.
     """
-    dense_file, times = output / "dense.safetensors", output / "checkpoints" / "dense.json"
+    dense_file, times = output / DENSE, output / DENSE_TIMES
     if given:
         codec.write(dense_file, weights_bytes(job.model))
         return None

@@ -30,7 +30,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from atmc import codec, methods
+from atmc import methods
 from atmc.artifact import BudgetError
 from atmc.data import Dataset
 from atmc.given import Given
@@ -39,10 +39,11 @@ from atmc.model_sources import Model
 from atmc.one_line import one_line
 from atmc.python_path import GIVEN
 from atmc.run import run
-from atmc.run_folder import read_settings
+from atmc.run_folder import read_settings, write_json
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 
 _IN_A_MODULE = "define its classes and functions in a module"
+_FAILURE = "failure.json"
 _INTERRUPTED, _KEPT = 130, 3  # exit statuses of a run in a process of its own
 
 Status = Literal["done", "kept", "unreachable", "failed", "interrupted"]
@@ -385,18 +386,18 @@ def _child(point: Point, output: Path, threads: int, handed: Path | None) -> Non
 
 def _outcome(point: Point, output: Path, code: int | None) -> Outcome:
     """What a process has left in its folder."""
-    report, failure = (output / point.name / f"{name}.json" for name in ("report", "failure"))
+    folder = output / point.name
+    report, said = folder / "report.json", _read_failure(folder)
     if code in (0, _KEPT) and report.is_file():
         status: Status = "kept" if code == _KEPT else "done"
         return Outcome(point, status, json.loads(report.read_text()))
-    if code == 0 and failure.is_file():
-        said = json.loads(failure.read_text())
+    if code == 0 and said is not None:
         status = "failed" if said["smallest_bits"] is None else "unreachable"
         return Outcome(point, status, error=said["error"])
     error = f"its process ended with status {code}"
     if code == 1:
         error += ': see what it said; a script sweeps below if __name__ == "__main__"'
-    _note_failure(output / point.name, point, error, None)
+    _note_failure(folder, point, error, None)
     return Outcome(point, "failed", error=error)
 
 
@@ -410,7 +411,6 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
         given: objects that its settings do not name.
     """
     folder = output / point.name
-    failure = folder / "failure.json"
     finished = (folder / "report.json").is_file()
     settings = point.settings
     if point.start is not None:
@@ -420,7 +420,8 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
         settings = settings.model_copy(update={"threads": threads})
     before = torch.get_num_threads()
     try:
-        failure.unlink(missing_ok=True)
+        if _read_failure(folder) is not None:
+            (folder / _FAILURE).unlink()
         resume = (folder / "config.yaml").is_file()
         if resume:
             settings = read_settings(folder).model_copy(update=_moved(point.settings))
@@ -450,6 +451,15 @@ def _moved(settings: Settings) -> dict[str, Any]:
     return {} if settings.data_root is None else {"data_root": settings.data_root}
 
 
+def _read_failure(folder: Path) -> dict[str, Any] | None:
+    """What a sweep has noted in a folder; None where there is no such file, or another's."""
+    try:
+        held = json.loads((folder / _FAILURE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) and held.keys() >= {"error", "smallest_bits"} else None
+
+
 def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) -> None:
     keys = ("method", "model", "dataset", "seed", "budget_bits", "bits")
     held = {"schema": 1, **{key: getattr(point.settings, key) for key in keys}}
@@ -458,4 +468,5 @@ def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) 
     held |= {"error": error, "smallest_bits": smallest}
     with contextlib.suppress(OSError):  # the disk may be what failed
         folder.mkdir(parents=True, exist_ok=True)
-        codec.write(folder / "failure.json", (json.dumps(held, indent=2) + "\n").encode())
+        if _read_failure(folder) is not None or not (folder / _FAILURE).exists():
+            write_json(folder / _FAILURE, held)

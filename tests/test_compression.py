@@ -229,6 +229,14 @@ def test_checkpoints_of_another_call_are_refused(
         atmc.compress(tiny(), fewer, 3000, 0.1, checkpoints=tmp_path, **SHORT)
 
 
+@pytest.mark.parametrize("name", ["dense.pt", "compress.pt"])
+def test_checkpoints_of_no_call_are_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(TrainingError, match=f"holds a {name} that is of no call of atmc.compress"):
+        compress(checkpoints=tmp_path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+
+
 def test_attacks_by_their_names() -> None:
     test = list(loader())
     found = compress(test_loader=test, attacks=["pgd-3", attack("margin-2", eps=0.05)])

@@ -202,24 +202,80 @@ def test_overwrite_removes_only_what_a_run_leaves(
         "events.txt": b"e",
         "figures/model.atmc": b"f",
         "figures/events.out.tfevents.1": b"g",
+        "events.out.tfevents.1.host.2": b"h",
+        "checkpoints/best.pt": b"i",
+        "checkpoints/.best.pt.01234567.tmp": b"j",
+        ".notes.txt.01234567.tmp": b"k",
+        "failure.json": b"l",
     }
+    stale = (".model.atmc.01234567.tmp", "checkpoints/.dense.pt.89abcdef.tmp")
+    for name in stale:
+        (folder / name).write_bytes(b"half")
     (folder / "figures").mkdir()
     for name, content in mine.items():
         (folder / name).write_bytes(content)
-    (folder / "checkpoints" / "stale.pt").write_bytes(b"stale")
-    old = set(contents(folder))
+    old = set(contents(folder)) - set(stale)
     dense = (folder / "dense.safetensors").read_bytes()
     with pytest.raises(StopError):
         run(settings(seed=1), folder, overwrite=True, on_epoch=stop_at("compress", 0))
     left = contents(folder)
     assert {name: left[name] for name in mine} == mine
-    # Nothing of the old run is left: not its artifact, report, events or checkpoints.
-    assert not {"model.atmc", "report.json", "checkpoints/stale.pt"} & set(left)
-    events = {name for name in left if name.startswith("events.out")}
+    # Nothing of the old run is left: not its artifact, report, events or half-written files.
+    assert not {"model.atmc", "report.json", *stale} & set(left)
+    events = {name for name in left if name.startswith("events.out")} - set(mine)
     assert len(events) == 1
     assert left["dense.safetensors"] != dense
     assert read_settings(folder).seed == 1
     assert set(left) - events <= old | set(mine) | {"figures"}
+
+
+@pytest.mark.parametrize("removed", range(1, 7))
+def test_a_run_killed_while_it_replaces_another_leaves_one_that_resumes(
+    removed: int, folder: Path, finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, left = Path.unlink, [removed]
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if not left[0]:
+            raise StopError
+        left[0] -= path.exists()
+        genuine(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(StopError):
+            run(settings(seed=1), folder, overwrite=True)
+    assert not (folder / "report.json").exists()
+    run({}, folder, resume=True)
+    assert (folder / "model.atmc").read_bytes() == (finished[0] / "model.atmc").read_bytes()
+
+
+def test_the_weights_of_a_run_that_is_replaced_outlive_a_kill(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = (folder / "dense.safetensors").read_bytes()
+
+    def killed(settings: Settings) -> str:
+        raise StopError
+
+    monkeypatch.setattr("atmc.run.write_config", killed)
+    with pytest.raises(StopError):
+        run(settings(weights=str(folder / "dense.safetensors")), folder, overwrite=True)
+    assert (folder / "dense.safetensors").read_bytes() == dense
+
+
+@pytest.mark.parametrize("name", ["model.atmc", "checkpoints/dense.pt", "checkpoints"])
+def test_what_is_in_the_way_is_named_before_the_run(folder: Path, name: str) -> None:
+    if name == "checkpoints":
+        shutil.rmtree(folder / name)
+        (folder / name).write_text("mine")
+    else:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    before = contents(folder)
+    with pytest.raises(RunError, match=rf"{name} is a .*: give another"):
+        run(settings(), folder, overwrite=True)
+    assert contents(folder) == before
 
 
 def test_a_run_may_start_from_the_weights_it_overwrites(folder: Path) -> None:

@@ -266,6 +266,22 @@ def test_what_a_run_fills_in_contradicts_no_plan(tmp_path: Path) -> None:
         module.check(plan, tmp_path / "runs")
 
 
+def test_a_folder_that_is_no_run_loses_nothing(tmp_path: Path) -> None:
+    """Not what a sweep would replace in it, nor a file of the name of its notes."""
+    plan = plan_of(tmp_path, "points: [{method: dense}]")
+    folder = tmp_path / "runs/starts/robust-s0"
+    (folder / "checkpoints").mkdir(parents=True)
+    files = {"checkpoints/best.pt": "mine", "failure.json": "[]"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (outcome,) = sweep(plan, tmp_path / "runs")
+    assert outcome.status == "failed"
+    assert outcome.error is not None and "is not the folder of a run" in outcome.error
+    assert {name: (folder / name).read_text() for name in files} == files
+    assert len(list(folder.iterdir())) == 2
+    assert module._outcome(plan.starts[0], tmp_path / "runs", 0).status == "failed"
+
+
 def test_points_fail_with_their_start(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "start: {device: cuda}\npoints: [{method: l0, budget_bits: 40000}]")
     start, point = sweep(plan, tmp_path / "runs")

@@ -153,6 +153,7 @@ def export(
     if found is not None:
         report["thin"] = list(found.thin)
         report |= _gains(source.model, found.model, shape, data if kind == "onnx" else None)
+    check_path(path, overwrite)  # once more: it took a while
     codec.write(path, data)
     return report
 

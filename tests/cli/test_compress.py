@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 
@@ -169,8 +170,8 @@ def test_resume_of_a_finished_run_changes_nothing(atmc, finished):
     assert contents(folder) == before
 
 
-def test_overwrite_replaces_the_run_and_nothing_else(atmc, here):
-    (here / "old").mkdir()
+def test_overwrite_replaces_the_run_and_nothing_else(atmc, run, here):
+    shutil.copytree(run, here / "old")
     (here / "old" / "notes.txt").write_text("mine")
     (here / "old" / "report.json").write_text("{}")
     (here / "old" / "model.atmc").write_bytes(b"old")
@@ -179,6 +180,57 @@ def test_overwrite_replaces_the_run_and_nothing_else(atmc, here):
     assert (here / "old" / "notes.txt").read_text() == "mine"
     assert json.loads((here / "old" / "report.json").read_text())["schema"] == 1
     assert (here / "old" / "model.atmc").read_bytes() != b"old"
+
+
+PROJECTS = {
+    "a config of another program": {"config.yaml": "backbone: mine\n", "checkpoints/best.pt": "1"},
+    "a config for atmc, written by hand": {"config.yaml": "method: atmc\nbudget_bits: 6kB\n"},
+    "no config": {"checkpoints/best.pt": "1", "events.out.tfevents.1": "2"},
+    "a report": {"report.json": "{}"},
+    "an artifact": {"model.atmc": "old"},
+    "weights": {"dense.safetensors": "old"},
+}
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+def test_a_folder_that_is_no_run_loses_nothing(atmc, here, project, flag):
+    for name, text in PROJECTS[project].items():
+        path = here / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    before = contents(here)
+    result = atmc("compress", *TINY, "--output", "project", flag)
+    assert contents(here) == before
+    if flag == "--overwrite":
+        assert error(result, 1).startswith("project is not the folder of a run, and holds ")
+    elif project == "a config of another program":
+        assert error(result, 2).startswith("unknown setting 'backbone'")
+    else:
+        assert error(result, 1).startswith("there is no run to resume in project: ")
+
+
+def test_overwrite_beside_files_of_other_names(atmc, here):
+    """Nothing of them would be replaced; what was cut before its config was written goes on."""
+    mine = {"notes.txt": b"a", "events.out.tfevents.1": b"b", "results/report.json": b"c"}
+    for name, content in mine.items():
+        path = here / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    result = atmc("compress", *TINY, "--output", "project", "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    result = atmc("compress", *TINY, "--output", "project", "--overwrite", "--seed", "1")
+    assert result.exit_code == 0, result.stderr
+    left = contents(here / "project")
+    assert {name: left[name] for name in mine} == mine
+    assert len([name for name in left if name.startswith("events.out")]) == 2
+
+
+def test_a_run_that_was_cut_before_its_config_is_begun_again(atmc, here):
+    (here / "cut").mkdir()
+    (here / "cut" / ".config.yaml.01234567.tmp").write_text("half")
+    assert atmc("compress", *TINY, "--output", "cut").exit_code == 0
+    assert not (here / "cut" / ".config.yaml.01234567.tmp").exists()
 
 
 # What is wrong: the options, the exit code, and what the line must say.
