@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,6 +21,7 @@ from atmc.accounting import dense_bits
 from atmc.artifact import BudgetError, from_artifact, to_artifact
 from atmc.evaluation import Attack, attack, evaluate
 from atmc.factorization import factorized_weights
+from atmc.folder_lock import locked
 from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
 from atmc.model_check import check_loader
@@ -342,12 +344,21 @@ def size_report(model: nn.Module, target: Target, data: bytes) -> dict[str, Any]
     }
 
 
-def _claim(folder: Path, job: Job) -> None:
-    """Let the checkpoints in a folder be this job's.
+@contextlib.contextmanager
+def _claimed(folder: Path | None, job: Job) -> Iterator[None]:
+    """Let the checkpoints in a folder be this job's, for a while.
 
     Raises:
+        FolderInUseError: another process is at work there.
         TrainingError: they are another's.
     """
+    with contextlib.nullcontext() if folder is None else locked(folder):
+        if folder is not None:
+            _claim(folder, job)
+        yield
+
+
+def _claim(folder: Path, job: Job) -> None:
     kept = folder / "call.json"
     facts = {
         "method": job.method,
@@ -366,7 +377,6 @@ def _claim(folder: Path, job: Job) -> None:
             raise TrainingError(
                 f"{folder} holds a {name} that is of no call of atmc.compress: give another folder"
             )
-    folder.mkdir(parents=True, exist_ok=True)
     fingerprint.write(kept, facts)
 
 
@@ -414,6 +424,7 @@ def compress(
         ValueError: a method or setting that cannot be, before any training; a loader without
             batches, or whose first batch is no (x, y) with x in [0, 1]; a model that is factorized
             already.
+        FolderInUseError: another process works in the folder of the checkpoints.
         TrainingError: the loss is no number any more, or the checkpoints are of another call.
         TypeError: an unknown setting.
     """
@@ -457,12 +468,11 @@ def compress(
         attacked = any(each.eps != 0 for each in chosen)
         check_loader(job.model, test_loader, "the test loader", pixels=attacked)
     job.check_least()
-    if folder is not None:
-        _claim(folder, job)
-    if job.training.dense_epochs > 0:
-        job.train_dense()
-    dense = copy.deepcopy(job.model).eval()
-    data = job.compress()
+    with _claimed(folder, job):
+        if job.training.dense_epochs > 0:
+            job.train_dense()
+        dense = copy.deepcopy(job.model).eval()
+        data = job.compress()
     decoded = from_artifact(codec.decode(data), plain)
     started = time.monotonic()
     measured: dict[str, Any] = {"accuracy": None, "attacks": []}

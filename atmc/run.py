@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -21,6 +22,7 @@ from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report, usual_budget
 from atmc.data import Dataset, Loader
 from atmc.evaluation import attack, evaluate, predict
+from atmc.folder_lock import check_free, locked
 from atmc.given import Given
 from atmc.inheritance import inherit
 from atmc.model_check import check_model
@@ -180,6 +182,7 @@ def run(
         The dict of report.json.
 
     Raises:
+        FolderInUseError: another process works in the folder.
         RunError, SettingsError, ModelError, PythonPathError, WeightsError, BudgetError, DataError,
             TrainingError: see their messages.
         KeyboardInterrupt: after a checkpoint.
@@ -191,18 +194,54 @@ def run(
         raise SettingsError("resume and overwrite exclude each other: give one of them")
     given = Given(model, dataset)
     settings, facts = given.named(settings), given.facts()
+    if not resume:
+        check_free(output)
     run_folder.check(output, resume, overwrite)
-    if resume:
-        settings = _resumed(settings, output)
-        other = fingerprint.differing(output / FACTS, facts)
-        if other is not None:
-            raise RunError(
-                f"the run in {output} has another {other} than the one given: give that, or start "
-                "another run without --resume"
-            )
-    if resume and (output / REPORT).is_file():
-        loaded: dict[str, Any] = json.loads((output / REPORT).read_text())
-        return loaded
+    with contextlib.ExitStack() as lock:
+        if resume:
+            chosen, report = _taken_up(settings, output, facts)
+            if report is None:
+                lock.enter_context(locked(output))
+                run_folder.check(output, resume, overwrite)  # another may have worked in it
+                chosen, report = _taken_up(settings, output, facts)
+            if report is not None:
+                return report
+            settings = chosen
+        return _run(settings, output, given, facts, resume, overwrite, lock, on_step, on_epoch)
+
+
+def _taken_up(
+    settings: Settings, output: Path, facts: dict[str, Any]
+) -> tuple[Settings, dict[str, Any] | None]:
+    """The settings of the run to be resumed, and its report where it is finished.
+
+    Raises:
+        RunError, SettingsError: something contradicts it.
+    """
+    resumed = _resumed(settings, output)
+    other = fingerprint.differing(output / FACTS, facts)
+    if other is not None:
+        raise RunError(
+            f"the run in {output} has another {other} than the one given: give that, or start "
+            "another run without --resume"
+        )
+    report = output / REPORT
+    return resumed, json.loads(report.read_text()) if report.is_file() else None
+
+
+def _run(
+    settings: Settings,
+    output: Path,
+    given: Given,
+    facts: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+    lock: contextlib.ExitStack,
+    on_step: Callable[[Progress], None] | None,
+    on_epoch: OnEpoch | None,
+) -> dict[str, Any]:
+    """Run to the end; where nothing is resumed ``lock`` takes in the lock of the folder."""
+    dataset = given.dataset
     settings = settings.resolved()
     device = choose_device(settings.device)
     if settings.threads is not None:
@@ -255,7 +294,9 @@ def run(
     )
     watch = _Watch(dataset, training.eps, on_epoch)
     test = dataset.test.first(settings.eval_examples).batches(evaluation_batch(dataset.input_shape))
-    output.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        lock.enter_context(locked(output))
+        run_folder.check(output, resume, overwrite)  # another may have worked in it until now
     run_folder.tidy(output)
     if overwrite:
         run_folder.clear(output, settings.weights)

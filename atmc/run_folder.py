@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atmc import codec
+from atmc import codec, folder_lock
 from atmc.codec.files import temporary_of
 from atmc.model_files import RunError
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
@@ -156,7 +156,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _temporaries(folder: Path) -> Iterator[Path]:
     """What :func:`atmc.codec.write` was writing there under the name of a run's file."""
-    names = {Path(name).name for name in _FILES}
+    names = {*(Path(name).name for name in _FILES), *folder_lock.FILES}
     for path in folder.glob(".*.tmp"):
         if temporary_of(path.name) in names:
             yield path
@@ -166,5 +166,5 @@ def _contents(folder: Path) -> list[Path]:
     """What lies in a folder, but for what a process that was killed at its start has left."""
     if not folder.is_dir():
         return []
-    left = set(_temporaries(folder))
+    left = {*_temporaries(folder), *(folder / name for name in folder_lock.FILES)}
     return [path for path in folder.iterdir() if path not in left]

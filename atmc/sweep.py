@@ -33,6 +33,7 @@ import torch
 from atmc import methods
 from atmc.artifact import BudgetError
 from atmc.data import Dataset
+from atmc.folder_lock import FolderInUseError, check_free, locked
 from atmc.given import Given
 from atmc.model_files import RunError
 from atmc.model_sources import Model
@@ -44,9 +45,9 @@ from atmc.settings import Settings, SettingsError, from_mapping, read_config
 
 _IN_A_MODULE = "define its classes and functions in a module"
 _FAILURE = "failure.json"
-_INTERRUPTED, _KEPT = 130, 3  # exit statuses of a run in a process of its own
+_INTERRUPTED, _KEPT, _IN_USE = 130, 3, 4  # exit statuses of a run in a process of its own
 
-Status = Literal["done", "kept", "unreachable", "failed", "interrupted"]
+Status = Literal["done", "kept", "unreachable", "failed", "in use", "interrupted"]
 
 # What of a point's own settings its dense start takes over.
 _OF_START = (
@@ -267,6 +268,7 @@ def sweep(
         What became of the runs, in the order of the plan.
 
     Raises:
+        FolderInUseError: another process works in the folder.
         RunError: a run in the folder was made with other settings, or what is given cannot be
             pickled, before anything is run.
         KeyboardInterrupt: after checkpoints were written.
@@ -275,7 +277,8 @@ def sweep(
     check(plan, output)
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs is {jobs}: give how many runs at a time, 1 or more")
-    with _handed_over(plan.given, jobs) as handed:
+    with _handed_over(plan.given, jobs) as handed, locked(output):
+        check(plan, output)  # once more: another may have worked in it
         return _sweep(plan, output, jobs, handed, on_outcome)
 
 
@@ -293,7 +296,9 @@ def _sweep(
         tasks = []
         for point in stretch:
             broken = outcomes.get(point.start) if point.start is not None else None
-            if broken is not None and broken.status not in ("done", "kept"):
+            if broken is not None and broken.status == "in use":
+                keep(Outcome(point, "in use", error=broken.error))
+            elif broken is not None and broken.status not in ("done", "kept"):
                 error = f"its dense start has failed: {broken.error}"
                 _note_failure(output / point.name, point, error, None)
                 keep(Outcome(point, "failed", error=error))
@@ -380,7 +385,7 @@ def _child(point: Point, output: Path, threads: int, handed: Path | None) -> Non
         _note_failure(output / point.name, point, said, None)
         return
     outcome = run_point(point, output, threads, given)
-    codes = {"interrupted": _INTERRUPTED, "kept": _KEPT}
+    codes = {"interrupted": _INTERRUPTED, "kept": _KEPT, "in use": _IN_USE}
     sys.exit(codes.get(outcome.status, 0))
 
 
@@ -394,6 +399,13 @@ def _outcome(point: Point, output: Path, code: int | None) -> Outcome:
     if code == 0 and said is not None:
         status = "failed" if said["smallest_bits"] is None else "unreachable"
         return Outcome(point, status, error=said["error"])
+    if code == _IN_USE:
+        try:
+            check_free(folder)
+            error = f"another process was at work in {folder}"
+        except FolderInUseError as now:
+            error = one_line(now)
+        return Outcome(point, "in use", error=error)
     error = f"its process ended with status {code}"
     if code == 1:
         error += ': see what it said; a script sweeps below if __name__ == "__main__"'
@@ -420,6 +432,7 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
         settings = settings.model_copy(update={"threads": threads})
     before = torch.get_num_threads()
     try:
+        check_free(folder)
         if _read_failure(folder) is not None:
             (folder / _FAILURE).unlink()
         resume = (folder / "config.yaml").is_file()
@@ -436,6 +449,8 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
         )
     except KeyboardInterrupt:
         return Outcome(point, "interrupted")
+    except FolderInUseError as error:  # nothing is noted: the folder is another's
+        return Outcome(point, "in use", error=one_line(error))
     except Exception as error:  # whatever it is: the other points go on
         said = one_line(error)
         smallest = error.smallest if isinstance(error, BudgetError) else None

@@ -22,6 +22,7 @@ from atmc.compression import Job, Training, size_report
 from atmc.data import Batches
 from atmc.evaluation import attack
 from atmc.factorization import factorize, factorized_weights
+from atmc.folder_lock import FolderInUseError, locked
 from atmc.model_check import ModelError
 from atmc.stages import CompressStage
 from atmc.thin_convolution import ThinConvolutions
@@ -227,6 +228,14 @@ def test_checkpoints_of_another_call_are_refused(
     fewer = list(loader())[:2]
     with pytest.raises(TrainingError, match="of a loader of 3 batches, the one given has 2"):
         atmc.compress(tiny(), fewer, 3000, 0.1, checkpoints=tmp_path, **SHORT)
+
+
+def test_checkpoints_in_use_are_left_alone(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(FolderInUseError, match=f"{tmp_path} is in use by process"):
+            compress(checkpoints=tmp_path)
+        assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("name", ["dense.pt", "compress.pt"])

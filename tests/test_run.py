@@ -1,7 +1,9 @@
 """One run and its folder: what is resumed, replaced and refused, and evaluation of its file."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from atmc import data, models
 from atmc.data import Dataset, InMemory, image_folder, streamed
+from atmc.folder_lock import FolderInUseError, locked
 from atmc.model_check import ModelError
 from atmc.models.initialize import initialize
 from atmc.run import EpochFigures, RunError, evaluation_batch, run
@@ -299,6 +302,53 @@ def test_what_is_refused_leaves_the_old_run_alone(folder: Path, flag: str) -> No
         with pytest.raises(RunError, match="not empty: give another folder, --resume"):
             run(settings(), folder)
     assert contents(folder) == before
+
+
+# ---- one process at a time
+
+
+@pytest.mark.parametrize("how", ["new", "overwrite", "resume"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_folder_in_use_is_left_alone(
+    how: str, late: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the other process came while this one got ready."""
+    if late:
+        monkeypatch.setattr("atmc.run.check_free", lambda folder: None)
+    flags = {how: True}
+    if how == "new":
+        folder, flags = folder / "new", {}
+    elif how == "resume":
+        (folder / "report.json").unlink()
+    with locked(folder):
+        before = contents(folder)
+        with pytest.raises(FolderInUseError, match=f"process {os.getpid()} on"):
+            run({} if how == "resume" else settings(), folder, **flags)
+        assert contents(folder) == before
+
+
+def test_the_folder_is_looked_at_again_under_the_lock(
+    folder: Path, finished: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def late(where: Path) -> Iterator[None]:
+        """What another process left just before."""
+        where.mkdir(exist_ok=True)
+        if where == folder:
+            (folder / "report.json").write_bytes(report)
+        else:
+            (where / "config.yaml").write_text("mine: true")
+        yield
+
+    report = (folder / "report.json").read_bytes()
+    (folder / "report.json").unlink()
+    monkeypatch.setattr("atmc.run.locked", late)
+    assert run({}, folder, resume=True) == finished[1]
+    for overwrite, said in ((False, "is not empty"), (True, "is not the folder of a run")):
+        other = tmp_path / f"new-{overwrite}"
+        with pytest.raises(RunError, match=said):
+            run(settings(), other, overwrite=overwrite)
+        assert contents(other) == {"config.yaml": b"mine: true"}
 
 
 # ---- weights

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from atmc import sweep as module
+from atmc.folder_lock import FolderInUseError, locked
 from atmc.model_files import RunError
 from atmc.settings import SettingsError, write_config
 from atmc.sweep import Outcome, Plan, read_plan, sweep
@@ -280,6 +282,34 @@ def test_a_folder_that_is_no_run_loses_nothing(tmp_path: Path) -> None:
     assert {name: (folder / name).read_text() for name in files} == files
     assert len(list(folder.iterdir())) == 2
     assert module._outcome(plan.starts[0], tmp_path / "runs", 0).status == "failed"
+
+
+def test_a_second_sweep_in_a_folder_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "points: [{method: dense}]")
+    with locked(tmp_path / "runs"), pytest.raises(FolderInUseError, match=r"runs is in use by"):
+        sweep(plan, tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_point_that_another_process_runs_is_left_to_it(jobs: int, tmp_path: Path) -> None:
+    text = "points: [{method: dense}, {method: dense, seed: 1}, {method: l0, budget_bits: 40000}]"
+    plan = plan_of(tmp_path, text)
+    folder = tmp_path / "runs/starts/robust-s0"
+    with locked(folder):
+        before = sorted(folder.iterdir())
+        found = {
+            outcome.point.name: outcome for outcome in sweep(plan, tmp_path / "runs", jobs=jobs)
+        }
+        assert sorted(folder.iterdir()) == before
+    assert {name: outcome.status for name, outcome in found.items()} == {
+        "starts/robust-s0": "in use",
+        "starts/robust-s1": "done",
+        "points/l0-auto-40000-s0": "in use",
+    }
+    for name in ("starts/robust-s0", "points/l0-auto-40000-s0"):
+        assert f"robust-s0 is in use by process {os.getpid()} on" in str(found[name].error)
+        assert not (tmp_path / "runs" / name / "failure.json").exists()
 
 
 def test_points_fail_with_their_start(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """``atmc compress``: the run folder, the report, configs, resume, and every bad input."""
 
 import json
+import platform
 import re
 import shutil
 import signal
@@ -136,6 +137,64 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, run, here):
     assert whole.exit_code == 0
     assert "compress epoch 2:" in whole.stderr
     assert (here / "cut/model.atmc").read_bytes() == (here / "whole/model.atmc").read_bytes()
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, run, here):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"epochs": 6, "weights": str(run / "dense.safetensors")}
+    (here / "six.yaml").write_text(yaml.safe_dump(config))
+    process = subprocess.Popen(
+        [*PROCESS, "compress", "--config", "six.yaml", "--output", "one"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=process_environment(),
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith("compress epoch 1"):
+                break
+        said = f"one is in use by process {process.pid} on {platform.node()}: wait until it ends"
+        for flag in ([], ["--overwrite"], ["--resume"]):
+            line = error(atmc("compress", "--output", "one", *flag), 1)
+            assert line.startswith(said)
+        assert not (here / "one" / "report.json").exists()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (here / "one" / ".atmc.lock").exists()
+    resumed = atmc("compress", "--output", "one", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    whole = atmc("compress", "--config", "six.yaml", "--output", "whole")
+    assert whole.exit_code == 0, whole.stderr
+    assert (here / "one/model.atmc").read_bytes() == (here / "whole/model.atmc").read_bytes()
+    assert not [path for path in (here / "one").iterdir() if path.name.startswith(".")]
+
+
+def test_two_that_replace_a_run_at_once_are_not_mixed(run, here):
+    shutil.copytree(run, here / "old")
+    processes = [
+        subprocess.Popen(
+            [*PROCESS, "compress", *TINY, "--output", "old", "--overwrite", "--seed", seed],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=process_environment(),
+        )
+        for seed in ("1", "2")
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    done = [process.returncode == 0 for process in processes]
+    assert any(done)
+    for process, stderr, finished in zip(processes, said, done, strict=True):
+        if not finished:
+            assert (process.returncode, len(stderr.splitlines())) == (1, 1), stderr
+            assert stderr.startswith("Error: old is in use by process ")
+    config = yaml.safe_load((here / "old" / "config.yaml").read_text())
+    report = json.loads((here / "old" / "report.json").read_text())
+    assert config["seed"] == report["seed"] in (1, 2)
+    assert report["size"]["file_bits"] == 8 * (here / "old" / "model.atmc").stat().st_size
+    assert {path.name for path in (here / "old").iterdir()} >= FILES
 
 
 @pytest.mark.parametrize(
