@@ -207,6 +207,7 @@ class Job:
         on_epoch: called with the model, the stage and the epoch.
         seconds: of each phase, once it has run.
         collapses: of training on a cheap attack, over all phases.
+        input_shape: of one input, once a phase has run.
     """
 
     model: nn.Module
@@ -221,6 +222,7 @@ class Job:
     on_epoch: OnEpoch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     collapses: int = 0
+    input_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse, before any training, what cannot be."""
@@ -306,6 +308,7 @@ class Job:
         trainer.run()
         self.seconds[phase] = sum(trainer.seconds.values())
         self.collapses += trainer.guard.collapses
+        self.input_shape = tuple(stages[-1].example.shape[1:])
 
     @property
     def attacked(self) -> bool:
@@ -494,5 +497,7 @@ def compress(
             "compress": job.seconds.get("compress", 0.0),
             "evaluate": time.monotonic() - started,
         },
+        "input_shape": list(job.input_shape),
+        "class_names": None,
     }
     return Result(decoded, data, report, dense)

@@ -328,6 +328,8 @@ def _run(
             "compress": job.seconds["compress"],
             "evaluate": time.monotonic() - started,
         },
+        "input_shape": list(dataset.input_shape),
+        "class_names": dataset.class_names and list(dataset.class_names),
     }
     write_json(output / REPORT, report)
     return report

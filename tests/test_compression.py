@@ -142,8 +142,10 @@ def test_the_report(done: Any) -> None:
     assert set(report) == {
         *("schema", "method", "model", "dataset", "seed", "budget_bits", "bits", "size"),
         "train_attack",
-        *("accuracy", "attacks", "seconds"),
+        *("accuracy", "attacks", "seconds", "input_shape", "class_names"),
     }
+    first = next(iter(loader()))[0]
+    assert (report["input_shape"], report["class_names"]) == (list(first.shape[1:]), None)
     assert (report["schema"], report["method"], report["model"]) == (1, "atmc", "Tiny")
     assert (report["dataset"], report["seed"], report["budget_bits"]) == (None, 0, 3000)
     assert (report["accuracy"], report["attacks"]) == (None, [])

@@ -191,6 +191,11 @@ def test_there_is_no_run_to_resume(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_report_says_what_the_data_are(finished: tuple[Path, Any]) -> None:
+    report = finished[1]
+    assert (report["input_shape"], report["class_names"]) == ([1, 8, 8], None)
+
+
 # ---- overwrite
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from atmc.parsing import parse_bits_per_value, parse_eps
 from atmc.settings import SettingsError, read_config
@@ -74,12 +74,18 @@ class _Point(_Record):
     bits: int | str | None = None
 
 
+def _names(value: object) -> object:
+    """Names of classes, where they are such."""
+    return value if isinstance(value, list) and all(isinstance(n, str) for n in value) else None
+
+
 class _Report(_Point):
     size: _Size
     accuracy: dict[str, _Share | None]
     attacks: list[Attack] = []
     seconds: dict[str, _Seconds | None] = {}
     train_attack: _TrainAttack | None = None
+    class_names: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
 
 
 class _Failure(_Point):
@@ -102,6 +108,7 @@ class Result:
         seconds: by phase.
         train_attack: the attack that it was trained on.
         eps: the radius that it was attacked with.
+        class_names: what the classes are called, in the order of their numbers.
         config: the run's settings, as far as they are there.
         error: why it failed; None for a finished run.
         smallest_bits: of a failed run: the smallest budget that its method can reach.
@@ -124,6 +131,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     train_attack: str | None = None
     eps: float | None = None
+    class_names: tuple[str, ...] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     smallest_bits: int | None = None
@@ -234,6 +242,7 @@ def _read(place: Path, top: Path, name: str, kind: type[_Report] | type[_Failure
         attacks=tuple(record.attacks),
         seconds={name: v for name, v in record.seconds.items() if v is not None},
         train_attack=trained if isinstance(trained, str) else None,
+        class_names=record.class_names,
     )
 
 
