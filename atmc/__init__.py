@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # a literal: setup.cfg reads it without importing the package
 
 if TYPE_CHECKING:
     from atmc import accounting as accounting
@@ -64,6 +64,7 @@ _MODULES = [
     "quantization",
     "report",
     "run",
+    "run_folder",
     "settings",
     "sweep",
     "training",

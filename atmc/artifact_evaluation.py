@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from atmc.evaluation import Source, attack, evaluate, parse_attack
 from atmc.given import check_dataset
 from atmc.ladder import climb
 from atmc.memory import keep_freed
-from atmc.model_check import check_model
-from atmc.model_files import RunError, read_model, run_config
+from atmc.model_check import ModelError, check_model
+from atmc.model_files import RunError, read_model, run_config, run_record
 from atmc.model_sources import Model, is_own
 from atmc.parsing import parse_eps
 from atmc.run import choose_device, evaluation_batch
@@ -98,6 +99,7 @@ def evaluate_artifact(
             image_size=image_size,
         )
     check_model(read, loaded, str(path))
+    _check_classes(path, loaded)
     if eps is None:
         eps = loaded.eps if beside.get("eps") is None else beside["eps"]
     if steps is None:
@@ -121,6 +123,24 @@ def evaluate_artifact(
         rung = resolve("pgd") if radius > 0 else resolve("pgd", eps=1.0, step_size=None)
         measured |= climb(read, batches, [parse_eps(each) for each in eps_grid], rung, seed=seed)
     return {**measured, "size": size}
+
+
+def _check_classes(path: Path, dataset: Dataset) -> None:
+    """Refuse a data set whose classes are others than those of the run, or in another order.
+
+    Raises:
+        ModelError: naming the first that differs.
+    """
+    theirs, ours = run_record(path).class_names, dataset.class_names
+    if theirs is None or ours is None:
+        return
+    for number, names in enumerate(zip_longest(theirs, ours)):
+        if names[0] != names[1]:
+            one, other = ("missing" if name is None else repr(name) for name in names)
+            raise ModelError(
+                f"class {number} is {one} in the run of {path}, {other} in data set "
+                f"{dataset.name!r}: give a data set of the same classes"
+            )
 
 
 def _read_source(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,6 +22,7 @@ from atmc.attacks import fgsm
 from atmc.data.loaded import AnyLoader, Checked
 from atmc.evaluation import Attack, attack, evaluate
 from atmc.factorization import factorized_weights, never_factorized
+from atmc.folder_lock import locked
 from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
 from atmc.model_check import check_loader, prepare_model
@@ -215,6 +217,7 @@ class Job:
         on_epoch: called with the model, the stage and the epoch.
         seconds: of each phase, once it has run.
         collapses: of training on a cheap attack, over all phases.
+        input_shape: of one input, once a phase has run.
     """
 
     model: nn.Module
@@ -229,6 +232,7 @@ class Job:
     on_epoch: OnEpoch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     collapses: int = 0
+    input_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse, before any training, what cannot be."""
@@ -347,6 +351,7 @@ class Job:
         trainer.run()
         self.seconds[phase] = sum(trainer.seconds.values())
         self.collapses += trainer.guard.collapses
+        self.input_shape = tuple(stages[-1].example.shape[1:])
 
     @property
     def attacked(self) -> bool:
@@ -385,12 +390,21 @@ def size_report(model: nn.Module, target: Target, data: bytes) -> dict[str, Any]
     }
 
 
-def _claim(folder: Path, job: Job) -> None:
-    """Let the checkpoints in a folder be this job's.
+@contextlib.contextmanager
+def _claimed(folder: Path | None, job: Job) -> Iterator[None]:
+    """Let the checkpoints in a folder be this job's, for a while.
 
     Raises:
+        FolderInUseError: another process is at work there.
         TrainingError: they are another's.
     """
+    with contextlib.nullcontext() if folder is None else locked(folder):
+        if folder is not None:
+            _claim(folder, job)
+        yield
+
+
+def _claim(folder: Path, job: Job) -> None:
     kept = folder / "call.json"
     facts = {
         "method": job.method,
@@ -404,7 +418,11 @@ def _claim(folder: Path, job: Job) -> None:
         raise TrainingError(
             f"the checkpoints in {folder} are of a call with another {other}: give another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("dense.pt", "compress.pt"):
+        if (folder / name).exists() and not kept.is_file():
+            raise TrainingError(
+                f"{folder} holds a {name} that is of no call of atmc.compress: give another folder"
+            )
     fingerprint.write(kept, facts)
 
 
@@ -452,6 +470,7 @@ def compress(
         ValueError: a method or setting that cannot be, before any training; a loader without
             batches, or whose first batch is no (x, y) with x in [0, 1]; a model that is factorized
             already.
+        FolderInUseError: another process works in the folder of the checkpoints.
         TrainingError: the loss is no number any more, or the checkpoints are of another call.
         TypeError: an unknown setting.
     """
@@ -508,12 +527,11 @@ def compress(
     len(batches)  # or says that it has none
     job.check_least()
     job.rehearse(plain)
-    if folder is not None:
-        _claim(folder, job)
-    if job.training.dense_epochs > 0:
-        job.train_dense()
-    dense = copy_model(job.model).eval()
-    data = job.compress()
+    with _claimed(folder, job):
+        if job.training.dense_epochs > 0:
+            job.train_dense()
+        dense = copy_model(job.model).eval()
+        data = job.compress()
     decoded = from_artifact(codec.decode(data), plain)
     started = time.monotonic()
     measured: dict[str, Any] = {"accuracy": None, "attacks": []}
@@ -535,5 +553,7 @@ def compress(
             "compress": job.seconds.get("compress", 0.0),
             "evaluate": time.monotonic() - started,
         },
+        "input_shape": list(job.input_shape),
+        "class_names": None,
     }
     return Result(decoded, data, report, dense)

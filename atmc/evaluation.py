@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from atmc import packaged_attacks
 from atmc.attacks import Loss, default_step_size, fgsm, frozen, pgd, wrm
 from atmc.data.loaded import Checked
-from atmc.extras import require
+from atmc.extras import require, version
 from atmc.outputs import PROBABILITIES, are_probabilities, as_logits
 from atmc.parsing import parse_eps
 from atmc.probing import run
@@ -106,7 +105,7 @@ class Attack:
             row |= {"source": source.name, "source_attack": "pgd"}
         if self.name in _PACKAGES:
             package = _PACKAGES[self.name]
-            row["package"] = f"{package} {importlib.metadata.version(package)}"
+            row["package"] = " ".join(filter(None, (package, version(package))))
         if self.name == "autoattack" and classes is not None:
             row["components"] = list(packaged_attacks.components(classes))
         return row

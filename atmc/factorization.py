@@ -293,6 +293,13 @@ def _is_ours(module: nn.Module) -> bool:
     )
 
 
+def is_factorized(module: nn.Module, name: str) -> bool:
+    """Whether an attribute of a module is a factorized weight."""
+    return parametrize.is_parametrized(module, name) and _is_ours(
+        cast(nn.ModuleDict, module.parametrizations)[name]
+    )
+
+
 def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """Every factorized slot of the model: (full name, module, attribute, parametrization list)."""
     for prefix, module in model.named_modules():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -19,6 +22,7 @@ from atmc.weights import load_weights, read_state, renamed
 
 _ALWAYS = {"dataset", "model", "method"}  # in the config.yaml of every run
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
+_MOST_VALUES = 2**28  # of an input: memory is taken for some
 
 
 class RunError(ValueError):
@@ -60,6 +64,49 @@ def run_config(path: Path) -> dict[str, Any]:
     except SettingsError:
         return {}
     return {key: getattr(settings, key) for key in held}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the report of a run says of its data; None where it says nothing.
+
+    Attributes:
+        input_shape: of one input, as (C, H, W).
+        class_names: in the order of their numbers.
+    """
+
+    input_shape: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+def run_record(path: Path) -> RunRecord:
+    """What is recorded of the run whose artifact or dense start a file is.
+
+    A ``report.json`` that is damaged, or of another artifact or program, says nothing.
+    """
+    if not (path.suffix == ".atmc" or path.name == "dense.safetensors"):
+        return RunRecord()
+    try:
+        held = json.loads((path.parent / "report.json").read_bytes())
+        bits = held["size"]["file_bits"]
+        if held["schema"] != 1 or (path.suffix == ".atmc" and bits != 8 * path.stat().st_size):
+            return RunRecord()
+        shape, names = held.get("input_shape"), held.get("class_names")
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return RunRecord()
+    return RunRecord(
+        tuple(shape) if _is_shape(shape) else None,
+        tuple(names) if _are_names(names) else None,
+    )
+
+
+def _is_shape(value: object) -> bool:
+    whole = isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
+    return whole and 0 < math.prod(cast(list[int], value)) <= _MOST_VALUES and value != []
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def read_model(

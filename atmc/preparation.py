@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from atmc.factorization import leave_plain, weight_names
+from atmc.factorization import is_factorized, leave_plain, weight_names
 from atmc.notices import warn
 
 
@@ -50,7 +50,7 @@ def make_plain(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for prefix, module in list(model.named_modules()):
             for name in weight_names(module):
-                if parametrize.is_parametrized(module, name):
+                if parametrize.is_parametrized(module, name) and not is_factorized(module, name):
                     leave_plain(module, name)
                     plain.append(f"{prefix}.{name}" if prefix else name)
             for hook in list(module._forward_pre_hooks.values()):

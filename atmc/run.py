@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import torch
 from torch import nn
 
-from atmc import codec, data, fingerprint, methods, model_sources
+from atmc import codec, data, fingerprint, methods, model_sources, run_folder
 from atmc.artifact import BudgetError, load
 from atmc.attacks import frozen, pgd
 from atmc.compression import Job, Training, channels_last, size_report, usual_budget
 from atmc.data import Dataset, Loader
 from atmc.evaluation import attack, evaluate, predict
+from atmc.folder_lock import check_free, locked
 from atmc.given import Given
 from atmc.inheritance import inherit
 from atmc.model_check import check_model, prepare_model
@@ -31,15 +30,24 @@ from atmc.model_sources import Model
 from atmc.models.initialize import initialize
 from atmc.preparation import copy_model
 from atmc.python_path import GIVEN, PythonPathError
-from atmc.settings import Settings, SettingsError, from_mapping, read_config, write_config
+from atmc.run_folder import (
+    ARTIFACT,
+    CHECKPOINTS,
+    CONFIG,
+    DENSE,
+    DENSE_TIMES,
+    FACTS,
+    REPORT,
+    read_settings,
+    write_json,
+)
+from atmc.settings import Settings, SettingsError, from_mapping, write_config
 from atmc.training import Progress, Stage, derive
 from atmc.weights import load_weights, weights_bytes
 
 _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
 _EVALUATION_EXAMPLES, _EVALUATION_VALUES = 500, 2**23
-_LONGEST_NAME = 60  # of a data set, in the name of a folder
-_OURS = ("model.atmc", "report.json", "config.yaml", "dense.safetensors", "checkpoints")
 
 
 @dataclass
@@ -56,18 +64,6 @@ class EpochFigures:
 
 
 OnEpoch = Callable[[EpochFigures], None]
-
-
-def read_settings(output: Path) -> Settings:
-    """The settings of the run in a folder.
-
-    Raises:
-        RunError: there is no run to resume.
-    """
-    config = output / "config.yaml"
-    if not config.is_file():
-        raise RunError(f"there is no run in {output}: config.yaml is missing")
-    return from_mapping(read_config(config))
 
 
 def _resumed(settings: Settings, output: Path) -> Settings:
@@ -93,42 +89,6 @@ def _resumed(settings: Settings, output: Path) -> Settings:
     return held.model_copy(update={"data_root": root, "download": given.download or held.download})
 
 
-def new_folder(settings: Settings) -> Path:
-    """A folder under ``runs/`` that does not exist yet, named after the run and the time."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    dataset = re.sub(r"[^\w.+-]+", "_", settings.dataset)[-_LONGEST_NAME:].strip("_")
-    base = Path("runs") / f"{dataset}-{settings.method}-{stamp}"
-    folder, count = base, 1
-    while folder.exists():
-        count += 1
-        folder = base.with_name(f"{base.name}-{count}")
-    return folder
-
-
-def _check_folder(output: Path, resume: bool, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise RunError(f"{output} is a file: give a folder")
-    if resume and not (output / "config.yaml").is_file():
-        raise RunError(f"there is no run to resume in {output}: start one without --resume")
-    if output.is_dir() and any(output.iterdir()) and not (resume or overwrite):
-        raise RunError(
-            f"{output} is not empty: give another folder, --resume to go on with the run in it, "
-            "or --overwrite to replace it"
-        )
-
-
-def _clear(output: Path) -> None:
-    """Remove what a run leaves in its folder, and nothing else."""
-    for name in _OURS:
-        path = output / name
-        if path.is_dir():
-            rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for path in output.glob("events.out.tfevents.*"):
-        path.unlink()
-
-
 def choose_device(name: str) -> torch.device:
     """The device of a name: "cpu", "cuda", or "auto" for the GPU where there is one.
 
@@ -147,10 +107,6 @@ def evaluation_batch(shape: tuple[int, ...]) -> int:
     return max(1, min(_EVALUATION_EXAMPLES, _EVALUATION_VALUES // math.prod(shape)))
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    codec.write(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
 class _Watch:
     """After each epoch: accuracies on the validation part, to the caller and to TensorBoard."""
 
@@ -164,9 +120,7 @@ class _Watch:
 
     def open(self, folder: Path) -> None:
         """Start to write to a folder."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder))
+        self.writer = run_folder.event_writer(folder)
 
     def __call__(self, model: nn.Module, stage: Stage, epoch: int) -> None:
         device = next(model.parameters()).device
@@ -228,6 +182,7 @@ def run(
         The dict of report.json.
 
     Raises:
+        FolderInUseError: another process works in the folder.
         RunError, SettingsError, ModelError, PythonPathError, WeightsError, BudgetError, DataError,
             TrainingError: see their messages.
         KeyboardInterrupt: after a checkpoint.
@@ -239,18 +194,54 @@ def run(
         raise SettingsError("resume and overwrite exclude each other: give one of them")
     given = Given(model, dataset)
     settings, facts = given.named(settings), given.facts()
-    _check_folder(output, resume, overwrite)
-    if resume:
-        settings = _resumed(settings, output)
-        other = fingerprint.differing(output / "checkpoints" / "given.json", facts)
-        if other is not None:
-            raise RunError(
-                f"the run in {output} has another {other} than the one given: give that, or start "
-                "another run without --resume"
-            )
-    if resume and (output / "report.json").is_file():
-        loaded: dict[str, Any] = json.loads((output / "report.json").read_text())
-        return loaded
+    if not resume:
+        check_free(output)
+    run_folder.check(output, resume, overwrite)
+    with contextlib.ExitStack() as lock:
+        if resume:
+            chosen, report = _taken_up(settings, output, facts)
+            if report is None:
+                lock.enter_context(locked(output))
+                run_folder.check(output, resume, overwrite)  # another may have worked in it
+                chosen, report = _taken_up(settings, output, facts)
+            if report is not None:
+                return report
+            settings = chosen
+        return _run(settings, output, given, facts, resume, overwrite, lock, on_step, on_epoch)
+
+
+def _taken_up(
+    settings: Settings, output: Path, facts: dict[str, Any]
+) -> tuple[Settings, dict[str, Any] | None]:
+    """The settings of the run to be resumed, and its report where it is finished.
+
+    Raises:
+        RunError, SettingsError: something contradicts it.
+    """
+    resumed = _resumed(settings, output)
+    other = fingerprint.differing(output / FACTS, facts)
+    if other is not None:
+        raise RunError(
+            f"the run in {output} has another {other} than the one given: give that, or start "
+            "another run without --resume"
+        )
+    report = output / REPORT
+    return resumed, json.loads(report.read_text()) if report.is_file() else None
+
+
+def _run(
+    settings: Settings,
+    output: Path,
+    given: Given,
+    facts: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+    lock: contextlib.ExitStack,
+    on_step: Callable[[Progress], None] | None,
+    on_epoch: OnEpoch | None,
+) -> dict[str, Any]:
+    """Run to the end; where nothing is resumed ``lock`` takes in the lock of the folder."""
+    dataset = given.dataset
     settings = settings.resolved()
     device = choose_device(settings.device)
     if settings.threads is not None:
@@ -267,7 +258,7 @@ def run(
     assert name is not None
     own = copy_model(net) if model_sources.is_own(name) else None
     dataset.check_rest()
-    dense_file = output / "dense.safetensors"
+    dense_file = output / DENSE
     if resume and dense_file.is_file():  # first: --weights may be gone by now
         load_weights(net, dense_file)
     else:
@@ -298,25 +289,29 @@ def run(
         settings.method,
         settings.bits,
         model_sources.meta(name, dataset.num_classes),
-        output / "checkpoints",
+        output / CHECKPOINTS,
         on_step,
     )
     job.rehearse(own)
     watch = _Watch(dataset, training.eps, on_epoch)
     test = dataset.test.first(settings.eval_examples).batches(evaluation_batch(dataset.input_shape))
-    if overwrite and output.is_dir():
-        _clear(output)
-    (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    codec.write(output / "config.yaml", write_config(settings).encode())
+    if not resume:
+        lock.enter_context(locked(output))
+        run_folder.check(output, resume, overwrite)  # another may have worked in it until now
+    run_folder.tidy(output)
+    if overwrite:
+        run_folder.clear(output, settings.weights)
+    codec.write(output / CONFIG, write_config(settings).encode())  # first: it makes the folder ours
+    (output / CHECKPOINTS).mkdir(exist_ok=True)
     if facts:
-        fingerprint.write(output / "checkpoints" / "given.json", facts)
+        fingerprint.write(output / FACTS, facts)
     watch.open(output)
     job.on_epoch = watch
     train_seconds = _dense_phase(job, output, given=settings.weights is not None)
     artifact = job.compress()
-    codec.write(output / "model.atmc", artifact)
+    codec.write(output / ARTIFACT, artifact)
     started = time.monotonic()
-    decoded = channels_last(load(output / "model.atmc", own).to(device))
+    decoded = channels_last(load(output / ARTIFACT, own).to(device))
     measured = _test(decoded, test, settings, training.eps)
     report = {
         "schema": 1,
@@ -334,8 +329,10 @@ def run(
             "compress": job.seconds["compress"],
             "evaluate": time.monotonic() - started,
         },
+        "input_shape": list(dataset.input_shape),
+        "class_names": dataset.class_names and list(dataset.class_names),
     }
-    _write_json(output / "report.json", report)
+    write_json(output / REPORT, report)
     return report
 
 
@@ -360,7 +357,7 @@ def _dense_phase(job: Job, output: Path, *, given: bool) -> float | None:
     Returns:
         The seconds it took; None where it was given.
     """
-    dense_file, times = output / "dense.safetensors", output / "checkpoints" / "dense.json"
+    dense_file, times = output / DENSE, output / DENSE_TIMES
     if given:
         codec.write(dense_file, weights_bytes(job.model))
         return None
@@ -368,7 +365,7 @@ def _dense_phase(job: Job, output: Path, *, given: bool) -> float | None:
         if job.training.dense_epochs > 0:
             job.train_dense()
         seconds = job.seconds.get("dense", 0.0)
-        _write_json(times, {"seconds": seconds, "collapses": job.collapses})
+        write_json(times, {"seconds": seconds, "collapses": job.collapses})
         codec.write(dense_file, weights_bytes(job.model))
     phase = json.loads(times.read_text())
     job.collapses = phase.get("collapses", 0)

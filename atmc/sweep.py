@@ -30,22 +30,25 @@ from typing import Any, Literal, cast
 
 import torch
 
-from atmc import codec, methods
+from atmc import methods
 from atmc.artifact import BudgetError
 from atmc.data import Dataset
+from atmc.folder_lock import FolderInUseError, check_free, locked
 from atmc.given import Given
 from atmc.model_files import RunError
 from atmc.model_sources import Model
 from atmc.notices import on_stderr
 from atmc.one_line import one_line
 from atmc.python_path import GIVEN
-from atmc.run import read_settings, run
+from atmc.run import run
+from atmc.run_folder import read_settings, write_json
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 
 _IN_A_MODULE = "define its classes and functions in a module"
-_INTERRUPTED, _KEPT = 130, 3  # exit statuses of a run in a process of its own
+_FAILURE = "failure.json"
+_INTERRUPTED, _KEPT, _IN_USE = 130, 3, 4  # exit statuses of a run in a process of its own
 
-Status = Literal["done", "kept", "unreachable", "failed", "interrupted"]
+Status = Literal["done", "kept", "unreachable", "failed", "in use", "interrupted"]
 
 # What of a point's own settings its dense start takes over.
 _OF_START = (
@@ -266,6 +269,7 @@ def sweep(
         What became of the runs, in the order of the plan.
 
     Raises:
+        FolderInUseError: another process works in the folder.
         RunError: a run in the folder was made with other settings, or what is given cannot be
             pickled, before anything is run.
         KeyboardInterrupt: after checkpoints were written.
@@ -274,7 +278,8 @@ def sweep(
     check(plan, output)
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs is {jobs}: give how many runs at a time, 1 or more")
-    with _handed_over(plan.given, jobs) as handed:
+    with _handed_over(plan.given, jobs) as handed, locked(output):
+        check(plan, output)  # once more: another may have worked in it
         return _sweep(plan, output, jobs, handed, on_outcome)
 
 
@@ -292,7 +297,9 @@ def _sweep(
         tasks = []
         for point in stretch:
             broken = outcomes.get(point.start) if point.start is not None else None
-            if broken is not None and broken.status not in ("done", "kept"):
+            if broken is not None and broken.status == "in use":
+                keep(Outcome(point, "in use", error=broken.error))
+            elif broken is not None and broken.status not in ("done", "kept"):
                 error = f"its dense start has failed: {broken.error}"
                 _note_failure(output / point.name, point, error, None)
                 keep(Outcome(point, "failed", error=error))
@@ -380,24 +387,31 @@ def _child(point: Point, output: Path, threads: int, handed: Path | None) -> Non
         return
     with on_stderr():
         outcome = run_point(point, output, threads, given)
-    codes = {"interrupted": _INTERRUPTED, "kept": _KEPT}
+    codes = {"interrupted": _INTERRUPTED, "kept": _KEPT, "in use": _IN_USE}
     sys.exit(codes.get(outcome.status, 0))
 
 
 def _outcome(point: Point, output: Path, code: int | None) -> Outcome:
     """What a process has left in its folder."""
-    report, failure = (output / point.name / f"{name}.json" for name in ("report", "failure"))
+    folder = output / point.name
+    report, said = folder / "report.json", _read_failure(folder)
     if code in (0, _KEPT) and report.is_file():
         status: Status = "kept" if code == _KEPT else "done"
         return Outcome(point, status, json.loads(report.read_text()))
-    if code == 0 and failure.is_file():
-        said = json.loads(failure.read_text())
+    if code == 0 and said is not None:
         status = "failed" if said["smallest_bits"] is None else "unreachable"
         return Outcome(point, status, error=said["error"])
+    if code == _IN_USE:
+        try:
+            check_free(folder)
+            error = f"another process was at work in {folder}"
+        except FolderInUseError as now:
+            error = one_line(now)
+        return Outcome(point, "in use", error=error)
     error = f"its process ended with status {code}"
     if code == 1:
         error += ': see what it said; a script sweeps below if __name__ == "__main__"'
-    _note_failure(output / point.name, point, error, None)
+    _note_failure(folder, point, error, None)
     return Outcome(point, "failed", error=error)
 
 
@@ -411,7 +425,6 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
         given: objects that its settings do not name.
     """
     folder = output / point.name
-    failure = folder / "failure.json"
     finished = (folder / "report.json").is_file()
     settings = point.settings
     if point.start is not None:
@@ -421,7 +434,9 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
         settings = settings.model_copy(update={"threads": threads})
     before = torch.get_num_threads()
     try:
-        failure.unlink(missing_ok=True)
+        check_free(folder)
+        if _read_failure(folder) is not None:
+            (folder / _FAILURE).unlink()
         resume = (folder / "config.yaml").is_file()
         if resume:
             settings = read_settings(folder).model_copy(update=_moved(point.settings))
@@ -436,6 +451,8 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
         )
     except KeyboardInterrupt:
         return Outcome(point, "interrupted")
+    except FolderInUseError as error:  # nothing is noted: the folder is another's
+        return Outcome(point, "in use", error=one_line(error))
     except Exception as error:  # whatever it is: the other points go on
         said = one_line(error)
         smallest = error.smallest if isinstance(error, BudgetError) else None
@@ -451,6 +468,15 @@ def _moved(settings: Settings) -> dict[str, Any]:
     return {} if settings.data_root is None else {"data_root": settings.data_root}
 
 
+def _read_failure(folder: Path) -> dict[str, Any] | None:
+    """What a sweep has noted in a folder; None where there is no such file, or another's."""
+    try:
+        held = json.loads((folder / _FAILURE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) and held.keys() >= {"error", "smallest_bits"} else None
+
+
 def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) -> None:
     keys = ("method", "model", "dataset", "seed", "budget_bits", "bits")
     held = {"schema": 1, **{key: getattr(point.settings, key) for key in keys}}
@@ -459,4 +485,5 @@ def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) 
     held |= {"error": error, "smallest_bits": smallest}
     with contextlib.suppress(OSError):  # the disk may be what failed
         folder.mkdir(parents=True, exist_ok=True)
-        codec.write(folder / "failure.json", (json.dumps(held, indent=2) + "\n").encode())
+        if _read_failure(folder) is not None or not (folder / _FAILURE).exists():
+            write_json(folder / _FAILURE, held)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from atmc import run as runs
+from atmc.run_folder import new_folder
 from atmc.settings import from_mapping, read_config
 
 from .errors import Interrupted
@@ -52,7 +53,7 @@ def command(
     values = read_config(config) if config is not None else {}
     values |= {key: value for key, value in options.items() if value is not None}
     given = from_mapping(values)
-    folder = runs.new_folder(given.resolved()) if output is None else output
+    folder = new_folder(given.resolved()) if output is None else output
     try:
         with watch(quiet) as progress:
             report = runs.run(

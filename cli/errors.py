@@ -18,6 +18,7 @@ _MENDABLE = {
     "atmc.codec.errors.AtmcFormatError",
     "atmc.data.base.DataError",
     "atmc.export.errors.ExportError",
+    "atmc.folder_lock.FolderInUseError",
     "atmc.report.ReportError",
     "atmc.extras.MissingExtraError",
     "atmc.model_check.ModelError",

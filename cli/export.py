@@ -54,7 +54,7 @@ def _shape(
     "--input-shape",
     callback=_shape,
     metavar="C,H,W",
-    help="Of one input; that of the zoo's model if not given.",
+    help="Of one input; that which the run recorded, else the zoo's model's, if not given.",
 )
 @setting(
     "model",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import sys
 from typing import Any
 
 import click
 
+from atmc import __version__
 from atmc.notices import on_stderr
 
 from .errors import report
@@ -69,7 +69,7 @@ class CommandLine(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(importlib.metadata.version("atmc"), prog_name="atmc")
+@click.version_option(__version__, prog_name="atmc")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Compress a PyTorch classifier into a file of a given size that is hard to fool."""

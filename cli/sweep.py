@@ -54,7 +54,7 @@ def command(config: Path, output: Path, jobs: int, data_root: str | None, dry_ru
         outcomes = sweep(plan, output, jobs=jobs, on_outcome=_Lines(plan))
     except KeyboardInterrupt:
         raise Interrupted("interrupted: run the same command again to go on") from None
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    failed = [outcome for outcome in outcomes if outcome.status in ("failed", "in use")]
     try:
         for path in report(output, data_root=data_root).files:
             click.echo(str(path))

@@ -1,9 +1,12 @@
 """What all tests share."""
 
-from collections.abc import Iterator
+import importlib.metadata
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+
+from atmc import extras
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +20,26 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let packages be missing: hide("plotly"), or hide() for all."""
+
+    def hide(*packages: str) -> None:
+        version, importable = importlib.metadata.version, extras._importable
+
+        def known(name: str) -> str:
+            if not packages or name in packages:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return version(name)
+
+        hidden = {extras._module(package) for package in packages}
+        monkeypatch.setattr(importlib.metadata, "version", known)
+        monkeypatch.setattr(
+            extras,
+            "_importable",
+            lambda module: bool(packages) and module not in hidden and importable(module),
+        )
+
+    return hide

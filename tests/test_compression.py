@@ -22,6 +22,7 @@ from atmc.compression import Job, Training, size_report
 from atmc.data import Batches
 from atmc.evaluation import attack
 from atmc.factorization import factorize, factorized_weights
+from atmc.folder_lock import FolderInUseError, locked
 from atmc.model_check import ModelError
 from atmc.stages import CompressStage
 from atmc.thin_convolution import ThinConvolutions
@@ -141,8 +142,10 @@ def test_the_report(done: Any) -> None:
     assert set(report) == {
         *("schema", "method", "model", "dataset", "seed", "budget_bits", "bits", "size"),
         "train_attack",
-        *("accuracy", "attacks", "seconds"),
+        *("accuracy", "attacks", "seconds", "input_shape", "class_names"),
     }
+    first = next(iter(loader()))[0]
+    assert (report["input_shape"], report["class_names"]) == (list(first.shape[1:]), None)
     assert (report["schema"], report["method"], report["model"]) == (1, "atmc", "Tiny")
     assert (report["dataset"], report["seed"], report["budget_bits"]) == (None, 0, 3000)
     assert (report["accuracy"], report["attacks"]) == (None, [])
@@ -227,6 +230,22 @@ def test_checkpoints_of_another_call_are_refused(
     fewer = list(loader())[:2]
     with pytest.raises(TrainingError, match="of a loader of 3 batches, the one given has 2"):
         atmc.compress(tiny(), fewer, 3000, 0.1, checkpoints=tmp_path, **SHORT)
+
+
+def test_checkpoints_in_use_are_left_alone(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(FolderInUseError, match=f"{tmp_path} is in use by process"):
+            compress(checkpoints=tmp_path)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["dense.pt", "compress.pt"])
+def test_checkpoints_of_no_call_are_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(TrainingError, match=f"holds a {name} that is of no call of atmc.compress"):
+        compress(checkpoints=tmp_path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
 
 
 def test_attacks_by_their_names() -> None:

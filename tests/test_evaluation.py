@@ -1,5 +1,8 @@
 import importlib.metadata
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -158,15 +161,23 @@ def test_margin_is_pgd_on_the_margin_loss() -> None:
 
 
 @pytest.mark.parametrize("name", ["autoattack", "cw-linf", "square"])
-def test_a_missing_package_is_named_with_the_command(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named_with_the_command(name: str, hide: Callable[..., None]) -> None:
+    hide()
+    with pytest.raises(MissingExtraError, match=rf"^{name} needs .*: pip install 'atmc\[eval\]'$"):
+        attack(name, eps=0.1)
+
+
+def test_a_row_names_a_package_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(package: str) -> str:
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(importlib.metadata, "version", nothing)
-    with pytest.raises(MissingExtraError, match=rf"^{name} needs .*: pip install 'atmc\[eval\]'$"):
-        attack(name, eps=0.1)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    row = attack("autoattack", eps=0.1)
+    monkeypatch.setitem(sys.modules, "pyautoattack", ModuleType("pyautoattack"))
+    assert row.row()["package"] == "pyautoattack"
+    monkeypatch.setattr(sys.modules["pyautoattack"], "__version__", "0.2", raising=False)
+    assert row.row()["package"] == "pyautoattack 0.2"
 
 
 def test_attacks_of_packages_have_settings_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

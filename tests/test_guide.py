@@ -30,7 +30,7 @@ def test_the_guide_is_true(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "runs/shapes/report.json").read_text())
     assert report["accuracy"]["clean"] > 0.7
     assert said[-2].splitlines() == [
-        "pictures/discs/000.png disc",
-        "pictures/rings/001.png ring",
+        "pictures/discs/000.png discs",
+        "pictures/rings/001.png rings",
     ]
     assert "nonzero" in said[-1]

@@ -1,11 +1,16 @@
 """The package as it is installed: what it is called, what it needs, what it puts where."""
 
+import ast
+import configparser
 import importlib.metadata
 import importlib.resources
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
+
+import atmc
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,21 @@ def test_metadata(installed):
     assert "MIT" in (metadata["License"], metadata["License-Expression"])
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert (metadata.get_payload() or metadata["Description"]).startswith("# atmc")
+
+
+def test_the_version_is_that_of_the_module(installed):
+    assert installed.version == atmc.__version__
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg")
+    assert config["metadata"]["version"] == "attr: atmc.__version__"
+    # A literal, which a build reads without importing the package, and with it torch.
+    tree = ast.parse(Path(atmc.__file__).read_text())
+    (value,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__version__"
+    )
+    assert ast.literal_eval(value) == atmc.__version__
 
 
 def test_the_command_is_there(installed):

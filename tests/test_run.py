@@ -1,7 +1,9 @@
 """One run and its folder: what is resumed, replaced and refused, and evaluation of its file."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,16 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from atmc import data, models
 from atmc.data import Dataset, InMemory, image_folder, streamed
+from atmc.folder_lock import FolderInUseError, locked
 from atmc.model_check import ModelError
 from atmc.models.initialize import initialize
-from atmc.run import (
-    EpochFigures,
-    RunError,
-    evaluation_batch,
-    new_folder,
-    read_settings,
-    run,
-)
+from atmc.run import EpochFigures, RunError, evaluation_batch, run
+from atmc.run_folder import new_folder, read_settings
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
 from atmc.training import TrainingError, derive
 from atmc.weights import WeightsError
@@ -194,6 +191,11 @@ def test_there_is_no_run_to_resume(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_report_says_what_the_data_are(finished: tuple[Path, Any]) -> None:
+    report = finished[1]
+    assert (report["input_shape"], report["class_names"]) == ([1, 8, 8], None)
+
+
 # ---- overwrite
 
 
@@ -208,24 +210,80 @@ def test_overwrite_removes_only_what_a_run_leaves(
         "events.txt": b"e",
         "figures/model.atmc": b"f",
         "figures/events.out.tfevents.1": b"g",
+        "events.out.tfevents.1.host.2": b"h",
+        "checkpoints/best.pt": b"i",
+        "checkpoints/.best.pt.01234567.tmp": b"j",
+        ".notes.txt.01234567.tmp": b"k",
+        "failure.json": b"l",
     }
+    stale = (".model.atmc.01234567.tmp", "checkpoints/.dense.pt.89abcdef.tmp")
+    for name in stale:
+        (folder / name).write_bytes(b"half")
     (folder / "figures").mkdir()
     for name, content in mine.items():
         (folder / name).write_bytes(content)
-    (folder / "checkpoints" / "stale.pt").write_bytes(b"stale")
-    old = set(contents(folder))
+    old = set(contents(folder)) - set(stale)
     dense = (folder / "dense.safetensors").read_bytes()
     with pytest.raises(StopError):
         run(settings(seed=1), folder, overwrite=True, on_epoch=stop_at("compress", 0))
     left = contents(folder)
     assert {name: left[name] for name in mine} == mine
-    # Nothing of the old run is left: not its artifact, report, events or checkpoints.
-    assert not {"model.atmc", "report.json", "checkpoints/stale.pt"} & set(left)
-    events = {name for name in left if name.startswith("events.out")}
+    # Nothing of the old run is left: not its artifact, report, events or half-written files.
+    assert not {"model.atmc", "report.json", *stale} & set(left)
+    events = {name for name in left if name.startswith("events.out")} - set(mine)
     assert len(events) == 1
     assert left["dense.safetensors"] != dense
     assert read_settings(folder).seed == 1
     assert set(left) - events <= old | set(mine) | {"figures"}
+
+
+@pytest.mark.parametrize("removed", range(1, 7))
+def test_a_run_killed_while_it_replaces_another_leaves_one_that_resumes(
+    removed: int, folder: Path, finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, left = Path.unlink, [removed]
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if not left[0]:
+            raise StopError
+        left[0] -= path.exists()
+        genuine(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(StopError):
+            run(settings(seed=1), folder, overwrite=True)
+    assert not (folder / "report.json").exists()
+    run({}, folder, resume=True)
+    assert (folder / "model.atmc").read_bytes() == (finished[0] / "model.atmc").read_bytes()
+
+
+def test_the_weights_of_a_run_that_is_replaced_outlive_a_kill(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = (folder / "dense.safetensors").read_bytes()
+
+    def killed(settings: Settings) -> str:
+        raise StopError
+
+    monkeypatch.setattr("atmc.run.write_config", killed)
+    with pytest.raises(StopError):
+        run(settings(weights=str(folder / "dense.safetensors")), folder, overwrite=True)
+    assert (folder / "dense.safetensors").read_bytes() == dense
+
+
+@pytest.mark.parametrize("name", ["model.atmc", "checkpoints/dense.pt", "checkpoints"])
+def test_what_is_in_the_way_is_named_before_the_run(folder: Path, name: str) -> None:
+    if name == "checkpoints":
+        shutil.rmtree(folder / name)
+        (folder / name).write_text("mine")
+    else:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    before = contents(folder)
+    with pytest.raises(RunError, match=rf"{name} is a .*: give another"):
+        run(settings(), folder, overwrite=True)
+    assert contents(folder) == before
 
 
 def test_a_run_may_start_from_the_weights_it_overwrites(folder: Path) -> None:
@@ -249,6 +307,53 @@ def test_what_is_refused_leaves_the_old_run_alone(folder: Path, flag: str) -> No
         with pytest.raises(RunError, match="not empty: give another folder, --resume"):
             run(settings(), folder)
     assert contents(folder) == before
+
+
+# ---- one process at a time
+
+
+@pytest.mark.parametrize("how", ["new", "overwrite", "resume"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_folder_in_use_is_left_alone(
+    how: str, late: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the other process came while this one got ready."""
+    if late:
+        monkeypatch.setattr("atmc.run.check_free", lambda folder: None)
+    flags = {how: True}
+    if how == "new":
+        folder, flags = folder / "new", {}
+    elif how == "resume":
+        (folder / "report.json").unlink()
+    with locked(folder):
+        before = contents(folder)
+        with pytest.raises(FolderInUseError, match=f"process {os.getpid()} on"):
+            run({} if how == "resume" else settings(), folder, **flags)
+        assert contents(folder) == before
+
+
+def test_the_folder_is_looked_at_again_under_the_lock(
+    folder: Path, finished: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def late(where: Path) -> Iterator[None]:
+        """What another process left just before."""
+        where.mkdir(exist_ok=True)
+        if where == folder:
+            (folder / "report.json").write_bytes(report)
+        else:
+            (where / "config.yaml").write_text("mine: true")
+        yield
+
+    report = (folder / "report.json").read_bytes()
+    (folder / "report.json").unlink()
+    monkeypatch.setattr("atmc.run.locked", late)
+    assert run({}, folder, resume=True) == finished[1]
+    for overwrite, said in ((False, "is not empty"), (True, "is not the folder of a run")):
+        other = tmp_path / f"new-{overwrite}"
+        with pytest.raises(RunError, match=said):
+            run(settings(), other, overwrite=overwrite)
+        assert contents(other) == {"config.yaml": b"mine: true"}
 
 
 # ---- weights

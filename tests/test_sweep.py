@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from atmc import sweep as module
+from atmc.folder_lock import FolderInUseError, locked
 from atmc.model_files import RunError
 from atmc.settings import SettingsError, write_config
 from atmc.sweep import Outcome, Plan, read_plan, sweep
@@ -264,6 +266,50 @@ def test_what_a_run_fills_in_contradicts_no_plan(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(write_config(other))
     with pytest.raises(RunError, match="was made with image_size 9, the sweep now says 8"):
         module.check(plan, tmp_path / "runs")
+
+
+def test_a_folder_that_is_no_run_loses_nothing(tmp_path: Path) -> None:
+    """Not what a sweep would replace in it, nor a file of the name of its notes."""
+    plan = plan_of(tmp_path, "points: [{method: dense}]")
+    folder = tmp_path / "runs/starts/robust-s0"
+    (folder / "checkpoints").mkdir(parents=True)
+    files = {"checkpoints/best.pt": "mine", "failure.json": "[]"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (outcome,) = sweep(plan, tmp_path / "runs")
+    assert outcome.status == "failed"
+    assert outcome.error is not None and "is not the folder of a run" in outcome.error
+    assert {name: (folder / name).read_text() for name in files} == files
+    assert len(list(folder.iterdir())) == 2
+    assert module._outcome(plan.starts[0], tmp_path / "runs", 0).status == "failed"
+
+
+def test_a_second_sweep_in_a_folder_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "points: [{method: dense}]")
+    with locked(tmp_path / "runs"), pytest.raises(FolderInUseError, match=r"runs is in use by"):
+        sweep(plan, tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_point_that_another_process_runs_is_left_to_it(jobs: int, tmp_path: Path) -> None:
+    text = "points: [{method: dense}, {method: dense, seed: 1}, {method: l0, budget_bits: 40000}]"
+    plan = plan_of(tmp_path, text)
+    folder = tmp_path / "runs/starts/robust-s0"
+    with locked(folder):
+        before = sorted(folder.iterdir())
+        found = {
+            outcome.point.name: outcome for outcome in sweep(plan, tmp_path / "runs", jobs=jobs)
+        }
+        assert sorted(folder.iterdir()) == before
+    assert {name: outcome.status for name, outcome in found.items()} == {
+        "starts/robust-s0": "in use",
+        "starts/robust-s1": "done",
+        "points/l0-auto-40000-s0": "in use",
+    }
+    for name in ("starts/robust-s0", "points/l0-auto-40000-s0"):
+        assert f"robust-s0 is in use by process {os.getpid()} on" in str(found[name].error)
+        assert not (tmp_path / "runs" / name / "failure.json").exists()
 
 
 def test_points_fail_with_their_start(tmp_path: Path) -> None:

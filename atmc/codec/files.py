@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def temporary_of(name: str) -> str | None:
+    """The name of the file that :func:`write` makes of its temporary one; None of another file."""
+    match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name, re.DOTALL)
+    return match[1] if match else None
 
 
 def read(path: str | os.PathLike[str]) -> bytes:

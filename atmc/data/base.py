@@ -125,6 +125,8 @@ class Dataset:
         eps: the usual attack radius, in the infinity norm.
         eval_steps: the usual number of PGD steps when robust accuracy is measured.
         model: the name of the usual model; None where none of ours is.
+        class_names: what the classes are called, in the order of their numbers; None where they
+            have no names.
 
     Raises:
         DataError: something of that does not hold.
@@ -138,6 +140,7 @@ class Dataset:
     eps: float
     eval_steps: int
     model: str | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what training cannot use."""
@@ -147,6 +150,11 @@ class Dataset:
                 raise DataError(f"{where}: its {title} part is empty: give examples of it")
         if self.num_classes < 2:
             raise DataError(f"{where} has fewer than two classes: give two or more")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise DataError(
+                f"{where} has {self.num_classes} classes, but names {len(self.class_names)}: name "
+                "each of them, or none"
+            )
         for title, part in self._parts.items():
             part.check(f"{where}: its {title} part", self.num_classes)
             if part.shape != self.train.shape:

@@ -56,20 +56,26 @@ def load_image_folder(name: str, folder: Path, image_size: int | None = None) ->
     def examples(part: str, augmented: Augmentation | None = None) -> Examples:
         files = ImageFiles(*parts[part], view, size)
         files.check()
-        return Streamed(files, classes, augmentation=augmented, keep=keep, known=True)
+        return Streamed(files, len(classes), augmentation=augmented, keep=keep, known=True)
 
     return Dataset(
         name=name,
         train=examples("train", augmentation),
         val=examples("val"),
         test=examples("test"),
-        num_classes=classes,
+        num_classes=len(classes),
+        class_names=tuple(map(_text, classes)),
         **USUAL["imagefolder"],
     )
 
 
-def _parts(folder: Path) -> tuple[int, dict[str, Files]]:
-    """The number of classes, and the files of the three parts."""
+def _text(name: str) -> str:
+    """A folder's name as text, whatever its bytes."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _parts(folder: Path) -> tuple[list[str], dict[str, Files]]:
+    """The names of the classes, and the files of the three parts."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}: give imagefolder:DIR with the images")
     given = {part: folder / part for part in ("train", "val", "test") if (folder / part).is_dir()}
@@ -92,7 +98,7 @@ def _parts(folder: Path) -> tuple[int, dict[str, Files]]:
             found["train"], found["val"] = cut(found["train"])
     if not found["train"][0]:
         raise DataError(f"{folder} has too few images to be split: give some of each class")
-    return len(classes), found
+    return classes, found
 
 
 def class_names(folder: Path) -> list[str]:

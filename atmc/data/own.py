@@ -29,7 +29,8 @@ def load_own(path: str) -> Dataset:
     any other are made batch by batch, under seeds of their own, so that random transforms repeat.
     Without `val` a tenth of `train` is the validation part, the same every time. The number of
     classes, where it is not given, is that of ``train.classes``, one more than the largest of
-    ``train.targets``, or else than the largest label in a whole pass over `train`.
+    ``train.targets``, or else than the largest label in a whole pass over `train`. They have the
+    names in ``train.classes``, where each has one.
 
     Args:
         path: as :func:`atmc.python_path.load` takes it.
@@ -73,6 +74,7 @@ def load_own(path: str) -> Dataset:
         val=parts["val"],
         test=parts["test"],
         num_classes=classes,
+        class_names=_names(given["train"], classes),
         **USUAL["own"],
     )
 
@@ -105,6 +107,14 @@ def _count_classes(train: Any) -> int:
             batches = Streamed(train, _ANY_CLASSES).batches(_COUNTED_AT_A_TIME)
             labels = torch.stack([y.max() for _, y in batches] or [torch.tensor(-1)])
     return int(labels.max()) + 1 if labels.numel() else 0
+
+
+def _names(train: Any, classes: int) -> tuple[str, ...] | None:
+    """What the training part calls its classes; None where it does not name each."""
+    names = getattr(train, "classes", None)
+    if not isinstance(names, (list, tuple)) or len(names) != classes:
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
 
 
 def _examples(path: str, source: Any, classes: int) -> Examples:

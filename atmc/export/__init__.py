@@ -6,6 +6,7 @@ no dead channels, and is otherwise the same model (:mod:`atmc.export.compaction`
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -135,6 +136,8 @@ def export(
     meta = {"format": "pt", "compact": str(compacted).lower()}
     if source.name is not None:
         meta["model"] = source.name
+    if source.class_names is not None:
+        meta["class_names"] = json.dumps(source.class_names)
     found = compact(source.model, shape, source.artifact) if compacted else None
     written = source.model if found is None else found.model
     data = chosen.write(written, shape, meta)
@@ -153,6 +156,7 @@ def export(
     if found is not None:
         report["thin"] = list(found.thin)
         report |= _gains(source.model, found.model, shape, data if kind == "onnx" else None)
+    check_path(path, overwrite)  # once more: it took a while
     codec.write(path, data)
     return report
 

@@ -12,7 +12,7 @@ from torch import nn
 from atmc import codec, models
 from atmc.artifact import decode
 from atmc.export.errors import ExportError
-from atmc.model_files import WEIGHTS_SUFFIXES, read_model
+from atmc.model_files import WEIGHTS_SUFFIXES, read_model, run_record
 from atmc.model_sources import Model, is_own
 
 
@@ -25,12 +25,14 @@ class Source:
         input_shape: of one input, as (C, H, W).
         name: in the zoo; None of a model of one's own.
         artifact: that it was decoded from; None where it is a dense start.
+        class_names: what its outputs stand for; None where that is not known.
     """
 
     model: nn.Module
     input_shape: tuple[int, ...]
     name: str | None = None
     artifact: codec.Artifact | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def read_source(
@@ -42,7 +44,8 @@ def read_source(
 
     Args:
         path: an artifact, or the ``dense.safetensors`` of a run folder.
-        input_shape: of one input; None for that of the model of the zoo.
+        input_shape: of one input; None for that which the run recorded beside the file, else for
+            that of the model of the zoo.
         model: what to build where the file does not name a model of ours, by its name or as
             a module or function; see :func:`atmc.model_files.read_model`.
 
@@ -57,8 +60,11 @@ def read_source(
     artifact = None if path.suffix in WEIGHTS_SUFFIXES else decode(codec.read(path), read)
     if name is not None and is_own(name):
         name = None
+    record = run_record(path)
+    if input_shape is None:
+        input_shape = record.input_shape
     if input_shape is None and name is not None:
         input_shape = models.info(name).input_shape
     if input_shape is None:
         raise ExportError("nothing tells the shape of its inputs: give --input-shape C,H,W")
-    return Source(read, input_shape, name, artifact)
+    return Source(read, input_shape, name, artifact, record.class_names)

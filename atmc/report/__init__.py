@@ -20,11 +20,20 @@ from atmc.given import Given, check_dataset
 from atmc.model_sources import Model, build, is_own
 from atmc.python_path import GIVEN
 from atmc.report import examples, page
-from atmc.report.curves import draw, groups
+from atmc.report.curves import MADE_BY, draw, groups
 from atmc.report.layers import bits_per_layer
 from atmc.report.results import Result, find, to_csv
 
 __all__ = ["Report", "ReportError", "report"]
+
+# Near the start of each file that is written: what tells it from other people's.
+_MARKS = {
+    "results.csv": b"method,bits,model,dataset,seed,budget_bits,file_bits",
+    "curves.png": MADE_BY.encode(),
+    "curves.svg": MADE_BY.encode(),
+    "report.html": b"\xc2\xb7 atmc report</title>",
+}
+_LOOKED_AT = 2**16
 
 
 class ReportError(ValueError):
@@ -93,6 +102,7 @@ def report(
     output = folder if output is None else Path(output)
     if output.exists() and not output.is_dir():
         raise ReportError(f"{output} is a file: give a folder")
+    _check_files(output)
     found = groups(results)
     content = page.Content(found)
     own = _Own.of(dataset, model, data_root)
@@ -105,11 +115,31 @@ def report(
         "report.html": page.render(content, get_plotlyjs()).encode(),
     }
     output.mkdir(parents=True, exist_ok=True)
+    _check_files(output)  # once more: it took a while
     for name, content_of in written.items():
         codec.write(output / name, content_of)
     failed = sum(result.failed for result in results)
     files = tuple(output / name for name in written)
     return Report(files, len(results) - failed, failed, tuple(warnings))
+
+
+def _check_files(output: Path) -> None:
+    """Refuse to write over a file that no report wrote.
+
+    Raises:
+        ReportError: there is one.
+    """
+    for name, mark in _MARKS.items():
+        path = output / name
+        if not path.exists():
+            continue
+        with path.open("rb") as file:
+            start = file.read(_LOOKED_AT)
+        if mark not in start:
+            raise ReportError(
+                f"{path} is a file that atmc report did not write: give another --output, or "
+                "rename it"
+            )
 
 
 @dataclass(frozen=True)

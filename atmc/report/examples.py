@@ -42,12 +42,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The examples of one run, and the attack that made them (``eps`` in pixels of [0, 1])."""
+    """The examples of one run, and the attack that made them.
+
+    ``eps`` is in pixels of [0, 1]; ``classes`` are the names of the classes, None where they have
+    none.
+    """
 
     eps: float
     steps: int
     step_size: float
     examples: tuple[Example, ...]
+    classes: tuple[str, ...] | None = None
 
 
 @cache
@@ -130,6 +135,7 @@ def sheet(
             )
             for i in range(len(x))
         ),
+        loaded.class_names or result.class_names,
     )
 
 

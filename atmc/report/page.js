@@ -228,17 +228,19 @@
       `PGD with ${sheet.steps} steps of ${sheet.step_size.toPrecision(3)} within ε = ` +
       `${+sheet.eps.toPrecision(4)}, one random start. Of these ${sheet.examples.length} images the ` +
       `model has ${right} right before the attack and ${right - fooled} under it.`;
+    const called = (label) => sheet.classes?.[label] ?? label;
     $("sheet").replaceChildren(...sheet.examples.map((example) => {
       const images = [["image", "image"], ["perturbation", "perturbation"], ["attacked", "attacked"]];
       const verdict = example.before !== example.label
         ? ["wrong", "wrong before"] : example.after === example.label ? ["held", "held"] : ["fooled", "fooled"];
       return element("figure", { class: "card" },
         element("div", { class: "images" }, ...images.map(([key, label]) => {
-          const alt = `${label}, true label ${example.label}`;
+          const alt = `${label}, true label ${called(example.label)}`;
           return element("div", {}, element("img", { src: example[key], alt }), element("span", {}, label));
         })),
         element("figcaption", {},
-          element("span", {}, `true ${example.label} · before ${example.before} · under attack ${example.after}`),
+          element("span", {}, `true ${called(example.label)} · before ${called(example.before)} · ` +
+            `under attack ${called(example.after)}`),
           element("span", { class: `verdict ${verdict[0]}` }, verdict[1])));
     }));
   };

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from atmc.parsing import parse_bits_per_value, parse_eps
 from atmc.settings import SettingsError, read_config
@@ -74,6 +74,11 @@ class _Point(_Record):
     bits: int | str | None = None
 
 
+def _names(value: object) -> object:
+    """Names of classes, where they are such."""
+    return value if isinstance(value, list) and all(isinstance(n, str) for n in value) else None
+
+
 class _Report(_Point):
     size: _Size
     accuracy: dict[str, _Share | None]
@@ -81,6 +86,7 @@ class _Report(_Point):
     seconds: dict[str, _Seconds | None] = {}
     train_attack: _TrainAttack | None = None
     warnings: list[str] = []
+    class_names: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
 
 
 class _Failure(_Point):
@@ -104,6 +110,7 @@ class Result:
         train_attack: the attack that it was trained on.
         eps: the radius that it was attacked with.
         warnings: why its robust accuracies are not to be trusted.
+        class_names: what the classes are called, in the order of their numbers.
         config: the run's settings, as far as they are there.
         error: why it failed; None for a finished run.
         smallest_bits: of a failed run: the smallest budget that its method can reach.
@@ -127,6 +134,7 @@ class Result:
     train_attack: str | None = None
     eps: float | None = None
     warnings: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     smallest_bits: int | None = None
@@ -238,6 +246,7 @@ def _read(place: Path, top: Path, name: str, kind: type[_Report] | type[_Failure
         seconds={name: v for name, v in record.seconds.items() if v is not None},
         train_attack=trained if isinstance(trained, str) else None,
         warnings=tuple(" ".join(warning.split()) for warning in record.warnings),
+        class_names=record.class_names,
     )
 
 

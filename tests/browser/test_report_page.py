@@ -27,7 +27,8 @@ def page(tmp_path_factory):
                     **{"clean": clean, "worst": clean - 0.2, "file_bits": budget - 8 * (s + seed)},
                 )
     run(folder / "with-artifact", method="nat-prune", bits=4, budget_bits=30_000, model_seed=0)
-    more = {"bits": 8, "budget_bits": 30_000, "model_seed": 1, "clean": 0.95}
+    names = [f"figure {EVIL} {i}" for i in range(10)]
+    more = {"bits": 8, "budget_bits": 30_000, "model_seed": 1, "clean": 0.95, "class_names": names}
     run(folder / "with-another", method="nat-prune", **more)
     dense(folder / "dense")
     failure(folder / "low")
@@ -188,6 +189,7 @@ def test_adversarial_examples(page):
         " c.dispatchEvent(new Event('change')); })()"
     )
     assert page.run(count) == 8
+    assert f"true figure {EVIL} 0 · before figure {EVIL} " in page.run(shown)
 
 
 def test_names_from_files_are_text(page):

@@ -1,7 +1,9 @@
 """``atmc compress``: the run folder, the report, configs, resume, and every bad input."""
 
 import json
+import platform
 import re
+import shutil
 import signal
 import subprocess
 
@@ -137,6 +139,64 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, run, here):
     assert (here / "cut/model.atmc").read_bytes() == (here / "whole/model.atmc").read_bytes()
 
 
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, run, here):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"epochs": 6, "weights": str(run / "dense.safetensors")}
+    (here / "six.yaml").write_text(yaml.safe_dump(config))
+    process = subprocess.Popen(
+        [*PROCESS, "compress", "--config", "six.yaml", "--output", "one"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=process_environment(),
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith("compress epoch 1"):
+                break
+        said = f"one is in use by process {process.pid} on {platform.node()}: wait until it ends"
+        for flag in ([], ["--overwrite"], ["--resume"]):
+            line = error(atmc("compress", "--output", "one", *flag), 1)
+            assert line.startswith(said)
+        assert not (here / "one" / "report.json").exists()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (here / "one" / ".atmc.lock").exists()
+    resumed = atmc("compress", "--output", "one", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    whole = atmc("compress", "--config", "six.yaml", "--output", "whole")
+    assert whole.exit_code == 0, whole.stderr
+    assert (here / "one/model.atmc").read_bytes() == (here / "whole/model.atmc").read_bytes()
+    assert not [path for path in (here / "one").iterdir() if path.name.startswith(".")]
+
+
+def test_two_that_replace_a_run_at_once_are_not_mixed(run, here):
+    shutil.copytree(run, here / "old")
+    processes = [
+        subprocess.Popen(
+            [*PROCESS, "compress", *TINY, "--output", "old", "--overwrite", "--seed", seed],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=process_environment(),
+        )
+        for seed in ("1", "2")
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    done = [process.returncode == 0 for process in processes]
+    assert any(done)
+    for process, stderr, finished in zip(processes, said, done, strict=True):
+        if not finished:
+            assert (process.returncode, len(stderr.splitlines())) == (1, 1), stderr
+            assert stderr.startswith("Error: old is in use by process ")
+    config = yaml.safe_load((here / "old" / "config.yaml").read_text())
+    report = json.loads((here / "old" / "report.json").read_text())
+    assert config["seed"] == report["seed"] in (1, 2)
+    assert report["size"]["file_bits"] == 8 * (here / "old" / "model.atmc").stat().st_size
+    assert {path.name for path in (here / "old").iterdir()} >= FILES
+
+
 @pytest.mark.parametrize(
     ("args", "named"),
     [
@@ -169,8 +229,8 @@ def test_resume_of_a_finished_run_changes_nothing(atmc, finished):
     assert contents(folder) == before
 
 
-def test_overwrite_replaces_the_run_and_nothing_else(atmc, here):
-    (here / "old").mkdir()
+def test_overwrite_replaces_the_run_and_nothing_else(atmc, run, here):
+    shutil.copytree(run, here / "old")
     (here / "old" / "notes.txt").write_text("mine")
     (here / "old" / "report.json").write_text("{}")
     (here / "old" / "model.atmc").write_bytes(b"old")
@@ -179,6 +239,57 @@ def test_overwrite_replaces_the_run_and_nothing_else(atmc, here):
     assert (here / "old" / "notes.txt").read_text() == "mine"
     assert json.loads((here / "old" / "report.json").read_text())["schema"] == 1
     assert (here / "old" / "model.atmc").read_bytes() != b"old"
+
+
+PROJECTS = {
+    "a config of another program": {"config.yaml": "backbone: mine\n", "checkpoints/best.pt": "1"},
+    "a config for atmc, written by hand": {"config.yaml": "method: atmc\nbudget_bits: 6kB\n"},
+    "no config": {"checkpoints/best.pt": "1", "events.out.tfevents.1": "2"},
+    "a report": {"report.json": "{}"},
+    "an artifact": {"model.atmc": "old"},
+    "weights": {"dense.safetensors": "old"},
+}
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+def test_a_folder_that_is_no_run_loses_nothing(atmc, here, project, flag):
+    for name, text in PROJECTS[project].items():
+        path = here / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    before = contents(here)
+    result = atmc("compress", *TINY, "--output", "project", flag)
+    assert contents(here) == before
+    if flag == "--overwrite":
+        assert error(result, 1).startswith("project is not the folder of a run, and holds ")
+    elif project == "a config of another program":
+        assert error(result, 2).startswith("unknown setting 'backbone'")
+    else:
+        assert error(result, 1).startswith("there is no run to resume in project: ")
+
+
+def test_overwrite_beside_files_of_other_names(atmc, here):
+    """Nothing of them would be replaced; what was cut before its config was written goes on."""
+    mine = {"notes.txt": b"a", "events.out.tfevents.1": b"b", "results/report.json": b"c"}
+    for name, content in mine.items():
+        path = here / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    result = atmc("compress", *TINY, "--output", "project", "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    result = atmc("compress", *TINY, "--output", "project", "--overwrite", "--seed", "1")
+    assert result.exit_code == 0, result.stderr
+    left = contents(here / "project")
+    assert {name: left[name] for name in mine} == mine
+    assert len([name for name in left if name.startswith("events.out")]) == 2
+
+
+def test_a_run_that_was_cut_before_its_config_is_begun_again(atmc, here):
+    (here / "cut").mkdir()
+    (here / "cut" / ".config.yaml.01234567.tmp").write_text("half")
+    assert atmc("compress", *TINY, "--output", "cut").exit_code == 0
+    assert not (here / "cut" / ".config.yaml.01234567.tmp").exists()
 
 
 # What is wrong: the options, the exit code, and what the line must say.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors import safe_open
 
 from atmc import codec
 
@@ -92,6 +93,44 @@ def test_a_folder_of_images_in_two_steps(atmc, here):
     more = ("--weights", "out/dense.safetensors", "--augment", "false", "--train-attack", "atta")
     done(atmc("compress", "--config", "out/config.yaml", *more, "--output", "more"))
     assert json.loads((here / "more" / "report.json").read_text())["train_attack"]["name"] == "atta"
+
+
+NET = """
+from torch import nn
+
+def net():
+    layers = [nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(64, 3))
+"""
+
+
+def test_a_run_records_what_export_and_evaluate_need(atmc, here):
+    write_pictures(here / "pictures", {"red": 20, "green": 20, "blue": 20}, size=24)
+    (here / "net.py").write_text(NET)
+    args = ("--dataset", "imagefolder:pictures", "--model", "net.py:net", *TINY[2:])
+    done(atmc("compress", *args, "--budget-bits", "4kB", "--output", "out"))
+    report = json.loads((here / "out" / "report.json").read_text())
+    assert report["input_shape"] == [3, 24, 24]
+    assert report["class_names"] == ["blue", "green", "red"]
+    for source in ("model.atmc", "dense.safetensors"):
+        export = ("export", f"out/{source}", "--model", "net.py:net", "--output", "a.safetensors")
+        done(atmc(*export, "--overwrite"))
+        with safe_open(here / "a.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["class_names"]) == report["class_names"]
+    done(atmc("export", "out/model.atmc", "--model", "net.py:net", "--output", "a.pt2"))
+    # Classes of other names, in another order: the numbers would stand for something else.
+    write_pictures(here / "other", {"amber": 20, "blue": 20, "green": 20}, size=24)
+    evaluate = ("evaluate", "out/model.atmc", "--model", "net.py:net", "--attack", "fgsm")
+    line = error(atmc(*evaluate, "--dataset", "imagefolder:other"), 1)
+    assert line.startswith(
+        "class 0 is 'blue' in the run of out/model.atmc, 'amber' in data set 'imagefolder:other': "
+    )
+    done(atmc(*evaluate))
+    # What is no report of this artifact says nothing.
+    for damaged in ("{", "[]", json.dumps(report | {"size": {"file_bits": 8}})):
+        (here / "out" / "report.json").write_text(damaged)
+        line = error(atmc("export", "out/model.atmc", "--model", "net.py:net"), 1)
+        assert line == "nothing tells the shape of its inputs: give --input-shape C,H,W"
 
 
 def test_a_file_of_arrays_in_two_steps(atmc, here):

@@ -1,6 +1,5 @@
 """``atmc evaluate``: the decoded file under named attacks."""
 
-import importlib.metadata
 import json
 import shutil
 
@@ -108,11 +107,8 @@ def test_bad_options(atmc, artifact, here, args, code, said):
         (["--eps-grid", "0.1", "--plot", "a.png"], "a plot needs matplotlib"),
     ],
 )
-def test_a_missing_extra(atmc, artifact, here, monkeypatch, args, said):
-    def nothing(package):
-        raise importlib.metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(importlib.metadata, "version", nothing)
+def test_a_missing_extra(atmc, artifact, here, hide, args, said):
+    hide()
     line = error(atmc("evaluate", artifact, *args), 1)
     assert said in line
     assert ": pip install 'atmc[" in line

@@ -1,6 +1,5 @@
 """``atmc export``: files for other programs, and what goes wrong on the way to them."""
 
-import importlib.metadata
 import json
 import re
 
@@ -31,11 +30,8 @@ def pruned(here):
 
 
 @pytest.fixture
-def no_packages(monkeypatch):
-    def nothing(package):
-        raise importlib.metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(importlib.metadata, "version", nothing)
+def no_packages(hide):
+    hide()
 
 
 def said(result):

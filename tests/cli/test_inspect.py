@@ -1,6 +1,5 @@
 """``atmc inspect``: every bit accounted for, and files that are none refused."""
 
-import importlib.metadata
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -202,11 +201,8 @@ def test_a_plot_that_cannot_be(atmc, own, here, path, plot, code, said):
     assert contents(here) == before
 
 
-def test_a_plot_without_matplotlib(atmc, own, here, monkeypatch):
-    def nothing(package):
-        raise importlib.metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(importlib.metadata, "version", nothing)
+def test_a_plot_without_matplotlib(atmc, own, here, hide):
+    hide("matplotlib")
     before = contents(here)
     line = error(atmc("inspect", own, "--plot", "a.svg"), 1)
     assert line == "a plot needs matplotlib: pip install 'atmc[report]'"

@@ -2,13 +2,18 @@
 
 import errno
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import click
 import pytest
 from atmc_cli import errors, main
+
+from atmc import __version__
 
 from .conftest import PROCESS, error, process_environment
 
@@ -26,6 +31,43 @@ def without_torch(*args):
         env=process_environment(),
         check=False,
     )
+
+
+@pytest.fixture
+def source_tree(tmp_path):
+    """Run the command from the sources on the path; no package has metadata of atmc there."""
+    site, links = Path(sysconfig.get_path("purelib")), tmp_path / "packages"
+    links.mkdir()
+    for entry in site.iterdir():
+        if "atmc" not in entry.name:
+            (links / entry.name).symlink_to(entry)
+    for package in ("atmc", "atmc_cli"):
+        (folder,) = importlib.util.find_spec(package).submodule_search_locations
+        (tmp_path / package).symlink_to(folder)
+
+    def run(*args):
+        code = "from atmc_cli.main import main; main(prog_name='atmc')"
+        path = os.pathsep.join(map(str, (tmp_path, links)))
+        return subprocess.run(
+            [sys.executable, "-S", "-c", code, *map(str, args)],  # -S: no installed packages
+            capture_output=True,
+            text=True,
+            env=process_environment() | {"PYTHONPATH": path},
+            cwd=tmp_path,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_sources_on_the_path_need_no_installation(source_tree, artifact):
+    done = source_tree("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"atmc, version {__version__}\n"
+    for args in (["inspect", artifact], ["evaluate", artifact, "--examples", "9"]):
+        done = source_tree(*args)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"{8 * artifact.stat().st_size:,} bits" in done.stdout
 
 
 @pytest.mark.parametrize("args", [["--help"], ["-h"], ["--version"], ["inspect", "--help"]])

@@ -52,6 +52,7 @@ def test_a_missing_package(run, tmp_path):
         "    if name == 'plotly': raise m.PackageNotFoundError(name)\n"
         "    return found(name)\n"
         "m.version = version\n"
+        "sys.modules['plotly'] = None\n"
         "from atmc_cli.main import main; main(sys.argv[1:], prog_name='atmc')"
     )
     done = subprocess.run(

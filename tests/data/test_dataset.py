@@ -77,6 +77,15 @@ def test_parts_have_one_shape_and_more_than_one_class():
         Dataset("made", one, one, one, 1, 0.1, 2)
 
 
+def test_all_classes_have_names_or_none_has():
+    assert dataset().class_names is None
+    parts = {"train": part(), "val": part(), "test": part()}
+    made = Dataset("x", **parts, num_classes=3, eps=0.1, eval_steps=1, class_names=("a", "b", "c"))
+    assert made.class_names == ("a", "b", "c")
+    with pytest.raises(DataError, match="has 3 classes, but names 2: name each of them, or"):
+        dataclasses.replace(made, class_names=("a", "b"))
+
+
 def test_what_was_not_looked_at_at_once_is_by_request():
     class Late(InMemory):
         def check_rest(self, where):

@@ -1,5 +1,7 @@
 """Images in folders: how they are split, what becomes of sizes and colours, what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,7 @@ def test_train_and_test_folders(tmp_path):
     assert (found.eps, found.name) == (8 / 255, f"imagefolder:{tmp_path}")
     assert found.train.augmentation == Augmentation(padding=1, flip=True)
     assert (len(found.train), len(found.val), len(found.test)) == (27, 3, 7)
+    assert found.class_names == ("ant", "cat")
     # ants come before cats, each in the order of their files
     by_name = dict(sorted(test.items()))
     assert torch.equal(found.x_test, as_tensor(by_name))
@@ -50,6 +53,16 @@ def test_train_and_test_folders(tmp_path):
     labels = torch.cat([found.y_train, found.y_val])
     assert torch.equal(labels[same.int().argmax(1)], torch.arange(30) // 15)
     assert found.y_val.bincount(minlength=2).min() >= 1
+
+
+def test_a_class_folder_whose_name_is_no_text(tmp_path):
+    write_images(tmp_path, {"a": 10, "b": 10})
+    odd = os.fsencode(tmp_path) + b"/\xff"
+    try:
+        os.rename(tmp_path / "b", odd)
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    assert load(tmp_path).class_names == ("a", "\N{REPLACEMENT CHARACTER}")
 
 
 def test_a_folder_val_is_the_validation_part_or_else_the_test_part(tmp_path):

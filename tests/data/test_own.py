@@ -76,6 +76,7 @@ def test_a_data_set_is_taken_as_it_is(own):
 def test_torch_data_sets(own, body):
     path = own(body)
     found = data.load(path)
+    assert found.class_names == (tuple("abcd") if "list('abcd')" in body else None)
     assert (found.name, found.num_classes, found.eps, found.model) == (path, 4, 8 / 255, None)
     assert (len(found.train), len(found.val), len(found.test)) == (27, 3, 10)
     assert found.input_shape == (1, 6, 6)

@@ -138,6 +138,21 @@ def test_a_missing_extra(source: Source, tmp_path: Path, no_onnx: None) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_came_meanwhile_stays(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, kind = tmp_path / "a.safetensors", FORMATS["safetensors"]
+
+    def write(*args: Any) -> bytes:
+        path.write_bytes(b"mine")
+        return kind.write(*args)
+
+    monkeypatch.setitem(FORMATS, "safetensors", replace(kind, write=write))
+    with pytest.raises(ExportError, match=r"a\.safetensors exists"):
+        export(source, path, "safetensors")
+    assert path.read_bytes() == b"mine"
+
+
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(ExportError, match="a exists: give another --output, or --overwrite"):

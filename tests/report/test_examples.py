@@ -1,6 +1,7 @@
 """The sheet of adversarial examples."""
 
 import base64
+import dataclasses
 import io
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def test_the_first_images_attacked_within_the_runs_radius(tmp_path):
         moved = max(moved, np.abs(attacked - image).max())
     assert moved > 0.09
     assert sheet(result(tmp_path), decoded) == made
+
+
+def test_classes_have_the_names_of_the_data_or_else_of_the_run(tmp_path):
+    decoded, names = codec.decode(artifact()), [f"digit {i}" for i in range(10)]
+    assert sheet(result(tmp_path / "a"), decoded, images=1).classes is None
+    theirs = result(tmp_path / "b", class_names=names)
+    assert sheet(theirs, decoded, images=1).classes == tuple(names)
+    ours = dataclasses.replace(data.load("digits"), class_names=tuple("0123456789"))
+    assert sheet(theirs, decoded, dataset=ours, images=1).classes == tuple("0123456789")
+    for odd in ("names", [1], {"a": 1}):
+        assert result(tmp_path / "c", class_names=odd).class_names is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The four files, and what the page says."""
 
-import importlib.metadata
 import json
 import re
 from html.parser import HTMLParser
@@ -185,16 +184,25 @@ def test_folders_that_are_none(tmp_path):
         make(tmp_path, tmp_path / "a" / "report.json")
 
 
+@pytest.mark.parametrize("name", ["results.csv", "curves.png", "curves.svg", "report.html"])
+def test_a_file_of_another_program_is_not_written_over(tmp_path, name):
+    run(tmp_path / "runs" / "a")
+    theirs = tmp_path / "runs" / name
+    theirs.write_bytes(b"method,bits\natmc report,8\n")
+    said = rf"{name} is a file that atmc report did not write: give another --output"
+    if name.startswith("curves"):
+        theirs.write_bytes(b"<svg>mine</svg>")
+    before = theirs.read_bytes()
+    with pytest.raises(ReportError, match=said):
+        make(tmp_path / "runs")
+    assert theirs.read_bytes() == before
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    make(tmp_path / "runs", tmp_path / "elsewhere")
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "plotly"])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
+def test_a_missing_package_is_named(tmp_path, hide, package):
     run(tmp_path)
-    found = importlib.metadata.version
-
-    def version(name):
-        if name == package:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return found(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    hide(package)
     with pytest.raises(MissingExtraError, match=rf"needs {package}: pip install 'atmc\[report\]'"):
         make(tmp_path)
