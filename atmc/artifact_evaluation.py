@@ -23,6 +23,7 @@ from atmc.model_files import RunError, read_model, run_config, run_record
 from atmc.model_sources import Model, is_own
 from atmc.parsing import parse_eps
 from atmc.run import choose_device, evaluation_batch
+from atmc.wording import argument
 
 
 def evaluate_artifact(
@@ -86,7 +87,9 @@ def evaluate_artifact(
         dataset = beside.get("dataset") or usual
         if dataset is None or data.kind(dataset) == "own":  # code is run if its user says so
             said = f" ({path.parent / 'config.yaml'} says {dataset})" if dataset else ""
-            raise RunError(f"{path} does not tell its data set: give it by --dataset{said}")
+            raise RunError(
+                f"{path} does not tell its data set: give it as {argument('dataset')}{said}"
+            )
     if not isinstance(dataset, str):
         loaded = check_dataset(dataset)
     else:

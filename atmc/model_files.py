@@ -19,6 +19,7 @@ from atmc.model_sources import Model, build, is_own, made
 from atmc.python_path import PythonPathError
 from atmc.settings import SettingsError, from_mapping, read_config
 from atmc.weights import load_weights, read_state, renamed
+from atmc.wording import argument
 
 _ALWAYS = {"dataset", "model", "method"}  # in the config.yaml of every run
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -134,7 +135,9 @@ def read_model(
     if path.suffix in WEIGHTS_SUFFIXES:
         source = _ours(run_config(path).get("model")) or otherwise
         if source is None:
-            raise RunError(f"{path} does not say what model it belongs to: give --model")
+            raise RunError(
+                f"{path} does not say what model it belongs to: give it as {argument('model')}"
+            )
         model, name = _dense_model(source, path), source if isinstance(source, str) else None
     else:
         data = codec.read(path)
@@ -145,7 +148,9 @@ def read_model(
         elif name is None:
             named = run_config(path).get("model")
             known = f" ({path.parent / 'config.yaml'} says {named})" if named else ""
-            raise RunError(f"{path} is of a model of one's own: give it by --model{known}")
+            raise RunError(
+                f"{path} is of a model of one's own: give it as {argument('model')}{known}"
+            )
         else:
             model = from_artifact(artifact := decode(data))
         sizes = codec.measure(artifact)

@@ -44,6 +44,7 @@ from atmc.run_folder import (
 from atmc.settings import Settings, SettingsError, from_mapping, write_config
 from atmc.training import Progress, Stage, derive
 from atmc.weights import load_weights, weights_bytes
+from atmc.wording import argument
 
 _VALIDATION_EXAMPLES = 500
 _VALIDATION_STEPS = 10
@@ -82,8 +83,8 @@ def _resumed(settings: Settings, output: Path) -> Settings:
         unsaid = unsaid or (key in ("device", "precision") and wanted == "auto")
         if wanted != was and not unsaid:
             raise SettingsError(
-                f"--{key.replace('_', '-')} {wanted} contradicts the run in {output}, where it is "
-                f"{was}: leave it out, or start another run without --resume"
+                f"{argument(key)} {wanted} contradicts the run in {output}, where it is {was}: "
+                f"leave it out, or start another run without {argument('resume', True)}"
             )
     root = held.data_root if given.data_root is None else given.data_root
     return held.model_copy(update={"data_root": root, "download": given.download or held.download})
@@ -98,7 +99,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     elif name == "cuda" and not torch.cuda.is_available():
-        raise RunError("there is no CUDA device: use --device cpu")
+        raise RunError(f"there is no CUDA device: use {argument('device', 'cpu')}")
     return torch.device(name)
 
 
@@ -223,7 +224,7 @@ def _taken_up(
     if other is not None:
         raise RunError(
             f"the run in {output} has another {other} than the one given: give that, or start "
-            "another run without --resume"
+            f"another run without {argument('resume', True)}"
         )
     report = output / REPORT
     return resumed, json.loads(report.read_text()) if report.is_file() else None
@@ -259,7 +260,7 @@ def _run(
     own = copy_model(net) if model_sources.is_own(name) else None
     dataset.check_rest()
     dense_file = output / DENSE
-    if resume and dense_file.is_file():  # first: --weights may be gone by now
+    if resume and dense_file.is_file():  # first: the weights may be gone by now
         load_weights(net, dense_file)
     else:
         _take_weights(net, settings, given, dataset.num_classes)
@@ -346,7 +347,10 @@ def _take_weights(net: nn.Module, settings: Settings, given: Given, num_classes:
     if settings.weights is not None:
         load_weights(net, settings.weights)
     elif settings.dense_epochs == 0 and not given.trained:
-        raise RunError("dense_epochs 0 trains no dense start: give its weights by --weights")
+        raise RunError(
+            f"{argument('dense_epochs')} 0 trains no dense start: give its weights as "
+            f"{argument('weights')}"
+        )
     elif settings.inherit is not None:
         _inherit(net, Path(settings.inherit), num_classes)
 
@@ -399,16 +403,20 @@ def _complete(settings: Settings, dataset: Dataset) -> Settings:
     filled = {key: value for key, value in said.items() if getattr(settings, key) is None}
     settings = settings.model_copy(update=filled).resolved()
     if settings.model is None:
-        raise RunError(f"data set {dataset.name!r} has no usual model: give --model")
+        raise RunError(
+            f"data set {dataset.name!r} has no usual model: name one as {argument('model')}"
+        )
     if settings.augment and not dataset.augmented:
-        raise RunError(f"data set {dataset.name!r} has no augmentation: leave out --augment")
+        raise RunError(
+            f"data set {dataset.name!r} has no augmentation: leave out {argument('augment')}"
+        )
     remembered = methods.get(settings.method).attacked and settings.train_attack == "atta"
     if remembered and isinstance(dataset.train, data.Loaded) and dataset.train.unnamed:
         raise SettingsError(dataset.train.unnamed)
     if settings.augment and remembered:
         raise SettingsError(
             "atta remembers what it did to the pixels of each example, which augmentation moves: "
-            "use --train-attack pgd, or --augment false"
+            f"use {argument('train_attack', 'pgd')}, or {argument('augment', False)}"
         )
     return settings
 

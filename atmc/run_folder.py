@@ -18,6 +18,7 @@ from atmc import codec, folder_lock
 from atmc.codec.files import temporary_of
 from atmc.model_files import RunError
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
+from atmc.wording import argument
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -88,17 +89,20 @@ def check(output: Path, resume: bool, overwrite: bool) -> None:
         raise RunError(f"{output} is a file: give a folder")
     if resume:
         if not (output / CONFIG).is_file():
-            raise RunError(f"there is no run to resume in {output}: start one without --resume")
+            raise RunError(
+                f"there is no run to resume in {output}: start one without "
+                f"{argument('resume', True)}"
+            )
         read_settings(output)
         if not is_run(output):
             raise RunError(
                 f"there is no run to resume in {output}: its {CONFIG} holds only some settings; "
-                "start one without --resume, in another folder"
+                f"start one without {argument('resume', True)}, in another folder"
             )
     elif not overwrite and _contents(output):
         raise RunError(
-            f"{output} is not empty: give another folder, --resume to go on with the run in it, "
-            "or --overwrite to replace it"
+            f"{output} is not empty: give another folder, {argument('resume', True)} to go on with "
+            f"the run in it, or {argument('overwrite', True)} to replace it"
         )
     elif overwrite and not is_run(output):
         name = next((name for name in _FILES if (output / name).exists()), None)
@@ -106,8 +110,8 @@ def check(output: Path, resume: bool, overwrite: bool) -> None:
             name = CHECKPOINTS
         if name is not None:
             raise RunError(
-                f"{output} is not the folder of a run, and holds {name}: --overwrite replaces "
-                "runs alone; give another folder"
+                f"{output} is not the folder of a run, and holds {name}: "
+                f"{argument('overwrite', True)} replaces runs alone; give another folder"
             )
     for name in _FILES:
         if (output / name).is_dir():

@@ -1,4 +1,7 @@
-"""Every setting of a run, checked: the same keys on the command line, in configs, in records."""
+"""Every setting of a run, described and checked: in Python, in configs, in records.
+
+On the command line each is an option: ``--budget-bits`` is ``budget_bits``.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from atmc.models.initialize import INITIALIZATIONS
 from atmc.objective import TrainAttack, usual_steps
 from atmc.parsing import nearest, parse_bits, parse_bits_per_value, parse_eps, parse_ratios
 from atmc.stages.dense import DenseOptimizer, RateSchedule
+from atmc.wording import argument
 
 
 class SettingsError(ValueError):
@@ -32,7 +36,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """All settings of ``atmc compress``. None means: the data set's or the method's usual.
+    """All settings of a run, each with a description. None: the data set's or the method's usual.
 
     Of a data set by its Python path the usual is known once it is loaded, and whether a data set
     is augmented: the run fills these in.
@@ -42,46 +46,122 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    dataset: str = "digits"
-    data_root: str | None = None
-    download: bool = False
-    image_size: Positive | None = None
-    augment: bool | None = None
-    model: str | None = None
-    weights: str | None = None
-    method: str = "atmc"
-    budget_bits: Size | None = None
-    bits: BitsPerValue = "auto"
-    eps: Eps | None = None
-    train_attack: TrainAttack = "pgd"
-    steps: Positive | None = None
-    step_size: Eps | None = None
-    clean_weight: Share = 0.0
-    distill: Share = 0.5
-    dense_epochs: Count | None = None
-    epochs: Positive | None = None
-    level_epochs: Count | None = None
-    batch_size: Positive = 128
-    lr: Rate = 2e-3
-    dense_lr: Rate | None = None
-    dense_optimizer: DenseOptimizer = "adam"
-    dense_schedule: RateSchedule = "one-cycle"
-    warmup: Share = 0.4
-    init: str | None = None
-    inherit: str | None = None
-    seed: Count = 0
-    eval_steps: Positive | None = None
-    eval_step_size: Eps | None = None
-    eval_examples: Positive | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    rdo: bool = False
-    state_precision: Literal["float32", "bfloat16"] = "float32"
-    fast: bool = True
-    bpda: bool = False
-    ratios: Ratios = None
-    compiled: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Positive | None = None
+    dataset: str = Field(
+        "digits",
+        description=f"Data set: {', '.join((*data.names(), *data.FORMS))}.",
+    )
+    data_root: str | None = Field(
+        None, description="Folder that holds the data sets which are files; data if not given."
+    )
+    download: bool = Field(
+        False, description="Download the data set where its files are missing (not imagenet)."
+    )
+    image_size: Positive | None = Field(
+        None, description="Side of the squares that images of imagefolder and imagenet become."
+    )
+    augment: bool | None = Field(
+        None, description="Crop and mirror in training; as usual on the data if not given."
+    )
+    model: str | None = Field(
+        None,
+        description="Model of the zoo, classifier of torchvision, or file.py:function; the data "
+        "set's usual one if not given.",
+    )
+    weights: str | None = Field(
+        None,
+        description="Trained weights, a run's dense.safetensors or a saved state dict; skips the "
+        "dense start.",
+    )
+    method: str = Field(
+        "atmc", description=f"How the budget is reached: {', '.join(methods.names())}."
+    )
+    budget_bits: Size | None = Field(
+        None,
+        description="Ceiling for the file: bits, or bytes as in 17kB; 1 % of the dense if not "
+        "given.",
+    )
+    bits: BitsPerValue = Field("auto", description="Bits per value; auto chooses them per tensor.")
+    eps: Eps | None = Field(
+        None,
+        description="Attack radius (linf), as in 0.3 or 8/255; that of the data set if not given.",
+    )
+    train_attack: TrainAttack = Field(
+        "pgd",
+        description="Attack in training; atta (remembered) and n-fgsm take single steps, and are "
+        "watched.",
+    )
+    steps: Positive | None = Field(
+        None, description="Steps of the attack in training; 7 if not given, 1 for atta."
+    )
+    step_size: Eps | None = Field(
+        None, description="Their length; 2 eps / steps if not given, eps / 2 for atta."
+    )
+    clean_weight: Share = Field(0.0, description="Share of the loss on the clean batch, 0 to 1.")
+    distill: Share = Field(
+        0.5, description="Share of the loss on the dense model's predictions, 0 to 1."
+    )
+    dense_epochs: Count | None = Field(
+        None, description="Epochs that train the dense start; the data set's if not given."
+    )
+    epochs: Positive | None = Field(
+        None, description="Epochs that compress; the data set's if not given."
+    )
+    level_epochs: Count | None = Field(
+        None, description="Epochs that train levels alone; the data set's if not given."
+    )
+    batch_size: Positive = Field(128, description="Examples in a training batch.")
+    lr: Rate = Field(2e-3, description="Peak learning rate.")
+    dense_lr: Rate | None = Field(
+        None, description="That of the dense start; the same if not given."
+    )
+    dense_optimizer: DenseOptimizer = Field("adam", description="Optimizer of the dense start.")
+    dense_schedule: RateSchedule = Field(
+        "one-cycle", description="Learning rate schedule of the dense start."
+    )
+    warmup: Share = Field(0.4, description="Share of the dense start over which eps rises.")
+    init: str | None = Field(
+        None,
+        description=f"Initial weights: {', '.join(INITIALIZATIONS)}; the model's if not given.",
+    )
+    inherit: str | None = Field(
+        None, description="Start from the initial weights of a larger net: a file of its run."
+    )
+    seed: Count = Field(0, description="Seed of everything random.")
+    eval_steps: Positive | None = Field(
+        None, description="PGD steps of the evaluation; the data set's if not given."
+    )
+    eval_step_size: Eps | None = Field(
+        None, description="Their length; follows eps and steps if not given."
+    )
+    eval_examples: Positive | None = Field(
+        None, description="Evaluate on the first N test examples; on all if not given."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of training; evaluation is in float32."
+    )
+    rdo: bool = Field(
+        False, description="Round values to levels of short codes where their error is worth it."
+    )
+    state_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of ADMM's duplicates and duals."
+    )
+    fast: bool = Field(
+        True,
+        description="Train in channels_last, with faster input gradients; or as plain PyTorch.",
+    )
+    bpda: bool = Field(False, description="Let the attack in training see past ReLUs that are off.")
+    ratios: Ratios = Field(
+        None,
+        description="What layers keep, where a method prunes layer by layer; the same for all if "
+        "not given.",
+    )
+    compiled: bool = Field(
+        False, description="Compile the attack in training; worth a try on a GPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
+    threads: Positive | None = Field(
+        None, description="Threads of the arithmetic on the processor."
+    )
 
     def resolved(self) -> Settings:
         """The same with every name checked and what is usual on the data set filled in.
@@ -143,7 +223,7 @@ def from_mapping(values: Mapping[str, Any]) -> Settings:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1])
         said = str(first["msg"]).removeprefix("Value error, ")
-        raise SettingsError(f"{where.replace('_', '-')}: {said}") from error
+        raise SettingsError(f"{argument(where)}: {said}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

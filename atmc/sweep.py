@@ -43,6 +43,7 @@ from atmc.python_path import GIVEN
 from atmc.run import run
 from atmc.run_folder import read_settings, write_json
 from atmc.settings import Settings, SettingsError, from_mapping, read_config
+from atmc.wording import are_options, argument, options
 
 _IN_A_MODULE = "define its classes and functions in a module"
 _FAILURE = "failure.json"
@@ -242,7 +243,7 @@ def check(plan: Plan, output: Path) -> None:
             if key not in _FREE and not filled and now != before:
                 raise RunError(
                     f"{folder} was made with {key} {before}, the sweep now says {now}: "
-                    "give another --output, or remove that folder"
+                    f"give another {argument('output')}, or remove that folder"
                 )
 
 
@@ -354,7 +355,8 @@ def _run_all(
         while waiting or running:
             while waiting and len(running) < jobs:
                 point = waiting.pop()
-                process = context.Process(target=_child, args=(point, output, threads, handed))
+                work = (point, output, threads, handed)
+                process = context.Process(target=_child, args=(*work, are_options()))
                 process.start()
                 running[process.sentinel] = process, point
             for sentinel in wait(list(running)):
@@ -373,9 +375,22 @@ def _run_all(
             process.join()
 
 
-def _child(point: Point, output: Path, threads: int, handed: Path | None) -> None:
-    """One run in a process of its own; the sweep passes Ctrl-C on, once."""
+def _child(
+    point: Point, output: Path, threads: int, handed: Path | None, command: bool = False
+) -> None:
+    """One run in a process of its own, whose messages name options where ``command`` runs it.
+
+    The sweep passes Ctrl-C on, once.
+    """
     os.setpgrp()
+    with options(command):
+        outcome = _run_handed(point, output, threads, handed)
+    codes = {"interrupted": _INTERRUPTED, "kept": _KEPT, "in use": _IN_USE}
+    sys.exit(0 if outcome is None else codes.get(outcome.status, 0))
+
+
+def _run_handed(point: Point, output: Path, threads: int, handed: Path | None) -> Outcome | None:
+    """One run with what is handed over; None where that cannot be taken, which is noted."""
     given = Given()
     try:
         if handed is not None:
@@ -384,11 +399,9 @@ def _child(point: Point, output: Path, threads: int, handed: Path | None) -> Non
     except Exception as error:  # whatever the classes of a stranger say to it
         said = f"another process cannot take what is given ({one_line(error)}): {_IN_A_MODULE}"
         _note_failure(output / point.name, point, said, None)
-        return
+        return None
     with on_stderr():
-        outcome = run_point(point, output, threads, given)
-    codes = {"interrupted": _INTERRUPTED, "kept": _KEPT, "in use": _IN_USE}
-    sys.exit(codes.get(outcome.status, 0))
+        return run_point(point, output, threads, given)
 
 
 def _outcome(point: Point, output: Path, code: int | None) -> Outcome:

@@ -30,6 +30,7 @@ from atmc.notices import warn
 from atmc.objective import Guard, Objective
 from atmc.preparation import copy_model
 from atmc.probing import run
+from atmc.wording import argument
 
 EXAMPLES = 8  # that a stage may look at before it starts
 
@@ -399,7 +400,7 @@ class Trainer:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint {self.checkpoint} is of another run ({type(error).__name__}): "
-                "start again with --overwrite, or in another folder"
+                f"start again with {argument('overwrite', True)}, or in another folder"
             ) from error
 
     def _save(self, index: int, step: int, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
@@ -432,12 +433,12 @@ class Trainer:
         except Exception as error:
             raise TrainingError(
                 f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): "
-                "start again with --overwrite"
+                f"start again with {argument('overwrite', True)}, or in another folder"
             ) from error
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise TrainingError(
                 f"the checkpoint {self.checkpoint} is of a loader of {state['steps_per_epoch']} "
                 f"batches, the one given has {self.steps_per_epoch}: give that one, or start again "
-                "with --overwrite"
+                f"with {argument('overwrite', True)}"
             )
         return state

@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from atmc import ladder_plot, pictures
+from atmc import ladder_plot, pictures, wording
 from atmc.artifact_evaluation import evaluate_artifact
 from atmc.attacks import Loss
 from atmc.evaluation import ATTACKS, parse_attack
@@ -19,6 +19,8 @@ from .errors import about
 from .options import setting
 from .plots import plot_option
 from .tables import accuracy_pairs, show_checks, show_ladder, show_pairs, show_warnings
+
+_NAMED = {"eval_step_size": "step-size", "eval_examples": "examples"}  # settings called otherwise
 
 
 def _known(
@@ -56,11 +58,19 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
 @setting("image_size")
 @setting("eps")
 @setting("eval_steps", help="PGD steps; the data set's if not given.")
-@setting("eval_step_size", "--step-size", help="Their length; follows eps and steps if not given.")
+@setting(
+    "eval_step_size",
+    "--" + _NAMED["eval_step_size"],
+    help="Their length; follows eps and steps if not given.",
+)
 @click.option(
     "--restarts", type=click.IntRange(min=1), default=1, show_default=True, help="Of PGD."
 )
-@setting("eval_examples", "--examples", help="The first N test examples; all if not given.")
+@setting(
+    "eval_examples",
+    "--" + _NAMED["eval_examples"],
+    help="The first N test examples; all if not given.",
+)
 @click.option(
     "--attack",
     "attacks",
@@ -120,8 +130,9 @@ def command(
         if not eps_grid:
             raise click.UsageError("--plot draws the ladder: give --eps-grid too")
         pictures.check(plot)
-    given = from_mapping({key: value for key, value in options.items() if value is not None})
-    given.resolved()  # refuses an unknown data set
+    with wording.options(named=_NAMED):
+        given = from_mapping({key: value for key, value in options.items() if value is not None})
+        given.resolved()  # refuses an unknown data set
     with about(artifact):
         result = evaluate_artifact(
             artifact,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from atmc import __version__
+from atmc import __version__, wording
 from atmc.notices import on_stderr
 
 from .errors import report
@@ -46,7 +46,11 @@ class CommandLine(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As click's, but an error becomes one line and its exit code."""
+        """As click's, but an error becomes one line, which names options, and its exit code."""
+        with wording.options():
+            return self._main(*args, **kwargs)
+
+    def _main(self, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("standalone_mode", True):
             return super().main(*args, **kwargs)
         kwargs["standalone_mode"] = False

@@ -210,7 +210,7 @@ def test_a_model_by_name_and_data_as_an_object(tmp_path: Path) -> None:
     found = run({**QUICK, "model": "digits-cnn"}, tmp_path / "run", dataset=mine())
     assert (found["model"], found["dataset"]) == ("digits-cnn", "mine")
     assert atmc.load(tmp_path / "run" / "model.atmc").state_dict()["fc2.weight"].shape[0] == 4
-    with pytest.raises(RunError, match="data set 'mine' has no usual model: give --model"):
+    with pytest.raises(RunError, match="data set 'mine' has no usual model: name one as model"):
         run(QUICK, tmp_path / "none", dataset=mine())
 
 
@@ -275,7 +275,7 @@ def test_objects_of_a_run_are_not_sought_by_name(
     again = run(config, tmp_path / "again", model=Net, dataset=mine())
     assert (tmp_path / "again/model.atmc").read_bytes() == (folder / "model.atmc").read_bytes()
     assert again["size"] == finished[1]["size"]
-    with pytest.raises(SettingsError, match="--dataset given:other contradicts the run in"):
+    with pytest.raises(SettingsError, match="dataset given:other contradicts the run in"):
         other = from_loaders("other", loader(96, 0), loader(20, 1), loader(40, 2))
         run({}, folder, model=Net, dataset=other, resume=True)
 
@@ -304,9 +304,9 @@ def test_its_file_is_evaluated_and_exported(
     with pytest.raises(SettingsError, match="the dataset given is of type DataLoader"):
         evaluate_artifact(artifact, model=Net(), dataset=loader(8, 0))  # type: ignore[arg-type]
     assert moved["attacks"][0]["source"].endswith("dense.safetensors")
-    with pytest.raises(RunError, match="give it by --model"):
+    with pytest.raises(RunError, match="give it as model"):
         evaluate_artifact(artifact, dataset=mine())
-    with pytest.raises(RunError, match="give it by --dataset"):
+    with pytest.raises(RunError, match="give it as dataset"):
         evaluate_artifact(artifact, model=Net())
     made = export(
         read_source(artifact, (1, 8, 8), Net), str(tmp_path / "a.safetensors"), "safetensors"
@@ -360,15 +360,15 @@ def test_its_report_has_pictures_of_attacked_examples(swept: Path, tmp_path: Pat
     page = (tmp_path / "with/report.html").read_text()
     assert page.count("data:image/png") >= 3 * 3 * 8
     without = report(swept, tmp_path / "without")
-    assert without.warnings == ("The data set mine is one's own: give it by --dataset.",)
+    assert without.warnings == ("The data set mine is one's own: give it as dataset.",)
     no_model = report(swept, tmp_path / "half", dataset=mine())
-    assert no_model.warnings == ("The model Net is not one of the zoo: give it by --model.",)
+    assert no_model.warnings == ("The model Net is not one of the zoo: give it as model.",)
     other = dataclasses.replace(mine(), name="other")
     named_alike = report(swept, tmp_path / "alike", dataset=other, model=mine_net())
     assert named_alike.warnings == without.warnings
     foreign = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     wrong = report(swept, tmp_path / "wrong", dataset=mine(), model=foreign)
-    assert wrong.warnings == ("The model Net is not one of the zoo: give it by --model.",)
+    assert wrong.warnings == ("The model Net is not one of the zoo: give it as model.",)
 
 
 OWN = """

@@ -126,9 +126,9 @@ def test_no_code_is_run_because_a_folder_names_it(finished: Path, file: str) -> 
     trap.write_text(f"open({str(finished / 'sprung')!r}, 'w')\n" + NET)
     try:
         config.write_text(held + f"\nmodel: {trap}:net\ndataset: {trap}:net\n")
-        with pytest.raises(RunError, match="--model"):
+        with pytest.raises(RunError, match="give it as model"):
             evaluate_artifact(finished / file)
-        with pytest.raises(RunError, match=r"--dataset \(.*config\.yaml says .*trap\.py:net\)"):
+        with pytest.raises(RunError, match=r"as dataset \(.*config\.yaml says .*trap\.py:net\)"):
             evaluate_artifact(finished / file, model=_other(finished))
     finally:
         config.write_text(held)
@@ -148,7 +148,7 @@ def test_weights_of_any_kind_for_a_named_model(own: str, finished: Path, tmp_pat
     read, _, name = read_model(tmp_path / "weights.pt", f"{own}:net")
     assert name == f"{own}:net"
     assert torch.equal(read.get_parameter("3.bias"), model.get_parameter("3.bias"))
-    with pytest.raises(RunError, match=r"weights\.pt does not say what model .*: give --model"):
+    with pytest.raises(RunError, match=r"weights\.pt does not say what model .*: give it as model"):
         read_model(tmp_path / "weights.pt")
     save_file(build("lenet5", 7).state_dict(), tmp_path / "seven.safetensors")
     assert read_model(tmp_path / "seven.safetensors", "lenet5")[0].fc2.out_features == 7

@@ -127,7 +127,7 @@ def test_a_point_may_bring_its_own_start(tmp_path: Path) -> None:
         ("points: [atmc]", "point 1 must be a mapping"),
         ("points: [{methods: atmc}]", "unknown setting 'methods': did you mean 'method'"),
         ("points: [{method: [atmc, admm]}]", "unknown method 'admm'"),
-        ("points: [{budget_bits: [-3]}]", "budget-bits: a budget of -3"),
+        ("points: [{budget_bits: [-3]}]", "budget_bits: a budget of -3"),
         ("start: 3\npoints: [{method: atmc}]", "start must be a mapping"),
         ("start: {seed: 1}\npoints: [{method: atmc}]", "start cannot set seed"),
         ("points: [{method: [], seed: 0}]", "has no point: a list in it is empty"),

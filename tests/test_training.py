@@ -472,7 +472,7 @@ def test_a_damaged_checkpoint(damage: str, tmp_path: Path) -> None:
             {"empty": b"", "cut": data[: len(data) // 2], "junk": b"junk" * 99}[damage]
         )
     before = path.read_bytes()
-    with pytest.raises(TrainingError, match=rf"the checkpoint {path} .*--overwrite") as caught:
+    with pytest.raises(TrainingError, match=rf"the checkpoint {path} .*overwrite=True") as caught:
         trained(path, in_memory())
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
@@ -483,7 +483,9 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     good_checkpoint(path)
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     trainer = Trainer(other, in_memory(), [Sgd(1, 1e-2)], Objective(eps=0), checkpoint=path)
-    with pytest.raises(TrainingError, match=rf"the checkpoint {path} .*another.*--overwrite") as e:
+    with pytest.raises(
+        TrainingError, match=rf"the checkpoint {path} .*another.*overwrite=True"
+    ) as e:
         trainer.run()
     assert "\n" not in str(e.value)
 

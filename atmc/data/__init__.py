@@ -20,6 +20,7 @@ from atmc.data.streamed import Streamed
 from atmc.data.svhn import load_svhn
 from atmc.data.usual import USUAL
 from atmc.parsing import nearest
+from atmc.wording import argument
 
 __all__ = [
     "FORMS",
@@ -71,7 +72,7 @@ def kind(name: str) -> str | None:
 
 def load(
     name: str,
-    root: str | os.PathLike[str] | None = None,
+    data_root: str | os.PathLike[str] | None = None,
     *,
     download: bool = False,
     image_size: int | None = None,
@@ -81,8 +82,8 @@ def load(
     Args:
         name: one of `names()`, ``imagefolder:DIR``, ``npz:FILE``, or the Python path of a function
             that returns a data set, ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``.
-        root: the folder that holds data sets which are files and have a name of ours; the folder
-            `data` where it is None.
+        data_root: the folder that holds data sets which are files and have a name of ours; the
+            folder `data` where it is None.
         download: whether to get what is missing, where torchvision can.
         image_size: the side of the squares that images of ``imagefolder:DIR`` and of `imagenet`
             are brought to, in pixels; None for images that have one size, and for 224 of
@@ -100,18 +101,22 @@ def load(
     if download and found == "imagenet":
         raise DataError(
             "ImageNet cannot be downloaded from here: get its archives from image-net.org into the "
-            "folder of --data-root, and leave out --download"
+            f"folder {argument('data_root')}, and leave out {argument('download')}"
         )
     if download and found not in _DOWNLOADED:
-        raise DataError(f"there is nothing to download of {name!r}: leave out --download")
+        raise DataError(
+            f"there is nothing to download of {name!r}: leave out {argument('download')}"
+        )
     if image_size is not None and found not in _RESIZED:
-        raise DataError(f"the images of {name!r} have their size: leave out --image-size")
+        raise DataError(
+            f"the images of {name!r} have their size: leave out {argument('image_size')}"
+        )
     if found in _DOWNLOADED:
-        return _DOWNLOADED[found](root, download)
+        return _DOWNLOADED[found](data_root, download)
     if found == "digits":
         return load_digits()
     if found == "imagenet":
-        return load_imagenet(root, image_size)
+        return load_imagenet(data_root, image_size)
     if found == "own":
         return load_own(name)
     path = Path(name.partition(":")[2]).expanduser()

@@ -12,6 +12,7 @@ from atmc.data.images import ImageFiles, Middle, Somewhere
 from atmc.data.streamed import Streamed
 from atmc.data.torchvision_files import read, root_folder
 from atmc.data.usual import USUAL
+from atmc.wording import argument
 
 _SIDE, _SHORTER = 224, 256
 _A_CLASS = 10  # validation images
@@ -68,8 +69,8 @@ def _unpack(folder: Path, split: str) -> None:
     if missing is not None:
         raise DataError(
             f"ImageNet not found: no folder {split} in {folder}, and no {missing} to unpack; name "
-            "another folder with --data-root, or get the archives from image-net.org, as they "
-            "cannot be downloaded from here"
+            f"another folder as {argument('data_root')}, or get the archives from image-net.org, "
+            "as they cannot be downloaded from here"
         )
 
     def make(fetch: bool) -> object:

@@ -14,6 +14,7 @@ from torch import Tensor
 from atmc.data.base import DataError
 from atmc.data.threads import for_each
 from atmc.one_line import one_line
+from atmc.wording import argument
 
 View = Callable[[Image.Image], Image.Image]
 
@@ -114,7 +115,8 @@ class ImageFiles:
                 if self.size is not None and image.size != self.size:
                     raise DataError(
                         f"the image {path} is {image.width}x{image.height} pixels, others are "
-                        f"{self.size[0]}x{self.size[1]}: give --image-size N for squares of N"
+                        f"{self.size[0]}x{self.size[1]}: give {argument('image_size')} N for "
+                        "squares of N"
                     )
                 if image.mode in ("I", "F") or image.mode.startswith("I;"):
                     raise DataError(

@@ -17,6 +17,7 @@ from atmc.data.base import DataError, Dataset
 from atmc.data.in_memory import InMemory
 from atmc.data.usual import USUAL
 from atmc.one_line import one_line
+from atmc.wording import argument
 
 VALIDATION = 5000
 
@@ -46,8 +47,8 @@ def read(
     missing = next((file for file in files if not (folder / file).is_file()), None)
     if missing is not None and not fetch:
         raise DataError(
-            f"{title} not found: no {missing} in {folder}; name another folder with --data-root, "
-            "or get the files with --download"
+            f"{title} not found: no {missing} in {folder}; name another folder as "
+            f"{argument('data_root')}, or get the files with {argument('download', True)}"
         )
     try:
         # It talks on stdout, where a command's own result goes.

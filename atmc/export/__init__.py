@@ -26,6 +26,7 @@ from atmc.export.program import ProgramRunner, to_bytes, trace_program
 from atmc.export.source import Source, read_source
 from atmc.export.tensors import TensorsRunner, to_safetensors
 from atmc.extras import MissingExtraError
+from atmc.wording import argument
 
 __all__ = [
     "FORMATS",
@@ -95,7 +96,10 @@ def check_path(path: Path, overwrite: bool = False) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the path of a file")
     if path.exists() and not overwrite:
-        raise ExportError(f"{path} exists: give another --output, or --overwrite")
+        raise ExportError(
+            f"{path} exists: give another {argument('path', option='output')}, or "
+            f"{argument('overwrite', True)}"
+        )
 
 
 def export(
@@ -142,7 +146,11 @@ def export(
     written = source.model if found is None else found.model
     data = chosen.write(written, shape, meta)
     difference = largest_difference(
-        chosen.run(data, written), source.model, shape, chosen.what, "give another --format"
+        chosen.run(data, written),
+        source.model,
+        shape,
+        chosen.what,
+        f"give another {argument('kind', option='format')}",
     )
     report: dict[str, Any] = {
         "file": str(path),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.export.errors import ExportError, first_line
+from atmc.wording import argument
 
 TOLERANCE = 1e-4
 _BATCHES = (1, 3, 8)  # any size must do; a batch of one is the case that exporters get wrong
@@ -44,7 +45,7 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
         shape = ",".join(map(str, x.shape[1:]))
         raise ExportError(
             f"the model takes no inputs of shape {shape} ({first_line(error)}): "
-            "give its own by --input-shape C,H,W"
+            f"give its own, {argument('input_shape', ('C', 'H', 'W'))}"
         ) from error
     if not isinstance(said, Tensor):
         raise ExportError(

@@ -23,6 +23,7 @@ from atmc.export.thin import join_dear, split
 from atmc.export.trace import shapes, trace
 from atmc.factorization import named_state
 from atmc.preparation import copy_model
+from atmc.wording import argument
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def compact(
     if len(kinds) > 1:
         raise ExportError(
             "the model cannot be compacted, as its parameters are of several types: "
-            "export it without --compact"
+            f"export it without {argument('compacted', True, option='compact')}"
         )
     module = trace(held)
     # Sums and products of constants, and of U and V, are rounded once, at the end.
@@ -79,7 +80,11 @@ def compact(
     module.graph.lint()
     module.recompile()
     difference = largest_difference(
-        module, model, input_shape, "compact model", "export it without --compact"
+        module,
+        model,
+        input_shape,
+        "compact model",
+        f"export it without {argument('compacted', True, option='compact')}",
     )
     return Compacted(module, tuple(thin), difference)
 

@@ -12,6 +12,7 @@ from atmc.export.errors import ExportError, first_line
 from atmc.export.program import trace_program
 from atmc.export.quiet import quiet
 from atmc.extras import require
+from atmc.wording import argument
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 
@@ -58,7 +59,7 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], meta: dict[str, str]
     except Exception as error:  # its errors are of many kinds
         raise ExportError(
             f"the model cannot be written as ONNX ({first_line(error)}): "
-            "try --format torch-export or safetensors"
+            f"try {argument('kind', 'torch-export', option='format')} or safetensors"
         ) from error
 
 
@@ -110,7 +111,8 @@ class OnnxRunner:
         except Exception as error:  # its errors have no class in common
             raise ExportError(
                 f"onnxruntime cannot read the ONNX file ({first_line(error)}): "
-                "upgrade it by pip install -U onnxruntime, or give another --format"
+                "upgrade it by pip install -U onnxruntime, or give another "
+                f"{argument('kind', option='format')}"
             ) from error
 
     def __call__(self, x: Tensor) -> Tensor:

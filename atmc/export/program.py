@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from atmc.export.check import outputs, random_input
 from atmc.export.errors import ExportError, first_line
 from atmc.export.quiet import quiet
+from atmc.wording import argument
 
 
 def trace_program(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
@@ -31,7 +32,8 @@ def trace_program(model: nn.Module, input_shape: tuple[int, ...]) -> torch.expor
     except Exception as error:  # its errors are of many kinds
         raise ExportError(
             f"torch.export cannot export the model for batches of any size "
-            f"({first_line(error)}): export its tensors with --format safetensors"
+            f"({first_line(error)}): export its tensors with "
+            f"{argument('kind', 'safetensors', option='format')}"
         ) from error
     for node in found.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the machine it was made on
@@ -70,7 +72,7 @@ class ProgramRunner:
         except Exception as error:
             raise ExportError(
                 f"torch cannot read the program that it wrote ({first_line(error)}): "
-                "give another --format"
+                f"give another {argument('kind', option='format')}"
             ) from error
 
     @torch.no_grad()

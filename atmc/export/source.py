@@ -14,6 +14,7 @@ from atmc.artifact import decode
 from atmc.export.errors import ExportError
 from atmc.model_files import WEIGHTS_SUFFIXES, read_model, run_record
 from atmc.model_sources import Model, is_own
+from atmc.wording import argument
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,8 @@ def read_source(
     if input_shape is None and name is not None:
         input_shape = models.info(name).input_shape
     if input_shape is None:
-        raise ExportError("nothing tells the shape of its inputs: give --input-shape C,H,W")
+        raise ExportError(
+            "nothing tells the shape of its inputs: give "
+            f"{argument('input_shape', ('C', 'H', 'W'))}"
+        )
     return Source(read, input_shape, name, artifact, record.class_names)

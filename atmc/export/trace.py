@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from atmc.export.check import random_input
 from atmc.export.errors import ExportError, first_line
+from atmc.wording import argument
 
 EXAMPLES = 2  # of the batch that tells shapes; 1 could be taken for a dimension to broadcast
 
@@ -29,7 +30,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     except Exception as error:  # its code is run with placeholders, and may fail in any way
         raise ExportError(
             f"the model cannot be compacted, as torch.fx cannot trace it ({first_line(error)}): "
-            "export it without --compact"
+            f"export it without {argument('compacted', True, option='compact')}"
         ) from error
     for node in graph.nodes:  # torch makes them persistent
         if node.op == "get_attr":
@@ -55,7 +56,8 @@ def shapes(module: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[fx.Node
     except Exception as error:  # a model of one's own
         raise ExportError(
             f"the model cannot be compacted, as it does not run in {x.dtype} "
-            f"({first_line(error)}): export it without --compact"
+            f"({first_line(error)}): "
+            f"export it without {argument('compacted', True, option='compact')}"
         ) from error
     return reader.found
 
@@ -75,7 +77,8 @@ class _Shapes(fx.Interpreter):
             if isinstance(value, Tensor) and value._version != self._versions[node]:
                 raise ExportError(
                     f"the model cannot be compacted, as {n.name} reads what an operation has "
-                    "changed in place: export it without --compact"
+                    "changed in place: "
+                    f"export it without {argument('compacted', True, option='compact')}"
                 )
         value = super().run_node(n)
         if isinstance(value, Tensor):

@@ -44,7 +44,7 @@ class Method:
     """A way to reach the budget.
 
     Args:
-        name: as on the command line.
+        name: as the setting ``method`` has it.
         summary: one line for people.
         stages: the recipe after the dense start.
         attacked: whether the model is attacked while it is trained, its dense start included.

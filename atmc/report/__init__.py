@@ -23,6 +23,7 @@ from atmc.report import examples, page
 from atmc.report.curves import MADE_BY, draw, groups
 from atmc.report.layers import bits_per_layer
 from atmc.report.results import Result, find, to_csv
+from atmc.wording import argument
 
 __all__ = ["Report", "ReportError", "report"]
 
@@ -95,8 +96,8 @@ def report(
     if not results:
         more = f" ({len(warnings)} damaged or foreign: {warnings[0]})" if warnings else ""
         raise ReportError(
-            f"there is no run in {folder}{more}: give a folder that holds run folders, such as the "
-            "--output of atmc compress"
+            f"there is no run in {folder}{more}: give a folder that holds run folders, such as "
+            "atmc compress leaves"
         )
     warnings += [f"{r.folder}: {warning}" for r in results for warning in r.warnings]
     output = folder if output is None else Path(output)
@@ -137,8 +138,8 @@ def _check_files(output: Path) -> None:
             start = file.read(_LOOKED_AT)
         if mark not in start:
             raise ReportError(
-                f"{path} is a file that atmc report did not write: give another --output, or "
-                "rename it"
+                f"{path} is a file that atmc report did not write: give another "
+                f"{argument('output')}, or rename it"
             )
 
 

@@ -20,6 +20,7 @@ from atmc.model_check import ModelError, check_model
 from atmc.preparation import copy_model
 from atmc.python_path import GIVEN
 from atmc.report.results import Result
+from atmc.wording import argument
 
 IMAGES = 8
 
@@ -92,7 +93,7 @@ def sheet(
         decoded = from_artifact(artifact, module)
     except codec.AtmcFormatError as error:
         raise NoSheetError(
-            f"The model {result.model} is not one of the zoo: give it by --model."
+            f"The model {result.model} is not one of the zoo: give it as {argument('model')}."
         ) from error
     name = artifact.meta.get("model", result.model)
     try:
@@ -150,7 +151,9 @@ def _data_of(result: Result, data_root: str | None) -> data.Dataset:
     found = data.kind(result.dataset)
     given = str(result.config.get("dataset")).startswith(GIVEN)
     if found is None or found == "own" or given:
-        raise NoSheetError(f"The data set {result.dataset} is one's own: give it by --dataset.")
+        raise NoSheetError(
+            f"The data set {result.dataset} is one's own: give it as {argument('dataset')}."
+        )
     try:
         return _load(
             result.dataset,
@@ -159,7 +162,8 @@ def _data_of(result: Result, data_root: str | None) -> data.Dataset:
         )
     except (data.DataError, OSError, ValueError) as error:
         raise NoSheetError(
-            f"The data set {result.dataset} is not at hand: give its folder by --data-root."
+            f"The data set {result.dataset} is not at hand: give its folder as "
+            f"{argument('data_root')}."
         ) from error
 
 

@@ -156,7 +156,7 @@ def test_a_function_in_two_steps(atmc, here):
     assert (config["eps"], config["model"], config["eval_steps"]) == (0.25, "digits-cnn", 3)
     # A function that a folder names is not called for that alone.
     args = ("evaluate", "whole/model.atmc", "--attack", "fgsm", "--json")
-    assert "give it by --dataset (whole/config.yaml says own.py:whole)" in error(atmc(*args), 1)
+    assert "give it as --dataset (whole/config.yaml says own.py:whole)" in error(atmc(*args), 1)
     found = measured(atmc(*args, "--dataset", "own.py:whole"))
     assert (found["attacks"][0]["eps"], found["attacks"][0]["examples"]) == (0.25, 40)
     done(
@@ -189,7 +189,7 @@ def held(here):
 
 # What is wrong: the options, the exit code, and what the line must say.
 BAD = {
-    "no model": (["--dataset", "imagefolder:pictures"], 1, ["no usual model: give --model"]),
+    "no model": (["--dataset", "imagefolder:pictures"], 1, ["no usual model: name one as --model"]),
     "no folder": (["--dataset", "imagefolder:void"], 1, ["there is no folder void"]),
     "no path": (["--dataset", "imagefolder:"], 2, ["did you mean 'imagefolder:DIR'?"]),
     "unknown": (["--dataset", "cifar"], 2, ["unknown data set 'cifar'", "npz:FILE", "'cifar10'"]),

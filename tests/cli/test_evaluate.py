@@ -168,7 +168,7 @@ def test_a_model_of_ones_own_is_refused(atmc, here):
     bias = codec.quantize_dense(np.zeros(3, np.float32), 8)
     codec.write("own.atmc", codec.encode(codec.Artifact({}, (codec.Entry("b", bias),))))
     assert "own.atmc" in error(atmc("evaluate", "own.atmc", "--dataset", "digits"), 1)
-    assert "give it by --model" in error(atmc("evaluate", "own.atmc"), 1)
+    assert "give it as --model" in error(atmc("evaluate", "own.atmc"), 1)
 
 
 def test_the_dense_start_of_a_run_folder(atmc, run):
@@ -180,6 +180,6 @@ def test_the_dense_start_of_a_run_folder(atmc, run):
 
 def test_dense_weights_outside_a_run_folder_name_no_model(atmc, run, tmp_path):
     alone = shutil.copy(run / "dense.safetensors", tmp_path)
-    assert "give --model" in error(atmc("evaluate", alone), 1)
+    assert "give it as --model" in error(atmc("evaluate", alone), 1)
     told = atmc("evaluate", alone, "--model", "digits-cnn", "--attack", "fgsm", "--examples", "20")
     assert told.exit_code == 0, told.stderr

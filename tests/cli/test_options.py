@@ -10,13 +10,14 @@ def declared(command):
 
 
 def test_each_setting_is_an_option_with_help():
-    assert list(options.HELP) == list(Settings.model_fields)
+    assert list(options.METAVARS) == list(Settings.model_fields)
     found = declared(compress.command)
     for key in Settings.model_fields:
         option = found[options.flag(key)]
         assert option.name == key
         assert option.type.name == "text"  # checked by Settings alone
         assert len(option.help) > 5
+        assert option.help.startswith(Settings.model_fields[key].description)
 
 
 def test_the_help_shows_the_default_of_settings(atmc):

@@ -90,8 +90,8 @@ def test_data_and_models_of_ones_own(atmc, here):
     assert made.exit_code == 0, made.stderr
     told = "Warning: The {} own.py:{} {}\n"
     for given, warning in (
-        ((), told.format("data set", "load", "is one's own: give it by --dataset.")),
-        (names[:2], told.format("model", "net", "is not one of the zoo: give it by --model.")),
+        ((), told.format("data set", "load", "is one's own: give it as --dataset.")),
+        (names[:2], told.format("model", "net", "is not one of the zoo: give it as --model.")),
         (names, ""),
     ):
         result = atmc("report", "runs", *given)

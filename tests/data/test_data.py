@@ -89,7 +89,7 @@ def one_line_error(root):
 def test_missing_mnist_says_where_it_looked_and_how_to_get_it(tmp_path, monkeypatch):
     message = one_line_error(tmp_path / "nowhere")
     assert str(tmp_path / "nowhere" / "MNIST" / "raw") in message
-    assert "--data-root" in message and "--download" in message
+    assert "data_root" in message and "download=True" in message
     assert not (tmp_path / "nowhere").exists()
 
     monkeypatch.chdir(tmp_path)

@@ -114,7 +114,7 @@ def test_other_sizes_are_brought_to_one(tmp_path):
     write_images(tmp_path / "test", {"b": 1}, size=(8, 11))
     message = one_line_error(tmp_path)
     assert message.endswith(
-        "test/a/000.png is 20x8 pixels, others are 12x12: give --image-size N for squares of N"
+        "test/a/000.png is 20x8 pixels, others are 12x12: give image_size N for squares of N"
     )
     found = load(tmp_path, image_size=8)
     assert found.input_shape == (3, 8, 8)

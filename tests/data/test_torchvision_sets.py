@@ -78,7 +78,7 @@ def test_a_missing_file_is_named_and_how_to_get_it(name, tmp_path):
     (folder / file).unlink()
     message = one_line_error(name, tmp_path)
     assert message.startswith(f"{title} not found: no {file} in {folder}; name another folder")
-    assert "--data-root" in message and message.endswith("get the files with --download")
+    assert "data_root" in message and message.endswith("get the files with download=True")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -168,7 +168,7 @@ def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["digits", "npz:a.npz", "imagefolder:a", "a.py:f"])
 def test_there_is_nothing_to_download(name):
     message = one_line_error(name, None, download=True)
-    assert message == f"there is nothing to download of {name!r}: leave out --download"
+    assert message == f"there is nothing to download of {name!r}: leave out download"
 
 
 # ---- ImageNet
@@ -214,9 +214,12 @@ def test_imagenet_is_cut_to_224(tmp_path):
 def test_imagenet_that_is_not_there(tmp_path, monkeypatch):
     message = one_line_error("imagenet", tmp_path)
     assert message.startswith(f"ImageNet not found: no folder train in {tmp_path}, and no ILSVRC")
-    assert "--data-root" in message and "cannot be downloaded" in message
+    assert "data_root" in message and "cannot be downloaded" in message
     message = one_line_error("imagenet", tmp_path, download=True)
-    assert message.startswith("ImageNet cannot be downloaded from here") and "--download" in message
+    assert (
+        message.startswith("ImageNet cannot be downloaded from here")
+        and "leave out download" in message
+    )
 
     unpacked = []
 
@@ -241,4 +244,4 @@ def test_imagenet_whose_parts_differ(tmp_path):
 @pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "npz:a.npz", "a.py:f"])
 def test_only_some_have_a_size_to_choose(name):
     message = one_line_error(name, None, image_size=32)
-    assert message == f"the images of {name!r} have their size: leave out --image-size"
+    assert message == f"the images of {name!r} have their size: leave out image_size"

@@ -55,7 +55,9 @@ def test_models_that_give_no_logits() -> None:
 
     with pytest.raises(ExportError, match="gives a tuple, not one tensor of logits"):
         outputs(Pair(), torch.rand(1, 3))
-    with pytest.raises(ExportError, match=r"takes no inputs of shape 3,4 .*--input-shape C,H,W"):
+    with pytest.raises(
+        ExportError, match=r"takes no inputs of shape 3,4 .*give its own, input_shape=\(C, H, W\)"
+    ):
         outputs(nn.Linear(3, 2), torch.rand(1, 3, 4))
 
 

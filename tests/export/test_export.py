@@ -155,7 +155,7 @@ def test_a_file_that_came_meanwhile_stays(
 
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
-    with pytest.raises(ExportError, match="a exists: give another --output, or --overwrite"):
+    with pytest.raises(ExportError, match="a exists: give another path, or overwrite=True"):
         check_path(tmp_path / "a")
     check_path(tmp_path / "a", overwrite=True)
     with pytest.raises(IsADirectoryError, match="is a folder"):
@@ -189,7 +189,7 @@ def test_an_artifact(tmp_path: Path) -> None:
 def test_a_dense_start(tmp_path: Path) -> None:
     model, path = models.create("digits-cnn").eval(), tmp_path / "dense.safetensors"
     save_file(model.state_dict(), path)
-    with pytest.raises(RunError, match="does not say what model it belongs to: give --model"):
+    with pytest.raises(RunError, match="does not say what model it belongs to: give it as model"):
         read_source(path)
     (tmp_path / "config.yaml").write_text("{dataset: digits, model: digits-cnn, method: atmc}\n")
     source = read_source(path)
@@ -202,7 +202,7 @@ def test_a_model_of_ones_own_has_no_shape(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("atmc.export.source.read_model", read)
     with pytest.raises(
-        ExportError, match="nothing tells the shape of its inputs: give --input-shape C,H,W"
+        ExportError, match=r"nothing tells the shape of its inputs: give input_shape=\(C, H, W\)"
     ):
         read_source(tmp_path / "a.safetensors", model="net.py:net")
     source = read_source(tmp_path / "a.safetensors", (3,), "net.py:net")

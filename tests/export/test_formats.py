@@ -130,7 +130,7 @@ def test_tensors(net: nn.Module, small: nn.Module, tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(runner: Callable[[bytes], object]) -> None:
     if runner is OnnxRunner:
         pytest.importorskip("onnxruntime")
-    with pytest.raises(ExportError, match=r"cannot read .*give another --format$"):
+    with pytest.raises(ExportError, match=r"cannot read .*give another kind$"):
         runner(b"no such file")
 
 

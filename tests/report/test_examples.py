@@ -90,7 +90,7 @@ def test_colour_images(tmp_path):
 def test_data_that_are_not_at_hand(tmp_path):
     decoded = codec.decode(artifact())
     where = result(tmp_path / "a", dataset="mnist", config=f"data_root: {tmp_path}\n")
-    with pytest.raises(NoSheetError, match="give its folder by --data-root"):
+    with pytest.raises(NoSheetError, match="give its folder as data_root"):
         sheet(where, decoded)
     with pytest.raises(NoSheetError, match="data set imagenet is not at hand"):
         sheet(result(tmp_path / "b", dataset="imagenet"), decoded)

@@ -128,7 +128,7 @@ def test_without_the_data_the_page_says_so(tmp_path):
     run(tmp_path / "a", model_seed=0, dataset="mnist")
     result = make(tmp_path, data_root=str(tmp_path))
     html = content(page(result))
-    said = "The data set mnist is not at hand: give its folder by --data-root."
+    said = "The data set mnist is not at hand: give its folder as data_root."
     assert result.warnings == (said,)
     assert said in html
     assert 'id="layers"' in html
@@ -189,7 +189,7 @@ def test_a_file_of_another_program_is_not_written_over(tmp_path, name):
     run(tmp_path / "runs" / "a")
     theirs = tmp_path / "runs" / name
     theirs.write_bytes(b"method,bits\natmc report,8\n")
-    said = rf"{name} is a file that atmc report did not write: give another --output"
+    said = rf"{name} is a file that atmc report did not write: give another output"
     if name.startswith("curves"):
         theirs.write_bytes(b"<svg>mine</svg>")
     before = theirs.read_bytes()
