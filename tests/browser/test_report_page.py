@@ -1,12 +1,18 @@
 """``report.html`` in a real browser: what is drawn, and that it can be worked with."""
 
+import os
+
 import chromium
 import pytest
 from report_builders import dense, failure, run
 
 from atmc.report import report
 
-pytestmark = pytest.mark.skipif(chromium.find() is None, reason="there is no Chromium")
+# Where one is required, a missing browser is a failure and no skip.
+REQUIRED = os.environ.get("ATMC_TEST_BROWSER") == "required"
+pytestmark = pytest.mark.skipif(
+    chromium.find() is None and not REQUIRED, reason="there is no Chromium"
+)
 
 EVIL = '<img src="x" onerror="window.pwned=1"><b>l0</b>'
 PLOT = "document.getElementById('curves-0')"
@@ -16,6 +22,7 @@ TABLE = "document.getElementById('table')"
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The page of three series, two budgets and two seeds, a dense line and two failures."""
+    assert chromium.find() is not None, "there is no Chromium, and one is required"
     folder = tmp_path_factory.mktemp("runs")
     for s, (method, bits) in enumerate((("atmc", "auto"), ("atmc", 4), (EVIL, 32))):
         for budget in (10_000, 40_000):
