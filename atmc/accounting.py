@@ -6,7 +6,6 @@ All sizes are in bits. Paper bits are nonzeros × b, the size that papers report
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +17,18 @@ from torch import Tensor, nn
 from atmc import codec
 from atmc.artifact import DENSE_WIDTHS, BudgetError, to_artifact
 from atmc.factorization import (
-    ATTENTION_WEIGHTS,
     factorize,
     factorized_weights,
     named_factors,
     plain_weights,
+    weight_names,
 )
+from atmc.preparation import copy_model
 from atmc.projection import topk_masks
 from atmc.quantization import quantized_codebook
 
 FLOAT_BITS = 32  # values kept as they are, no codebook
 
-_DENSE_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
 _CHOICES = range(1, 9)  # bits a value
 _LEAST_MORE, _MOST_MORE = 2, 5  # bits of a level beyond those of its index
@@ -51,15 +50,13 @@ def level_bits(bits: int, nonzeros: int) -> int:
 def dense_bits(model: nn.Module) -> int:
     """Weights of Conv and Linear layers × 32 bits, the dense size as the papers count it.
 
-    The projections inside attention are linear layers too. A tied weight counts once.
+    The projections inside attention and the matrices of recurrent layers are linear layers too. A
+    tied weight counts once.
     """
     weights: dict[int, Tensor] = {}  # by identity
     with plain_weights(model):
         for module in model.modules():
-            names: tuple[str, ...] = ("weight",) if isinstance(module, _DENSE_LAYERS) else ()
-            if isinstance(module, nn.MultiheadAttention):
-                names = ATTENTION_WEIGHTS
-            for name in names:
+            for name in weight_names(module):
                 weight = getattr(module, name)
                 if weight is not None:
                     weights[id(weight)] = weight
@@ -80,7 +77,7 @@ def file_bits(
 
 def _empty(model: nn.Module) -> nn.Module:
     """A copy with every factor zero."""
-    empty = copy.deepcopy(model)
+    empty = copy_model(model)
     if not factorized_weights(empty):
         factorize(empty)
     with torch.no_grad():
@@ -89,9 +86,16 @@ def _empty(model: nn.Module) -> nn.Module:
     return empty
 
 
+def empty_artifact(
+    model: nn.Module, width: int, meta: dict[str, Any] | None = None
+) -> codec.Artifact:
+    """The artifact of a model, factorized or not, with every factor zero."""
+    return to_artifact(_empty(model), width=width, meta=meta)
+
+
 def fixed_bits(model: nn.Module, *, width: int, meta: dict[str, Any] | None = None) -> int:
     """The most that the file can take with every factor zero, whatever the dense part holds."""
-    return codec.largest_bits(to_artifact(_empty(model), width=width, meta=meta))
+    return codec.largest_bits(empty_artifact(model, width, meta))
 
 
 def smallest_bits(model: nn.Module, *, meta: dict[str, Any] | None = None) -> int:

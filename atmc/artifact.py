@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from atmc import codec, models
-from atmc.factorization import FactorizedWeight, named_state
+from atmc.factorization import FactorizedWeight, factorized_weights, named_state
+from atmc.preparation import initialize_lazy, make_plain
 
 DENSE_WIDTHS = (8, 6, 5, 4)
 
@@ -168,7 +170,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     Args:
         path: the artifact.
         model: the module that takes the weights, in place; needed unless the artifact names a
-            model of the zoo.
+            model of the zoo. Weights under ``weight_norm``, ``spectral_norm`` or ``prune`` become
+            plain, and lazy ones take the shapes of the file.
 
     Returns:
         The model, in eval mode.
@@ -187,8 +190,8 @@ def decode(data: bytes, model: nn.Module | None = None) -> codec.Artifact:
 
     Args:
         data: the bytes of an artifact.
-        model: the module it belongs to; None for the model of the zoo that it names. Of one that
-            names none, the codec's own limit holds.
+        model: the module it belongs to; None for the model of the zoo that it names. Of a file
+            that names none, or a module with lazy layers, the codec's own limit holds.
 
     Raises:
         AtmcFormatError: a damaged file, or one that is larger than its model.
@@ -198,6 +201,8 @@ def decode(data: bytes, model: nn.Module | None = None) -> codec.Artifact:
         if "model" not in meta:
             return codec.decode(data)
         model = _zoo_model(meta, "meta")
+    if any(is_lazy(value) for value in (*model.parameters(), *model.buffers())):
+        return codec.decode(data)
     return codec.decode(data, _most_elements(model))
 
 
@@ -220,8 +225,7 @@ def _zoo_model(meta: dict[str, Any], device: str = "cpu") -> nn.Module:
             "the artifact is of a model that is not in the zoo: give the module it belongs to"
         )
     try:
-        with torch.device("meta"):
-            shapes = models.create(name, **meta.get("kwargs", {}))
+        shapes = models.shapes(name, **meta.get("kwargs", {}))
         elements = sum(value.numel() for value in shapes.state_dict().values())
         if elements > codec.MAX_ELEMENTS:
             raise codec.AtmcFormatError(f"the artifact names a model of {elements:,} values")
@@ -237,9 +241,13 @@ def from_artifact(artifact: codec.Artifact, model: nn.Module | None = None) -> n
     """A decoded artifact into a plain module; see :func:`load`."""
     if model is None:
         model = _zoo_model(artifact.meta)
-    state = named_state(model)
-    if any(isinstance(value, FactorizedWeight) for value in state.values()):
+    if factorized_weights(model):
         raise ValueError("the model given is factorized: give a plain one")
+    shapes = {entry.name: tuple(entry.value.shape) for entry in artifact.entries if entry.name}
+    initialize_lazy(model, shapes)
+    if not shapes.keys() <= named_state(model).keys():
+        make_plain(model)
+    state = named_state(model)
     if len(state) != len(artifact.entries):
         raise codec.AtmcFormatError(
             f"the artifact holds {len(artifact.entries)} tensors, the model {len(state)}: "

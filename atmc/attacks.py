@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from atmc.bpda import SmoothGradients
 from atmc.factorization import plain_weights
 from atmc.memory_format import ChannelsLastGradients
+from atmc.outputs import as_logits
 from atmc.thin_convolution import ThinConvolutions
 
 Loss = Literal["ce", "margin", "dlr"]
@@ -28,7 +29,8 @@ Loss = Literal["ce", "margin", "dlr"]
 def frozen(model: nn.Module, fast: bool = True, bpda: bool = False) -> Iterator[None]:
     """Eval mode and plain weights inside; each module's own mode back outside.
 
-    With ``fast``, thin convolutions have a faster input gradient, and gradients keep channels_last;
+    Recurrent layers on a GPU run without cuDNN, whose kernels have no way back in eval mode. With
+    ``fast``, thin convolutions have a faster input gradient, and gradients keep channels_last;
     without, both are the library's. With
     ``bpda``, ReLUs and max-pools have a smoother gradient (:mod:`atmc.bpda`).
     """
@@ -37,6 +39,8 @@ def frozen(model: nn.Module, fast: bool = True, bpda: bool = False) -> Iterator[
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(plain_weights(model))
+            if any(isinstance(module, nn.RNNBase) for module, _ in modes):
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             if fast:
                 stack.enter_context(ThinConvolutions())
                 stack.enter_context(ChannelsLastGradients())
@@ -100,7 +104,7 @@ def _example_loss(name: Loss) -> Callable[[Tensor, Tensor], Tensor]:
 def _forward(model: nn.Module, x: Tensor, precision: torch.dtype | None) -> Tensor:
     """Logits in float32, the layers in ``precision`` where one is given."""
     with torch.autocast(x.device.type, precision, enabled=precision is not None):
-        logits: Tensor = model(x)
+        logits = as_logits(model(x))
     return logits.float()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import os
 import time
@@ -17,26 +16,34 @@ import torch
 from torch import nn
 
 from atmc import codec, fingerprint
-from atmc.accounting import dense_bits
-from atmc.artifact import BudgetError, from_artifact, to_artifact
+from atmc.accounting import dense_bits, empty_artifact
+from atmc.artifact import BudgetError, decode, from_artifact, to_artifact
+from atmc.attacks import fgsm
+from atmc.data.loaded import AnyLoader, Checked
 from atmc.evaluation import Attack, attack, evaluate
-from atmc.factorization import factorized_weights
+from atmc.factorization import factorized_weights, never_factorized
 from atmc.folder_lock import locked
 from atmc.memory import keep_freed
 from atmc.methods import Schedule, Target, get
-from atmc.model_check import check_loader
+from atmc.model_check import check_loader, prepare_model
+from atmc.notices import warn
 from atmc.objective import Objective, TrainAttack, usual_steps
 from atmc.parsing import nearest, parse_bits, parse_eps
+from atmc.preparation import copy_model, make_plain
 from atmc.processor import fast_bfloat16
 from atmc.stages import DenseStage, fit
 from atmc.stages.dense import DenseOptimizer, RateSchedule
-from atmc.training import EXAMPLES, Loader, Progress, Stage, Trainer, TrainingError
+from atmc.training import EXAMPLES, Loader, Progress, Stage, Trainer, TrainingError, derive
 
 Precision = Literal["auto", "float32", "bfloat16"]
 StatePrecision = Literal["float32", "bfloat16"]
 OnEpoch = Callable[[nn.Module, Stage, int], None]
 
-_LEAST = {"eps": 0, "steps": 1, "dense_epochs": 0, "epochs": 0, "level_epochs": 0, "seed": 0}
+_LARGE = 0.05  # of the budget, in one tensor of the dense part
+_LEAST = {
+    **{"eps": 0, "steps": 1, "dense_epochs": 0, "epochs": 0, "level_epochs": 0, "seed": 0},
+    "steps_per_epoch": 1,
+}
 
 
 @dataclass
@@ -99,6 +106,8 @@ class Training:
             pattern, where the method prunes layer by layer; layers that none names stay whole.
             The budget may lower all of them together. None: the same for all layers.
         compiled: pass the attack through ``torch.compile``: worth a try on a GPU, slower on a CPU.
+        steps_per_epoch: batches in an epoch; None for those of a pass over the loader, which must
+            have a length then.
     """
 
     eps: float
@@ -123,6 +132,7 @@ class Training:
     bpda: bool = False
     compiled: bool = False
     ratios: Mapping[str, float] | None = None
+    steps_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before any training."""
@@ -237,10 +247,43 @@ class Job:
         self.target = self._target(self.budget_bits)
         if self.training.ratios is not None and not self.recipe.layerwise:
             raise ValueError(f"{self.method} does not prune layer by layer: leave out ratios")
+        self._name_large()
 
     def _target(self, budget_bits: int | None) -> Target:
         rdo = self.training.rdo
         return Target.of(self.model, budget_bits, self.bits, self.meta, rdo=rdo)
+
+    def _name_large(self) -> None:
+        """Warn of tensors that take a large part of the file although nothing compresses them."""
+        budget, width = self.target.budget_bits, self.target.width
+        for name, tensor in never_factorized(self.model).items():
+            bits = width * tensor.numel()
+            if bits > _LARGE * budget:
+                warn(
+                    f"{name}, of shape {tuple(tensor.shape)}, is no weight of a layer that can be "
+                    f"factorized: it stays dense, at {width} bits a value, in {bits:,} of the "
+                    f"{budget:,} bits"
+                )
+
+    def rehearse(self, own: nn.Module | None) -> None:
+        """Write, read and attack the file of an untrained model, as will be done in the end.
+
+        What cannot be done then is found out before the first step.
+
+        Args:
+            own: takes the weights of the file; None for the model that it names.
+
+        Raises:
+            AtmcFormatError, RuntimeError: the file cannot be read into the model, or run.
+        """
+        data = codec.encode(empty_artifact(self.model, self.target.width, self.target.meta))
+        into = None if own is None else copy_model(own)
+        decoded = from_artifact(decode(data, into), into)
+        with torch.random.fork_rng():
+            x, y = next(iter(self.loader))[:2]
+        device = next(self.model.parameters()).device
+        decoded = decoded.to(device)
+        fgsm(decoded, x[:1].to(device), y[:1].to(device), self.training.eps)
 
     def check_least(self) -> None:
         """Refuse a budget that the method cannot reach; looks at the loader's first batch.
@@ -257,7 +300,7 @@ class Job:
         target, least = self.target, 0
         # A larger budget may give the dense part more bits a value, and so ask for more again.
         while True:
-            model = copy.deepcopy(self.model)
+            model = copy_model(self.model)
             found = self.recipe.least(model, target, self.schedule, x)
             if found <= target.budget_bits:
                 break
@@ -329,7 +372,7 @@ class Job:
 
     def compress(self) -> bytes:
         """The method's stages from the dense start, and the artifact."""
-        teacher = copy.deepcopy(self.model) if self.training.distill > 0 else None
+        teacher = copy_model(self.model) if self.training.distill > 0 else None
         stages = list(self.recipe.stages(self.target, self.schedule))
         self._train("compress", 1, stages, self._objective(teacher))
         return fit(self.model, self.target)
@@ -385,13 +428,13 @@ def _claim(folder: Path, job: Job) -> None:
 
 def compress(
     model: nn.Module,
-    train_loader: Loader,
+    train_loader: AnyLoader,
     budget_bits: int | str | None,
     eps: float | str,
     *,
     method: str = "atmc",
     bits: int | str = "auto",
-    test_loader: Loader | None = None,
+    test_loader: AnyLoader | None = None,
     attacks: Sequence[str | Attack] | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     on_step: Callable[[Progress], None] | None = None,
@@ -437,8 +480,7 @@ def compress(
     for key in training:
         if key not in known:
             raise TypeError(f"unknown setting {key!r}{nearest(key, known)}")
-    plain = copy.deepcopy(model)
-    if factorized_weights(plain):
+    if factorized_weights(model):
         raise ValueError("the model given is factorized: call atmc.defactorize(model) first")
     folder = None if checkpoints is None else Path(checkpoints)
     eps = parse_eps(eps) if isinstance(eps, str) else eps
@@ -446,12 +488,25 @@ def compress(
         training["step_size"] = parse_eps(training["step_size"])
     if isinstance(budget_bits, (str, float)):
         budget_bits = parse_bits(budget_bits)
+    how = Training(eps=eps, **training)
+    attacked = get(method).attacked and how.eps > 0 and how.train_attack != "none"
+    batches = Checked(
+        train_loader,
+        "the train loader",
+        pixels=attacked,
+        indexed=attacked and how.train_attack == "atta",
+        steps=how.steps_per_epoch,
+    )
+    plain = make_plain(copy_model(model))
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(how.seed))  # lazy layers draw their weights
+        prepare_model(plain, batches, "the model", batches.what)
     budget = usual_budget(plain, method) if budget_bits is None else budget_bits
     job = Job(
-        copy.deepcopy(model),
-        train_loader,
+        copy_model(plain),
+        batches,
         budget,
-        Training(eps=eps, **training),
+        how,
         method,
         bits,
         None,
@@ -463,24 +518,25 @@ def compress(
         attack(each, eps=eps) if isinstance(each, str) else each
         for each in (("fgsm", "pgd") if attacks is None else attacks)
     ]
-    remembered = job.attacked and job.training.train_attack == "atta"
-    check_loader(
-        *(job.model, train_loader, "the train loader"), pixels=job.attacked, indexed=remembered
-    )
+    check_loader(job.model, batches, training=True)
+    tests = None
     if test_loader is not None:
         attacked = any(each.eps != 0 for each in chosen)
-        check_loader(job.model, test_loader, "the test loader", pixels=attacked)
+        tests = Checked(test_loader, "the test loader", pixels=attacked)
+        check_loader(job.model, tests)
+    len(batches)  # or says that it has none
     job.check_least()
+    job.rehearse(plain)
     with _claimed(folder, job):
         if job.training.dense_epochs > 0:
             job.train_dense()
-        dense = copy.deepcopy(job.model).eval()
+        dense = copy_model(job.model).eval()
         data = job.compress()
     decoded = from_artifact(codec.decode(data), plain)
     started = time.monotonic()
     measured: dict[str, Any] = {"accuracy": None, "attacks": []}
-    if test_loader is not None:
-        measured = evaluate(decoded, test_loader, chosen, seed=job.training.seed)
+    if tests is not None:
+        measured = evaluate(decoded, tests, chosen, seed=job.training.seed)
     report = {
         "schema": 1,
         "method": method,

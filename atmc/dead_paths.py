@@ -10,13 +10,13 @@ dropped unless the model itself says the same without it.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from atmc.bpda import SmoothGradients
 from atmc.factorization import dense_part, factorized_weights, named_factors, plain_weights
+from atmc.outputs import as_logits
+from atmc.preparation import copy_model
 from atmc.probing import noise_like, outputs, same
 
 _TRIALS = 4  # the first with positive values alone: no ReLU is off, nothing cancels
@@ -34,7 +34,7 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     Returns:
         Boolean tensors, of the shapes of the factors and of the trainable dense part.
     """
-    probe = copy.deepcopy(model).eval()
+    probe = copy_model(model).eval()
     factors = named_factors(probe)
     dense = {n: t for n, t in dense_part(probe).items() if isinstance(t, nn.Parameter)}
     entries: dict[str, Tensor] = {**factors, **dense}
@@ -64,8 +64,8 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
                     mean = module.running_mean
                     mean.copy_(-generic(mean, signed) * (mean != 0))  # type: ignore[operator, arg-type]
         with torch.enable_grad(), plain_weights(probe, graph=True), SmoothGradients():
-            logits = probe(noise_like(x, generator))
-            (logits * generic(logits.detach(), signed)).sum().backward()
+            logits = as_logits(probe(noise_like(x, generator)))
+            (logits * generic(logits.detach(), signed)).sum().backward()  # type: ignore[no-untyped-call]
         for name, tensor in entries.items():
             if tensor.grad is not None:
                 found[name] |= tensor.grad != 0

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from atmc import packaged_attacks
 from atmc.attacks import Loss, default_step_size, fgsm, frozen, pgd, wrm
+from atmc.data.loaded import Checked
 from atmc.extras import require, version
+from atmc.outputs import PROBABILITIES, are_probabilities, as_logits
 from atmc.parsing import parse_eps
+from atmc.probing import run
 
 ATTACKS = (
     *("fgsm", "pgd", "margin", "bpda", "wrm", "transfer"),
@@ -90,8 +93,12 @@ class Attack:
         assert self.step_size is not None
         return packaged_attacks.cw_linf(model, x, y, eps, self.steps, self.step_size, seed=seed)
 
-    def row(self) -> dict[str, Any]:
-        """What report.json says of the attack; the accuracy is for the caller to add."""
+    def row(self, classes: int | None = None) -> dict[str, Any]:
+        """What report.json says of the attack; the accuracy is for the caller to add.
+
+        Args:
+            classes: that the model knows, where that is known.
+        """
         row = {each.name: getattr(self, each.name) for each in fields(self)}
         source: Source | None = row.pop("source")
         if source is not None:
@@ -99,6 +106,8 @@ class Attack:
         if self.name in _PACKAGES:
             package = _PACKAGES[self.name]
             row["package"] = " ".join(filter(None, (package, version(package))))
+        if self.name == "autoattack" and classes is not None:
+            row["components"] = list(packaged_attacks.components(classes))
         return row
 
 
@@ -176,7 +185,7 @@ def parse_attack(name: str) -> tuple[str, int | None]:
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """The predicted class of each example, in eval mode: (n,)."""
     with frozen(model):
-        logits: Tensor = model(x)
+        logits = as_logits(model(x))
     return logits.argmax(1)
 
 
@@ -202,15 +211,18 @@ def evaluate(
         on_batch: called with the examples done so far.
 
     Returns:
-        ``{"accuracy": {...}, "attacks": [...]}`` as in report.json. ``worst`` is per example,
-        over the clean input and all attacks.
+        ``{"accuracy": {...}, "attacks": [...], "warnings": [...]}`` as in report.json. ``worst`` is
+        per example, over the clean input and all attacks; a warning is a line that says why robust
+        accuracies are not to be trusted.
 
     Raises:
-        ValueError: no examples.
+        ValueError: no examples, or a batch that is not what it should be.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    attacked = any(each.eps != 0 for each in attacks)
+    checked = Checked(batches, "the loader", pixels=attacked)
     with _float32(device):
-        return _evaluate(model, batches, attacks, device, seed, on_batch)
+        return _evaluate(model, checked, attacks, device, seed, on_batch)
 
 
 @contextlib.contextmanager
@@ -232,17 +244,23 @@ def _float32(device: torch.device) -> Iterator[None]:
 
 def _evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, ...]],
+    batches: Checked,
     attacks: Sequence[Attack],
     device: torch.device,
     seed: int,
     on_batch: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     generator = torch.Generator(device).manual_seed(seed)
-    clean = total = worst = 0
+    clean = total = worst = classes = 0
     held = [0] * len(attacks)
+    notes: list[str] = []
     for x, y, *_ in batches:
         x, y = x.to(device), y.to(device)
+        if total == 0:
+            output = run(model, x)
+            classes = batches.classes = as_logits(output).shape[1]
+            batches.check_labels(y, batches.what)
+            notes = _notes(output, classes, attacks)
         right = predict(model, x) == y
         standing = right.clone()
         for index, each in enumerate(attacks):
@@ -265,8 +283,18 @@ def _evaluate(
     accuracy: dict[str, float | None] = {"clean": clean / total, "fgsm": None, "pgd": None}
     rows = []
     for each, count in zip(attacks, held, strict=True):
-        rows.append({**each.row(), "examples": total, "accuracy": count / total})
+        rows.append({**each.row(classes), "examples": total, "accuracy": count / total})
         before = accuracy.get(each.name)
         accuracy[each.name] = min(count / total, math.inf if before is None else before)
     accuracy["worst"] = worst / total
-    return {"accuracy": accuracy, "attacks": rows}
+    return {"accuracy": accuracy, "attacks": rows, "warnings": notes}
+
+
+def _notes(output: object, classes: int, attacks: Sequence[Attack]) -> list[str]:
+    """What is to be said beside robust accuracies, by the outputs for a batch."""
+    notes = [PROBABILITIES] if are_probabilities(output) else []
+    few = packaged_attacks.components(classes) != packaged_attacks.components(4)
+    if few and any(each.name == "autoattack" for each in attacks):
+        names = ", ".join(packaged_attacks.components(classes))
+        notes.append(f"AutoAttack ran {names} alone: the others need four classes or more")
+    return notes

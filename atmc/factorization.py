@@ -29,7 +29,7 @@ Identity = Literal["left", "right", "none"]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,45 @@ class FactorizedWeight:
         return f"{self.name}.{part}"
 
 
+def weight_names(module: nn.Module) -> tuple[str, ...]:
+    """The attributes of a layer that are weights to factorize; none of other modules.
+
+    Of recurrent layers these are the matrices of inputs, hidden states and projections, whose rows
+    are the units of all gates.
+    """
+    if isinstance(module, (*_CONV, *_CONV_TRANSPOSE, nn.Linear, nn.Bilinear)):
+        return ("weight",)
+    if isinstance(module, nn.MultiheadAttention):
+        return _ATTENTION_WEIGHTS
+    if isinstance(module, nn.RNNBase):
+        return tuple(name for name in module._flat_weights_names if name.startswith("weight_"))
+    if isinstance(module, nn.RNNCellBase):
+        return ("weight_ih", "weight_hh")
+    return ()
+
+
 def _layout(module: nn.Module, name: str, weight: Tensor) -> Layout | None:
     """The layout of ``module.name``; None where it is no weight that we factorize."""
-    if isinstance(module, (*_CONV, *_CONV_TRANSPOSE)) and name == "weight":
+    if name not in weight_names(module):
+        return None
+    if isinstance(module, (*_CONV, *_CONV_TRANSPOSE)):
         return Layout(tuple(weight.shape), module.groups, isinstance(module, _CONV_TRANSPOSE))
-    linear = isinstance(module, nn.Linear) and name == "weight"
-    attention = isinstance(module, nn.MultiheadAttention) and name in ATTENTION_WEIGHTS
-    if linear or attention:
-        return Layout(tuple(weight.shape))
-    return None
+    return Layout(tuple(weight.shape))
+
+
+def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
+    """The list of its tensors that a recurrent layer runs on, made of them as they are now."""
+    return [getattr(module, name) for name in module._flat_weights_names]
+
+
+def _form_flat_weights(module: nn.RNNBase) -> None:
+    """Let a factorized recurrent layer form the list of its weights whenever it is asked for.
+
+    The list that torch keeps would hold on to weights of an earlier step, with their graph.
+    """
+    module.__dict__.pop("_flat_weights", None)
+    # The class is the module's own since it was factorized. What torch assigns is let go.
+    type(module)._flat_weights = property(_flat_weights, lambda module, weights: None)  # type: ignore[assignment]
 
 
 def _matches(name: str, patterns: str | Sequence[str]) -> bool:
@@ -194,7 +224,9 @@ def factorize(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
 ) -> nn.Module:
-    """Write every weight of Linear, Conv and attention layers as W = U V + C, in place.
+    """Write every weight of convolutions, linear, attention and recurrent layers as W = U V + C.
+
+    In place.
 
     The model computes what it computed before: bit for bit from the identity start, to
     1e-6 from the SVD start. Build the optimizer afterwards: the parameters are new ones.
@@ -247,6 +279,8 @@ def factorize(
             tied.append(cast(nn.ModuleDict, module.parametrizations)[name])
             for index in range(3):
                 setattr(tied[-1], f"original{index}", getattr(tied[0], f"original{index}"))
+            if isinstance(module, nn.RNNBase):
+                _form_flat_weights(module)
     return model
 
 
@@ -256,6 +290,13 @@ def _is_ours(module: nn.Module) -> bool:
         isinstance(module, parametrize.ParametrizationList)
         and len(module) == 1
         and isinstance(module[0], Factorization)
+    )
+
+
+def is_factorized(module: nn.Module, name: str) -> bool:
+    """Whether an attribute of a module is a factorized weight."""
+    return parametrize.is_parametrized(module, name) and _is_ours(
+        cast(nn.ModuleDict, module.parametrizations)[name]
     )
 
 
@@ -291,6 +332,25 @@ def named_factors(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def leave_plain(module: nn.Module, name: str, weight: nn.Parameter | None = None) -> None:
+    """Take the parametrizations off a module's weight, in place.
+
+    Args:
+        module: parametrized.
+        name: of the weight.
+        weight: what it is from now on; None for a parameter with the values that it has.
+    """
+    if weight is None:
+        weight = nn.Parameter(getattr(module, name).detach().clone())
+    # A deep copy shares its class with the original, and torch takes the property off it.
+    cls = type(module)
+    module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    if name in module._buffers:
+        del module._buffers[name]
+    setattr(module, name, weight)
+
+
 def defactorize(model: nn.Module) -> nn.Module:
     """Leave a plain module, in place: each W formed and put back as a parameter.
 
@@ -302,13 +362,9 @@ def defactorize(model: nn.Module) -> nn.Module:
         trainable = cast(Tensor, entry.original0).requires_grad
         if key not in formed:
             formed[key] = nn.Parameter(getattr(module, name).detach(), requires_grad=trainable)
-        # A deep copy shares its class with the original, and torch takes the property off it.
-        cls = type(module)
-        module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
-        parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-        if name in module._buffers:
-            del module._buffers[name]
-        setattr(module, name, formed[key])
+        leave_plain(module, name, formed[key])
+        if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+            module._flat_weights = _flat_weights(module)
     return model
 
 
@@ -353,10 +409,12 @@ def plain_weights(model: nn.Module, graph: bool = False) -> Iterator[None]:
         for module, weights in plain.items():
             module.__class__ = classes[module].__bases__[0]
             module.__dict__.update(weights)
+            if isinstance(module, nn.RNNBase):
+                module.__dict__["_flat_weights"] = _flat_weights(module)
         yield
     finally:
         for module, weights in plain.items():
-            for name in weights:
+            for name in (*weights, "_flat_weights"):
                 module.__dict__.pop(name, None)
             module.__class__ = classes[module]
 
@@ -396,6 +454,20 @@ def named_state(model: nn.Module) -> dict[str, FactorizedWeight | Tensor]:
         for name in sorted(held, key=lambda name: (_dimensions(held[name]) < 2, name)):
             state[_join(prefix, name)] = held[name]
     return state
+
+
+def never_factorized(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters of two dimensions or more that are no weight of a layer which is factorized."""
+    weights = {
+        _join(prefix, name)
+        for prefix, module in model.named_modules()
+        for name in weight_names(module)
+    }
+    return {
+        name: value
+        for name, value in dense_part(model).items()
+        if value.dim() > 1 and isinstance(value, nn.Parameter) and name not in weights
+    }
 
 
 def dense_part(model: nn.Module) -> dict[str, Tensor]:

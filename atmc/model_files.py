@@ -157,7 +157,7 @@ def read_model(
         size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
         size["parts"] = dict(sizes.parts)
     size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
-    return channels_last(model.eval()), size, name
+    return channels_last(model.eval().float()), size, name  # one's own may be built in half
 
 
 def _ours(name: object) -> str | None:

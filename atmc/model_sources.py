@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from atmc import models, python_path
 from atmc.models.from_torchvision import PREFIX
 from atmc.one_line import one_line
+from atmc.preparation import copy_model, make_plain
 from atmc.python_path import PythonPathError
 
 Model = nn.Module | Callable[[], nn.Module]
@@ -48,7 +48,7 @@ def made(source: Model, what: str = "the model given") -> nn.Module:
         PythonPathError: it is neither, it fails, or returns something else.
     """
     if isinstance(source, nn.Module):
-        return copy.deepcopy(source)
+        return make_plain(copy_model(source))
     if not callable(source):
         raise PythonPathError(
             f"{what} is of type {type(source).__name__}: give an nn.Module, or a function that "
@@ -66,7 +66,7 @@ def made(source: Model, what: str = "the model given") -> nn.Module:
         raise PythonPathError(
             f"{what} returns an object of type {type(model).__name__}: let it return an nn.Module"
         )
-    return copy.deepcopy(model)  # it may return the same one every time
+    return make_plain(copy_model(model))  # it may return the same one every time
 
 
 def meta(name: str, num_classes: int | None = None) -> dict[str, object] | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atmc.attacks import frozen, n_fgsm, pgd
 from atmc.memory_format import ChannelsLastGradients
+from atmc.outputs import as_logits
 
 TrainAttack = Literal["pgd", "atta", "n-fgsm", "none"]
 
@@ -118,11 +119,11 @@ class Objective:
         target = None
         if self.teacher is not None and self.distill > 0:
             with torch.no_grad(), frozen(self.teacher), self.autocast(x):
-                target = self.teacher(x).float().log_softmax(1)
+                target = as_logits(self.teacher(x)).float().log_softmax(1)
         layout = ChannelsLastGradients() if self.fast else contextlib.nullcontext()
         with layout, self.autocast(x):
-            logits = model(adv).float()
-            clean = model(x).float() if self.clean_weight > 0 else None
+            logits = as_logits(model(adv)).float()
+            clean = as_logits(model(x)).float() if self.clean_weight > 0 else None
         loss = self._one(logits, y, target)
         if clean is not None:
             loss = (1 - self.clean_weight) * loss + self.clean_weight * self._one(clean, y, target)
@@ -271,7 +272,7 @@ class Guard:
     @torch.no_grad()
     def _right(self, model: nn.Module, x: Tensor, y: Tensor) -> int:
         with frozen(model), self.objective.autocast(x):
-            return int((model(x).argmax(1) == y).sum())
+            return int((as_logits(model(x)).argmax(1) == y).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

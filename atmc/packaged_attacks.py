@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.attacks import frozen
-from atmc.model_check import ModelError
+from atmc.outputs import as_logits
 
 
 @contextlib.contextmanager
@@ -41,8 +41,36 @@ def _held(model: nn.Module, seed: int) -> Iterator[None]:
                 p.grad = gradient
 
 
+_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+_FEW_CLASSES = ("apgd-ce", "fab", "square")  # the targeted DLR loss is of four logits
+_TARGETS = 9
+
+
+def components(classes: int) -> tuple[str, ...]:
+    """The attacks that AutoAttack consists of, one after the other, for so many classes."""
+    return _STANDARD if classes >= 4 else _FEW_CLASSES
+
+
+class _Logits(nn.Module):
+    """A model as packages expect it: two logits or more are all that it returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return as_logits(self.model(x))
+
+
+def _classes(model: nn.Module, x: Tensor) -> int:
+    with torch.no_grad():
+        return int(model(x[:1]).shape[1])
+
+
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, seed: int = 0) -> Tensor:
     """AutoAttack, standard version, by pyautoattack (Croce & Hein, ICML 2020).
+
+    Of fewer than four classes the attacks that are defined there, see :func:`components`.
 
     Args:
         model: a classifier of inputs in [0, 1].
@@ -53,21 +81,20 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, seed: int 
 
     Returns:
         The attacked inputs, in [0, 1] and within ε of ``x``.
-
-    Raises:
-        ModelError: the model knows fewer than the four classes that its losses need.
     """
     from pyautoattack import AutoAttack
 
     with _held(model, seed):
-        with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-        if classes < 4:
-            raise ModelError(
-                f"AutoAttack needs a model of four classes or more, this one knows {classes}: use "
-                "margin, square or cw-linf"
-            )
-        package = AutoAttack(model, eps=eps, seed=seed, device=x.device)
+        logits = _Logits(model)
+        classes = _classes(logits, x)
+        attacks = list(components(classes))
+        package = AutoAttack(
+            logits, version="custom", attacks=attacks, eps=eps, seed=seed, device=x.device
+        )
+        # The settings of the standard version, but for targets that there are not.
+        package.apgd.n_restarts = package.apgd_targeted.n_restarts = package.fab.n_restarts = 1
+        targets = min(_TARGETS, classes - 1)
+        package.apgd_targeted.n_target_classes = package.fab.n_target_classes = targets
         adversarial: Tensor = package.run_standard_evaluation(x, y, batch_size=len(x))[0]
     return adversarial
 
@@ -107,13 +134,12 @@ def _estimator(model: nn.Module, x: Tensor, clip: tuple[Any, Any] = (0.0, 1.0)) 
     """ART's view of a model that takes inputs like ``x``."""
     from art.estimators.classification import PyTorchClassifier
 
-    with torch.no_grad():
-        classes = model(x[:1]).shape[1]
+    logits = _Logits(model).eval()
     return PyTorchClassifier(
-        model,
+        logits,
         nn.CrossEntropyLoss(),
         tuple(x.shape[1:]),
-        classes,
+        _classes(logits, x),
         clip_values=clip,
         device_type="gpu" if x.is_cuda else "cpu",
     )

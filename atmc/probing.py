@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from atmc.factorization import plain_weights
+from atmc.outputs import main_output
 
 CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, x: Tensor, training: bool = False) -> Tensor:
-    """What a model says in eval mode, or in training mode; its own mode is put back."""
+def run(model: nn.Module, x: Tensor, training: bool = False) -> object:
+    """What a model returns in eval mode, or in training mode; its own mode is put back."""
     modes = {module: module.training for module in model.modules()}
     try:
         with plain_weights(model):
-            found: Tensor = model.train(training)(x)
-        return found
+            return model.train(training)(x)
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def outputs(model: nn.Module, x: Tensor, training: bool = False) -> Tensor:
+    """The main output of :func:`run`."""
+    return cast(Tensor, main_output(run(model, x, training)))
 
 
 def same(before: Tensor, after: Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import os
@@ -25,10 +24,11 @@ from atmc.evaluation import attack, evaluate, predict
 from atmc.folder_lock import check_free, locked
 from atmc.given import Given
 from atmc.inheritance import inherit
-from atmc.model_check import check_model
+from atmc.model_check import check_model, prepare_model
 from atmc.model_files import RunError, read_model
 from atmc.model_sources import Model
 from atmc.models.initialize import initialize
+from atmc.preparation import copy_model
 from atmc.python_path import GIVEN, PythonPathError
 from atmc.run_folder import (
     ARTIFACT,
@@ -257,7 +257,7 @@ def _run(
     settings = _complete(settings, dataset)
     net, name = _start(settings, dataset, given), settings.model
     assert name is not None
-    own = copy.deepcopy(net) if model_sources.is_own(name) else None
+    own = copy_model(net) if model_sources.is_own(name) else None
     dataset.check_rest()
     dense_file = output / DENSE
     if resume and dense_file.is_file():  # first: the weights may be gone by now
@@ -293,6 +293,7 @@ def _run(
         output / CHECKPOINTS,
         on_step,
     )
+    job.rehearse(own)
     watch = _Watch(dataset, training.eps, on_epoch)
     test = dataset.test.first(settings.eval_examples).batches(evaluation_batch(dataset.input_shape))
     if not resume:
@@ -428,7 +429,11 @@ def _start(settings: Settings, dataset: Dataset, given: Given) -> nn.Module:
     """
     model = _initial(settings, dataset.num_classes, given)
     assert settings.model is not None
-    check_model(model, dataset, f"model {settings.model.removeprefix(GIVEN)!r}")
+    what = f"model {settings.model.removeprefix(GIVEN)!r}"
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(settings.seed))  # lazy layers draw their weights
+        prepare_model(model, dataset.test.batches(1), what, f"data set {dataset.name!r}")
+    check_model(model, dataset, what, training=True)
     return model
 
 

@@ -37,6 +37,7 @@ from atmc.folder_lock import FolderInUseError, check_free, locked
 from atmc.given import Given
 from atmc.model_files import RunError
 from atmc.model_sources import Model
+from atmc.notices import on_stderr
 from atmc.one_line import one_line
 from atmc.python_path import GIVEN
 from atmc.run import run
@@ -399,7 +400,8 @@ def _run_handed(point: Point, output: Path, threads: int, handed: Path | None) -
         said = f"another process cannot take what is given ({one_line(error)}): {_IN_A_MODULE}"
         _note_failure(output / point.name, point, said, None)
         return None
-    return run_point(point, output, threads, given)
+    with on_stderr():
+        return run_point(point, output, threads, given)
 
 
 def _outcome(point: Point, output: Path, code: int | None) -> Outcome:

@@ -26,7 +26,10 @@ from torch import Tensor, nn
 from atmc.codec import read, write
 from atmc.data.pixels import check_pixels
 from atmc.factorization import plain_weights
+from atmc.notices import warn
 from atmc.objective import Guard, Objective
+from atmc.preparation import copy_model
+from atmc.probing import run
 from atmc.wording import argument
 
 EXAMPLES = 8  # that a stage may look at before it starts
@@ -225,6 +228,7 @@ class Trainer:
             self.steps_per_epoch = 0
         if self.steps_per_epoch == 0:
             raise ValueError("the train loader is empty or has no length: give a DataLoader")
+        self._refuses_one: bool | None = None  # whether batch norm does; None where not known yet
 
     def run(self) -> None:
         """Run all stages, from the checkpoint where there is one.
@@ -246,6 +250,11 @@ class Trainer:
             if self.objective.attacked:
                 check_pixels(first_batch, "the train loader")
             example = first_batch[:EXAMPLES].to(device)
+            if self._too_small(example):
+                raise ValueError(
+                    "the train loader gives batches of one example, on which batch norm cannot be "
+                    "trained: give larger ones"
+                )
             for index in range(first):
                 self.stages[index].reshape(self.model)
             for index in range(first, len(self.stages)):
@@ -306,6 +315,10 @@ class Trainer:
                 used = batch[:3] if objective.train_attack == "atta" else batch[:2]
                 x, y, *rest = (t.to(device, non_blocking=True) for t in used)
                 which = rest[0] if rest else None
+                if self._too_small(x):
+                    step += 1
+                    stage.after_step(step)
+                    continue
                 progress = step / stage.total_steps
                 for group in optimizer.param_groups:
                     group["lr"] = stage.lr * stage.lr_scale(progress)
@@ -344,6 +357,22 @@ class Trainer:
             if step % self.steps_per_epoch:
                 raise TrainingError("the train loader gave fewer batches than its length")
         self.seconds[stage.name] = before + time.monotonic() - started
+
+    def _too_small(self, x: Tensor) -> bool:
+        """Whether a batch is left out: it has one example, and batch norm refuses it."""
+        if len(x) > 1:
+            return False
+        if self._refuses_one is None:
+            self._refuses_one = False
+            if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
+                try:
+                    run(copy_model(self.model), x, training=True)
+                except ValueError:
+                    self._refuses_one = True
+                    warn(
+                        "batches of one example are left out: batch norm cannot be trained on them"
+                    )
+        return self._refuses_one
 
     def _lost(self, what: str, stage: Stage, step: int) -> TrainingError:
         kept = self.checkpoint is not None and self.checkpoint.exists()

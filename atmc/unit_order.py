@@ -13,7 +13,6 @@ these two steps.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from atmc.factorization import (
     factorized_weights,
     named_factors,
 )
+from atmc.preparation import copy_model
 from atmc.probing import CLOSE, outputs
 
 
@@ -51,7 +51,7 @@ class UnitOrder:
             model: any factorized module.
             x: a few inputs, (n, ...); the noise is of their shape.
         """
-        probe = copy.deepcopy(model)
+        probe = copy_model(model)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for tensor in (*named_factors(probe).values(), *dense_part(probe).values()):

@@ -14,6 +14,9 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from atmc.preparation import initialize_lazy
 
 # Under these a checkpoint holds the state dict, beside whatever else it holds.
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -86,6 +89,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     expected = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
     given = renamed(read_state(path), expected)
+    if any(is_lazy(value) for value in model.parameters()):
+        initialize_lazy(model, {name: tuple(value.shape) for name, value in given.items()})
+        expected = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
     missing = [name for name in _needed(expected) if name not in given]
     unknown = [name for name in _needed(given) if name not in expected]
     if missing or unknown:

@@ -14,7 +14,7 @@ from atmc.settings import from_mapping, read_config
 from .errors import Interrupted
 from .options import settings
 from .progress import watch
-from .tables import accuracy_pairs, show_pairs
+from .tables import accuracy_pairs, show_pairs, show_warnings
 
 
 @click.command("compress")
@@ -89,3 +89,4 @@ def _show(report: dict[str, Any], folder: Path) -> None:
             ("run folder", str(folder)),
         ]
     )
+    show_warnings(report)

@@ -18,7 +18,7 @@ from atmc.settings import from_mapping
 from .errors import about
 from .options import setting
 from .plots import plot_option
-from .tables import accuracy_pairs, show_checks, show_ladder, show_pairs
+from .tables import accuracy_pairs, show_checks, show_ladder, show_pairs, show_warnings
 
 _NAMED = {"eval_step_size": "step-size", "eval_examples": "examples"}  # settings called otherwise
 
@@ -165,6 +165,7 @@ def command(
             show_ladder(result["ladder"])
             click.echo()
             show_checks(result["checks"])
+    show_warnings(result)
     for check in result.get("checks", []):
         if not check["passed"]:
             click.echo(f"Warning: check {check['name']} failed: {check['detail']}", err=True)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from atmc import __version__, wording
+from atmc.notices import on_stderr
 
 from .errors import report
 
@@ -54,7 +55,8 @@ class CommandLine(click.Group):
             return super().main(*args, **kwargs)
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
+            with on_stderr():
+                code = super().main(*args, **kwargs)
             sys.stdout.flush()
         except BrokenPipeError:
             # The reader has left (`| head`): keep Python from flushing into the closed pipe.

@@ -48,6 +48,12 @@ def accuracy_pairs(report: dict[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
+def show_warnings(report: dict[str, Any]) -> None:
+    """Print on stderr why the accuracies of a report are not to be trusted."""
+    for warning in report.get("warnings", []):
+        click.echo(f"Warning: {warning}", err=True)
+
+
 def show_ladder(rows: Sequence[dict[str, Any]]) -> None:
     """Print the rungs of "ladder": ε, the attack at it, and the accuracy it leaves."""
     show_columns(

@@ -337,7 +337,7 @@ def test_without_a_budget_it_is_the_usual_one() -> None:
     [
         (lambda x: x - 0.5, r"values from -0\.49\d+ to 0\.\d+, outside \[0, 1\]: .*not normalized"),
         (lambda x: 255 * x, "outside"),
-        (lambda x: torch.where(x > 0.9, torch.nan, x), "outside"),
+        (lambda x: torch.where(x > 0.9, torch.nan, x), "the train loader gives NaN in example"),
         (lambda x: (255 * x).byte(), "inputs of torch.uint8: give float32"),
     ],
 )
@@ -371,7 +371,7 @@ def test_a_loader_without_batches() -> None:
         (lambda x, y: (x, y[1:]), ValueError, r"the {} loader gives .* labels of shape \(7,\)"),
         (lambda x, y: (x,), ValueError, "the {} loader gives inputs alone"),
         (lambda x, y: x, ValueError, "the {} loader gives batches of type Tensor"),
-        (lambda x, y: {"x": x, "y": y}, ValueError, "the {} loader gives batches of type dict"),
+        (lambda x, y: {"x": x}, ValueError, "the {} loader gives mappings of x: give"),
         (lambda x, y: (x[:, :, 2:], y), ModelError, "inputs than the .* of the {} loader .*: give"),
         (lambda x, y: (x - 0.5, y), ValueError, "the {} loader gives values from"),
     ],

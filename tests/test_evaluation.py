@@ -122,6 +122,7 @@ def test_what_was_not_run_is_null() -> None:
     assert found == {
         "accuracy": {"clean": 5 / 6, "fgsm": None, "pgd": None, "worst": 5 / 6},
         "attacks": [],
+        "warnings": [],
     }
     with pytest.raises(ValueError, match="no examples"):
         evaluate(Threshold(), [], [])

@@ -1,4 +1,4 @@
-"""A model is tried on one example of a data set."""
+"""A model is tried on a few examples of a data set."""
 
 import pytest
 import torch
@@ -29,10 +29,17 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 class Flat(nn.Module):
-    """Gives no logits."""
+    """Gives one logit, as a binary classifier."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1).sum(1)
+
+
+class Deep(nn.Module):
+    """Gives no logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,13 @@ class Flat(nn.Module):
         ),
         ("lenet5", (3, 28, 28), 10, "^it takes other inputs"),
         ("lenet5", (1, 28, 28), 11, "^it knows 10 classes, data set 'made' has 11: choose another"),
-        (Flat(), (1, 4, 4), 2, r"^it gives outputs of shape \(1,\) for one example: it must give"),
+        (Flat(), (1, 4, 4), 3, "^it knows 2 classes, data set 'made' has 3: choose another"),
+        (
+            Deep(),
+            (1, 4, 4),
+            2,
+            r"^it gives outputs of shape \(\d, 1, 4, 4\) for \d examples: it must",
+        ),
     ],
 )
 def test_models_that_cannot_classify_the_data(

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atmc.evaluation import predict
+from atmc.evaluation import attack, evaluate, predict
 from atmc.factorization import factorize
-from atmc.model_check import ModelError
 from atmc.packaged_attacks import autoattack, cw_linf, square
 
 pytest.importorskip("art")
@@ -109,9 +108,28 @@ def test_a_ball_of_radius_zero() -> None:
         assert torch.equal(found, x)
 
 
-def test_autoattack_of_few_classes_is_refused() -> None:
-    """Its losses sort the logits down to the fourth."""
-    few = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    x = images(2)
-    with pytest.raises(ModelError, match="needs a model of four classes or more, this one knows 3"):
-        autoattack(few, x, predict(few, x), EPS)
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5])
+def test_autoattack_of_few_classes(classes: int) -> None:
+    """Its targeted losses sort the logits down to the fourth; it has nine targets if it can."""
+    torch.manual_seed(classes)
+    few = nn.Sequential(nn.Flatten(), nn.Linear(36, classes))
+    x = images(4)
+    y = predict(few, x)
+    adversarial = autoattack(few, x, y, EPS / 100)  # too small a ball: all its attacks are run
+    assert float((adversarial - x).abs().max()) <= EPS / 100 + 1e-6
+    found = evaluate(few, [(x, y)], [attack("autoattack", eps=WIDE)])
+    (row,) = found["attacks"]
+    whole = ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert row["components"] == (whole if classes > 3 else ["apgd-ce", "fab", "square"])
+    assert len(found["warnings"]) == (classes < 4)
+    assert all("AutoAttack ran apgd-ce, fab, square alone" in each for each in found["warnings"])
+    assert row["accuracy"] < 1
+
+
+def test_packages_take_one_logit_for_two_classes() -> None:
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
+    x = images(4)
+    y = predict(one, x)
+    for found in (square(one, x, y, WIDE, 60), cw_linf(one, x, y, WIDE, 10, 1.0)):
+        assert bool((predict(one, found) != y).any())

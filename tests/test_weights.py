@@ -137,3 +137,10 @@ def test_state_that_is_no_tensor_stays(tmp_path):
     load_weights(model, tmp_path / "plain.pt")
     expected = torch.load(tmp_path / "plain.pt", weights_only=True)
     assert torch.equal(model.weight, expected["weight"])
+
+
+def test_lazy_layers_take_the_shapes_of_the_file(source, tmp_path):
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    model = nn.Sequential(nn.LazyConv2d(3, 3), nn.LazyBatchNorm2d(), nn.LazyConv2d(2, 1))
+    load_weights(model, tmp_path / "weights.safetensors")
+    assert same(model, source)

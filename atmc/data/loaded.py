@@ -3,52 +3,74 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from functools import cached_property
 from itertools import accumulate
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from atmc.data.base import DataError, Dataset, Examples
 from atmc.data.in_memory import InMemory
-from atmc.data.pixels import check_pixels
+from atmc.data.pixels import check_numbers, check_pixels
 from atmc.data.seeded import seeded
 from atmc.data.usual import USUAL
 
-AnyLoader = Iterable[Sequence[Tensor]]
+AnyLoader = Iterable[Sequence[Tensor] | Mapping[str, Tensor]]
+# What the parts of a batch are called, where it is a mapping.
+_INPUTS = ("image", "images", "pixel_values", "x", "input", "inputs")
+_LABELS = ("label", "labels", "y", "target", "targets")
 _MOST_INDEX = 2**28  # of an example: memory is taken for the largest
 
 
-def check_batch(batch: object, what: str, *, pixels: bool = True) -> tuple[Tensor, Tensor]:
-    """The x and y of a loader's batch.
+def as_batch(batch: object, what: str) -> tuple[Tensor, ...]:
+    """A loader's batch as (x, y), or (x, y, index) where it says which examples it holds.
+
+    Floating point inputs of any width become float32, whole numbers as labels int64.
 
     Args:
-        batch: should be (x, y), maybe with more: x of shape (N, ...), y int64 of shape (N,).
+        batch: (x, y), maybe with more; or a mapping that has them under the usual names, such as
+            ``image`` or ``pixel_values``, ``label`` or ``labels``, and ``index``.
         what: what gives it, for the message.
-        pixels: whether x must be in [0, 1].
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or has not one label from 0 on for each input.
     """
+    if isinstance(batch, Mapping):
+        batch = _of_mapping(batch, what)
     if not isinstance(batch, (tuple, list)) or not all(isinstance(t, Tensor) for t in batch[:2]):
         raise ValueError(
             f"{what} gives batches of type {type(batch).__name__}: give tensors (x, y)"
         )
     if len(batch) < 2:
         raise ValueError(f"{what} gives inputs alone: give batches (x, y), y the labels")
-    x, y = batch[:2]
+    x, y, *rest = batch
     if y.dim() == 0:
         raise ValueError(f"{what} gives single examples: make batches of them, by a DataLoader")
-    if y.shape != x.shape[:1] or len(y) == 0 or y.dtype != torch.int64:
+    whole = not (y.is_floating_point() or y.is_complex())
+    if y.shape != x.shape[:1] or len(y) == 0 or not whole:
         raise ValueError(
             f"{what} gives {y.dtype} labels of shape {tuple(y.shape)} for inputs of shape "
-            f"{tuple(x.shape)}: give one an input, int64"
+            f"{tuple(x.shape)}: give one an input, a whole number"
         )
+    y = y.long()
     if (low := int(y.min())) < 0:
         raise ValueError(f"{what} gives the label {low}: give labels from 0 on")
-    if pixels:
-        check_pixels(x, what)
-    return x, y
+    return (x.float() if x.is_floating_point() else x, y, *rest[:1])
+
+
+def _of_mapping(batch: Mapping[Any, Any], what: str) -> tuple[Any, ...]:
+    """The inputs and labels of a mapping, by the first usual name that it has for each."""
+    names = [next((n for n in known if n in batch), None) for known in (_INPUTS, _LABELS)]
+    if None in names:
+        keys = ", ".join(map(str, batch)) or "no keys"
+        raise ValueError(
+            f"{what} gives mappings of {keys}: give batches (x, y), or mappings of "
+            f"{_INPUTS[0]} and {_LABELS[0]}"
+        )
+    values = tuple(batch[name] for name in names)
+    return (*values, batch["index"]) if "index" in batch else values
 
 
 def check_index(batch: Sequence[object], what: str, most: int | None = None) -> None:
@@ -77,6 +99,103 @@ def check_index(batch: Sequence[object], what: str, most: int | None = None) -> 
         )
 
 
+class Checked:
+    """The batches of a loader as :func:`as_batch` reads them, each looked at as it comes.
+
+    Args:
+        loader: gives batches, in every pass anew.
+        what: what it is, for messages.
+        pixels: whether inputs must be in [0, 1]; else floating point ones must be finite.
+        indexed: whether a batch must say which examples it holds.
+        steps: batches in a pass, where the loader's own length is not to count: its passes then
+            follow one another.
+
+    Attributes:
+        classes: labels must be below it; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        loader: AnyLoader,
+        what: str,
+        *,
+        pixels: bool,
+        indexed: bool = False,
+        steps: int | None = None,
+    ) -> None:
+        self.loader, self.what, self.pixels = loader, what, pixels
+        self.indexed, self.steps = indexed, steps
+        self.classes: int | None = None
+
+    @cached_property
+    def first(self) -> tuple[Tensor, ...]:
+        """The first batch of a pass.
+
+        Raises:
+            ValueError: the loader gives nothing, or something else than it should.
+        """
+        refuse_iterator(self.loader, self.what)
+        with torch.random.fork_rng():
+            batch = next(iter(self.loader), None)
+        if batch is None:
+            raise ValueError(f"{self.what} is empty: give batches (x, y)")
+        return self._look(batch, self.what)
+
+    def __len__(self) -> int:
+        """The number of batches in a pass.
+
+        Raises:
+            ValueError: the loader has no length.
+        """
+        if self.steps is not None:
+            return self.steps
+        try:
+            return len(cast(Sized, self.loader))
+        except TypeError:  # a DataLoader of an iterable data set has the method, but no answer
+            raise ValueError(
+                f"{self.what} has no length: say by steps_per_epoch how many batches an epoch has, "
+                "or give a DataLoader of a data set with a length"
+            ) from None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Start a pass."""
+        return self._pass(iter(self.loader))  # now: a loader may draw its order here
+
+    def _pass(self, batches: Iterator[Any]) -> Iterator[tuple[Tensor, ...]]:
+        count = 0
+        while self.steps is None or count < self.steps:
+            batch = next(batches, None)
+            if batch is None and self.steps is not None and count > 0:
+                batches = iter(self.loader)
+                batch = next(batches, None)
+            if batch is None:
+                return
+            count += 1
+            where = self.what if count == 1 else f"{self.what}, in batch {count},"
+            yield self._look(batch, where)
+
+    def _look(self, batch: object, what: str) -> tuple[Tensor, ...]:
+        found = as_batch(batch, what)
+        x, y = found[:2]
+        (check_pixels if self.pixels else check_numbers)(x, what)
+        self.check_labels(y, what)
+        if self.indexed:
+            check_index(found, what)
+        return found
+
+    def check_labels(self, y: Tensor, what: str) -> None:
+        """Refuse labels of more classes than are known of.
+
+        Raises:
+            ValueError: one is too high.
+        """
+        if self.classes is not None and (high := int(y.max())) >= self.classes:
+            raise ValueError(
+                f"{what} gives the label {high}: give labels from 0 to {self.classes - 1}, or "
+                "another model"
+            )
+
+
 def refuse_iterator(loader: object, what: str) -> None:
     """Refuse what gives its batches once.
 
@@ -97,7 +216,9 @@ def from_loaders(
     *,
     num_classes: int | None = None,
 ) -> Dataset:
-    """A data set of three loaders: batches (x, y) with x in [0, 1] and y int64.
+    """A data set of three loaders: batches (x, y) with x in [0, 1] and y whole numbers.
+
+    A batch may be a mapping, see :func:`as_batch`.
 
     The size of its batches, their order and any augmentation are the loaders' own affair, and the
     settings of a run for these do not apply; those of `val` and `test` should be in a fixed order.
@@ -143,15 +264,15 @@ class Loaded(Examples):
 
     def __init__(self, loader: AnyLoader, what: str) -> None:
         self.loader = loader
-        shapes: dict[tuple[torch.dtype, tuple[int, ...]], None] = {}
+        shapes: dict[tuple[int, ...], None] = {}
         self._sizes: list[int] = []
         self.highest, self.unnamed = -1, ""
         try:
             refuse_iterator(loader, what)
             with torch.random.fork_rng(), seeded(_seed()):
-                for batch in loader:
-                    x, y = check_batch(batch, what)
-                    shapes[x.dtype, tuple(x.shape[1:])] = None
+                for batch in Checked(loader, what, pixels=True):
+                    x, y = batch[:2]
+                    shapes[tuple(x.shape[1:])] = None
                     self._sizes.append(len(y))
                     self.highest = max(self.highest, int(y.max()))
                     self._look_for_index(batch, what)
@@ -160,11 +281,10 @@ class Loaded(Examples):
         if not shapes:
             raise DataError(f"{what} is empty: give batches (x, y)")
         if len(shapes) > 1:
-            (_, one), (_, other) = list(shapes)[:2]
+            one, other = list(shapes)[:2]
             raise DataError(f"{what} gives inputs of {one} and of {other}: bring all to one shape")
-        ((kind, self._shape),) = shapes
-        if kind != torch.float32:
-            raise DataError(f"{what} gives inputs of {kind}: give float32 in [0, 1]")
+        (self._shape,) = shapes
+        self.what = what
         self._count = sum(self._sizes)
 
     def _look_for_index(self, batch: Sequence[Tensor], what: str) -> None:
@@ -215,7 +335,8 @@ class Loaded(Examples):
         """The loader's batches, whatever size and order are asked for."""
         starts = accumulate(self._sizes, initial=0)
         length = sum(start < self._count for start in starts)
-        return _Batches(self.loader, length, self._count, indexed, device)
+        loader = Checked(self.loader, self.what, pixels=True)
+        return _Batches(loader, length, self._count, indexed, device)
 
     def check(self, where: str, classes: int) -> None:
         """Refuse labels out of range; the rest is known."""
@@ -233,7 +354,7 @@ class _Batches:
 
     def __init__(
         self,
-        loader: AnyLoader,
+        loader: Checked,
         length: int,
         count: int,
         indexed: bool,
@@ -258,15 +379,19 @@ class _Batches:
 
     def _generators(self) -> list[torch.Generator]:
         """Those of the loader's own, so that a pass depends on no pass before it."""
-        sampler = getattr(self.loader, "sampler", None)
-        held = (getattr(each, "generator", None) for each in (self.loader, sampler))
+        loader = self.loader.loader
+        sampler = getattr(loader, "sampler", None)
+        held = (getattr(each, "generator", None) for each in (loader, sampler))
         return [each for each in dict.fromkeys(held) if isinstance(each, torch.Generator)]
 
     def _pass(self, batches: Iterator[Sequence[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
         left = self.count
         while left > 0:
-            with seeded(_seed()):
-                batch = next(batches, None)
+            try:
+                with seeded(_seed()):
+                    batch = next(batches, None)
+            except ValueError as error:
+                raise DataError(str(error)) from error
             if batch is None:
                 return
             part = (t[:left] for t in batch[: self.used])

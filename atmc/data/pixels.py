@@ -15,7 +15,7 @@ def check_pixels(x: Tensor, what: str) -> None:
     """Refuse inputs in which an attack has no meaning.
 
     Args:
-        x: what should be pixels, of any shape.
+        x: what should be pixels, of shape (N, ...).
         what: gives them, for the message.
 
     Raises:
@@ -28,6 +28,32 @@ def check_pixels(x: Tensor, what: str) -> None:
         raise ValueError(f"{what} gives {outside}")
 
 
+def check_numbers(x: Tensor, what: str) -> None:
+    """Refuse inputs that are NaN or infinite.
+
+    Args:
+        x: inputs of any type, of shape (N, ...).
+        what: gives them, for the message.
+
+    Raises:
+        ValueError: some are.
+    """
+    lost = _lost(x)
+    if lost:
+        raise ValueError(f"{what} gives {lost}")
+
+
+def _lost(x: Tensor) -> str | None:
+    """Which example holds NaN or infinity, and what to do; None where none does."""
+    if not x.is_floating_point() or bool(torch.isfinite(torch.stack(x.aminmax())).all()):
+        return None
+    bad = (~x.isfinite()).flatten(1).any(1) if x.dim() > 1 else ~x.isfinite()
+    first = int(bad.nonzero()[0, 0])
+    value = "NaN" if bool(x[first].isnan().any()) else "infinity"
+    more = f", and {int(bad.sum()) - 1} more like it" if int(bad.sum()) > 1 else ""
+    return f"{value} in example {first}{more}: mend or leave out such examples"
+
+
 def _values_outside(x: Tensor) -> str | None:
     """Which floating point values are not in [0, 1], and what to give instead; None if all are."""
     if not x.is_floating_point():
@@ -35,7 +61,7 @@ def _values_outside(x: Tensor) -> str | None:
     low, high = (float(bound) for bound in x.aminmax())
     if low >= 0 and high <= 1:  # NaN is neither
         return None
-    return (
+    return _lost(x) or (
         f"values from {low:.8g} to {high:.8g}, outside [0, 1]: give pixels in [0, 1], not "
         "normalized (the model does that)"
     )

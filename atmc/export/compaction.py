@@ -8,7 +8,6 @@ is not understood stays as it is, and so do the outputs' shapes.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ from atmc.export.layers import blocks, groups, shrink
 from atmc.export.thin import join_dear, split
 from atmc.export.trace import shapes, trace
 from atmc.factorization import named_state
+from atmc.preparation import copy_model
 from atmc.wording import argument
 
 
@@ -57,7 +57,7 @@ def compact(
         AtmcFormatError: the artifact is of another model.
     """
     outputs(model, random_input(model, input_shape, 1))  # or says what is wrong with the inputs
-    held = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
+    held = copy_model(model).eval().to(memory_format=torch.contiguous_format)
     kinds = {value.dtype for value in held.parameters() if value.is_floating_point()}
     if len(kinds) > 1:
         raise ExportError(

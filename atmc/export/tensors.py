@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from atmc.export.check import outputs
+from atmc.preparation import copy_model
 
 
 def to_safetensors(model: nn.Module, meta: dict[str, str]) -> bytes:
@@ -34,7 +33,7 @@ class TensorsRunner:
     """
 
     def __init__(self, data: bytes, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = copy_model(model)
         self.model.load_state_dict(load(data))
 
     def __call__(self, x: Tensor) -> Tensor:

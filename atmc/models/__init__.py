@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from atmc.models import from_torchvision
 from atmc.models.digits import digits_cnn
@@ -23,7 +25,7 @@ from atmc.models.resnet import resnet18, resnet18_w, resnet34
 from atmc.models.vgg import vgg16_w
 from atmc.models.wide_resnet import wrn
 
-__all__ = ["ModelInfo", "Normalize", "create", "info", "known", "names"]
+__all__ = ["ModelInfo", "Normalize", "create", "info", "known", "names", "shapes"]
 
 
 @dataclass(frozen=True)
@@ -159,3 +161,40 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 2:
         raise ValueError(f"num_classes must be an integer of at least 2, not {classes!r}")
     return model.build(**kwargs)
+
+
+def shapes(name: str, **kwargs: Any) -> nn.Module:
+    """The model `name` without its values: parameters and buffers are on the device "meta".
+
+    It takes no memory, however large the model is.
+
+    Args:
+        name: as `info` takes it.
+        **kwargs: as `create` takes them.
+
+    Raises:
+        ValueError: as `create` does.
+    """
+    with _Meta():
+        return create(name, **kwargs)
+
+
+class _Meta(TorchFunctionMode):
+    """Tensors that are made of a size alone are made on the device "meta".
+
+    ``torch.device("meta")`` would put there what constructors compute with, too, such as the widths
+    of RegNet's stages.
+    """
+
+    _SIZED = frozenset(
+        {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+        | {torch.empty_strided}
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._SIZED and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)

@@ -49,7 +49,7 @@ class Report:
         files: results.csv, curves.png, curves.svg, report.html, with their folder.
         finished: how many finished runs are in it.
         failed: how many failed ones.
-        warnings: a line for everything that was left out.
+        warnings: a line for everything that was left out, and for figures not to be trusted.
     """
 
     files: tuple[Path, ...]
@@ -99,6 +99,7 @@ def report(
             f"there is no run in {folder}{more}: give a folder that holds run folders, such as "
             "atmc compress leaves"
         )
+    warnings += [f"{r.folder}: {warning}" for r in results for warning in r.warnings]
     output = folder if output is None else Path(output)
     if output.exists() and not output.is_dir():
         raise ReportError(f"{output} is a file: give a folder")

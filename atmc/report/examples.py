@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from atmc.artifact import from_artifact
 from atmc.attacks import default_step_size, pgd
 from atmc.evaluation import predict
 from atmc.model_check import ModelError, check_model
+from atmc.preparation import copy_model
 from atmc.python_path import GIVEN
 from atmc.report.results import Result
 from atmc.wording import argument
@@ -87,7 +87,9 @@ def sheet(
     if len(loaded.input_shape) != 3 or loaded.input_shape[0] not in (1, 3, 4):
         raise NoSheetError(f"The data set {result.dataset} holds no pictures, grey or in colour.")
     try:
-        module = None if model is None or "model" in artifact.meta else copy.deepcopy(model).cpu()
+        module = (
+            None if model is None or "model" in artifact.meta else copy_model(model).cpu().float()
+        )
         decoded = from_artifact(artifact, module)
     except codec.AtmcFormatError as error:
         raise NoSheetError(

@@ -318,6 +318,9 @@ def _cell(value: Any, form: str = "", text: bool = False) -> str:
 
 def _status(result: Result) -> str:
     if not result.failed:
+        if result.warnings:
+            why = escape("; ".join(result.warnings))
+            return f'<td class="text failed"><span class="why">done, but: {why}</span></td>'
         return '<td class="text">done</td>'
     if result.smallest_bits is None:
         why = escape(result.error or "")

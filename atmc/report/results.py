@@ -85,6 +85,7 @@ class _Report(_Point):
     attacks: list[Attack] = []
     seconds: dict[str, _Seconds | None] = {}
     train_attack: _TrainAttack | None = None
+    warnings: list[str] = []
     class_names: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
 
 
@@ -108,6 +109,7 @@ class Result:
         seconds: by phase.
         train_attack: the attack that it was trained on.
         eps: the radius that it was attacked with.
+        warnings: why its robust accuracies are not to be trusted.
         class_names: what the classes are called, in the order of their numbers.
         config: the run's settings, as far as they are there.
         error: why it failed; None for a finished run.
@@ -131,6 +133,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     train_attack: str | None = None
     eps: float | None = None
+    warnings: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -242,6 +245,7 @@ def _read(place: Path, top: Path, name: str, kind: type[_Report] | type[_Failure
         attacks=tuple(record.attacks),
         seconds={name: v for name, v in record.seconds.items() if v is not None},
         train_attack=trained if isinstance(trained, str) else None,
+        warnings=tuple(" ".join(warning.split()) for warning in record.warnings),
         class_names=record.class_names,
     )
 
@@ -280,7 +284,7 @@ def series_order(result: Result) -> tuple[Any, ...]:
 COLUMNS = (
     *("method", "bits", "model", "dataset", "seed", "budget_bits"),
     *("file_bits", "paper_bits", "dense_bits", "nonzeros"),
-    *("clean", "fgsm", "pgd", "worst", "eps", "examples", "attacks", "train_attack"),
+    *("clean", "fgsm", "pgd", "worst", "eps", "examples", "attacks", "train_attack", "warnings"),
     *("train_seconds", "compress_seconds", "evaluate_seconds"),
     *("status", "smallest_bits", "error", "path"),
 )
@@ -305,5 +309,6 @@ def to_csv(results: Iterable[Result]) -> bytes:
             attack.settings + ("" if attack.accuracy is None else f" = {attack.accuracy}")
             for attack in result.attacks
         )
+        row["warnings"] = "; ".join(result.warnings)
         writer.writerow({name: row.get(name) for name in COLUMNS})
     return text.getvalue().encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import factorize, factorized_weights, named_factors
 from atmc.levels import round_dense_part
 from atmc.optim import AUTO_GUESS
+from atmc.preparation import copy_model
 from atmc.rounding import DISTORTION, rate_distortion, rounded
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage
@@ -63,7 +63,7 @@ def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict
 @torch.no_grad()
 def _pruned(model: nn.Module, x: Tensor, values: Values, order: UnitOrder) -> nn.Module:
     """A copy that holds ``values``, dead paths dropped, units in order."""
-    probe = copy.deepcopy(model)
+    probe = copy_model(model)
     put(probe, values)
     drop_dead_paths(probe, x)
     order.sort(probe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from typing import Any
@@ -18,6 +17,7 @@ from atmc.factorization import dense_part, factorize, factorized_weights, named_
 from atmc.importance import Importance, scores
 from atmc.levels import round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
+from atmc.preparation import copy_model
 from atmc.projection import topk_masks
 from atmc.rounding import DISTORTION, rounded
 from atmc.stages.closing import put
@@ -235,7 +235,7 @@ class CompressStage(Stage):
 
     def _file_bits(self, k: int) -> int:
         """The real size of the file that finalizing at ``k`` would make; constants not folded."""
-        probe = copy.deepcopy(self.model)
+        probe = copy_model(self.model)
         put(probe, self.optimizer.quantized(k))
         drop_dead_paths(probe, self.example)
         self.order.sort(probe)

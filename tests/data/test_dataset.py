@@ -39,7 +39,7 @@ REFUSED = {
     "integers": ({"x": torch.ones(6, 1, 4, 4).long()}, "images of int64"),
     "too bright": ({"x": spoiled(255.0)}, "to 255, outside [0, 1]: give pixels in [0, 1]"),
     "too dark": ({"x": spoiled(-0.5)}, "from -0.5 to"),
-    "no number": ({"x": spoiled(float("nan"))}, "outside [0, 1]"),
+    "no number": ({"x": spoiled(float("nan"))}, "has NaN in example"),
     "few labels": ({"y": torch.arange(5) % 3}, "6 images with 5 labels: give one label an image"),
     "label tables": ({"y": torch.zeros(6, 3).long()}, "with labels of shape (6, 3)"),
     "float labels": ({"y": torch.zeros(6)}, "labels of float32: give int64"),

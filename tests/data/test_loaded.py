@@ -141,6 +141,23 @@ def test_a_loader_without_a_length() -> None:
     assert len(dataset.train.batches(1)) == 3
 
 
+def test_batches_of_other_types_and_names() -> None:
+    for x, y in ((X.double(), Y.int()), (X.half(), Y.to(torch.uint8))):
+        dataset = made(val=[(x, y)], test=[{"pixel_values": x, "labels": y}])
+        for part in (dataset.val, dataset.test):
+            ((one, label),) = part.batches(1)
+            assert (one.dtype, label.dtype) == (torch.float32, torch.int64)
+            assert torch.equal(one, x.float()) and torch.equal(label, Y)
+
+
+def test_what_changes_after_the_first_pass_is_told() -> None:
+    batches = list(loader())
+    dataset = made(train=batches)
+    batches[1] = (batches[1][0] + torch.nan, batches[1][1])
+    with pytest.raises(DataError, match="the train loader, in batch 2, gives NaN in example 0"):
+        list(dataset.train.batches(1))
+
+
 def test_inputs_of_any_shape() -> None:
     flat = [(X.flatten(1), Y)]
     assert from_loaders("mine", flat, flat, flat).input_shape == (16,)
@@ -149,17 +166,33 @@ def test_inputs_of_any_shape() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda x, y: (x - 0.5, y), "the {} loader gives values from .* outside"),
-        (lambda x, y: ((255 * x).byte(), y), "the {} loader gives inputs of torch.uint8"),
-        (lambda x, y: (x, y.int()), "the {} loader gives torch.int32 labels"),
-        (lambda x, y: (x, y - 1), "the {} loader gives the label -1: give labels from 0 on"),
-        (lambda x, y: (x, y[:1]), r"the {} loader gives .* labels of shape \(1,\)"),
-        (lambda x, y: (x[:0], y[:0]), r"the {} loader gives .* labels of shape \(0,\)"),
+        (lambda x, y: (x - 0.5, y), "the {} loader, in batch 4, gives values from .* outside"),
+        (
+            lambda x, y: ((255 * x).byte(), y),
+            "the {} loader, in batch 4, gives inputs of torch.uint8",
+        ),
+        (lambda x, y: (torch.full_like(x, torch.nan), y), "batch 4, gives NaN in example 0, and 3"),
+        (lambda x, y: (x, y.double()), "the {} loader, in batch 4, gives torch.float64 labels"),
+        (
+            lambda x, y: (x, y - 1),
+            "the {} loader, in batch 4, gives the label -1: give labels from 0 on",
+        ),
+        (lambda x, y: (x, y[:1]), r"the {} loader, in batch 4, gives .* labels of shape \(1,\)"),
+        (
+            lambda x, y: (x[:0], y[:0]),
+            r"the {} loader, in batch 4, gives .* labels of shape \(0,\)",
+        ),
         (lambda x, y: (x[:, :, : 1 + int(y[0])], y), "the {} loader gives inputs of .* and of .*:"),
-        (lambda x, y: (x,), "the {} loader gives inputs alone"),
-        (lambda x, y: "batch", "the {} loader gives batches of type str: give tensors"),
-        (lambda x, y: {"x": x}, "the {} loader gives batches of type dict: give tensors"),
-        (lambda x, y: (x[0], y[0]), "the {} loader gives single examples: make batches of them"),
+        (lambda x, y: (x,), "the {} loader, in batch 4, gives inputs alone"),
+        (
+            lambda x, y: "batch",
+            "the {} loader, in batch 4, gives batches of type str: give tensors",
+        ),
+        (lambda x, y: {"x": x}, "the {} loader, in batch 4, gives mappings of x: give batches"),
+        (
+            lambda x, y: (x[0], y[0]),
+            "the {} loader, in batch 4, gives single examples: make batches of them",
+        ),
     ],
 )
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
@@ -181,9 +214,6 @@ def test_what_three_good_loaders_may_lack() -> None:
         from_loaders("mine", loader(), loader(), None)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="is no name of a data set: give one first"):
         from_loaders(loader(), loader(), loader(), loader())
-    for kind in (torch.float64, torch.float16):
-        with pytest.raises(DataError, match=f"gives inputs of {kind}: give float32 in"):
-            made(val=[(X.to(kind), Y)])
     with pytest.raises(DataError, match=r"its test part has a label out of range, 2: give 0 to 1"):
         made(train=loader(2), val=loader(2), num_classes=2)
     with pytest.raises(DataError, match="bring all to one shape"):

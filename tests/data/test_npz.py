@@ -101,7 +101,10 @@ WRONG = {
     "half a validation": ({"x_val": arrays()["x_test"]}, "only one of x_val and y_val"),
     "integers": ({"x_train": np.ones((30, 8, 8), int)}, "x_train in {} is of int64: give uint8"),
     "too bright": ({"x_test": np.full((10, 8, 8), 1.5)}, "the test part of {} has values from 1.5"),
-    "no number": ({"x_test": np.full((10, 8, 8), np.nan)}, "outside [0, 1]"),
+    "no number": (
+        {"x_test": np.full((10, 8, 8), np.nan)},
+        "the test part of {} has NaN in example 0",
+    ),
     "flat": ({"x_train": np.zeros((30, 64))}, "is of shape (30, 64): give (N, H, W), (N, C"),
     "either": ({"x_train": np.zeros((30, 3, 8, 3))}, "(30, 3, 8, 3), which may be (N, C, H, W) or"),
     "neither": ({"x_train": np.zeros((30, 8, 8, 8))}, "which has no axis of channels: give 1 to 4"),

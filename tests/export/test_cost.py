@@ -82,6 +82,37 @@ def test_attention_counts_its_products() -> None:
     assert count(Attention().eval(), (tokens, 6)).multiply_adds == projections + scores
 
 
+@pytest.mark.parametrize(
+    ("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)], ids=lambda value: str(value)
+)
+def test_recurrent_layers_count_a_product_a_step(layer: type[nn.RNNBase], gates: int) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer(4, 5, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x)[0]
+            return out
+
+    steps = 7
+    wanted = 2 * steps * gates * (4 * 5 + 5 * 5)
+    assert count(Last().eval(), (steps, 4)).multiply_adds == wanted
+
+
+def test_a_bilinear_layer_counts_a_product_for_every_weight() -> None:
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Bilinear(3, 3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x, x)
+            return out
+
+    assert count(Squared(), (3,)).multiply_adds == 3 * 3 * 5
+
+
 def test_lenet() -> None:
     found = count(models.create("lenet5"), (1, 28, 28))
     assert found.multiply_adds == 24 * 24 * 500 + 8 * 8 * 25_000 + 400_000 + 5_000

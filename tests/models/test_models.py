@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atmc import models
+from atmc.models import from_torchvision
 from atmc.models.initialize import INITIALIZATIONS, initialize
 
 # Of a family of scaled width, the narrowest and the next.
@@ -243,3 +244,21 @@ def test_initial_weights_by_name(name):
             assert torch.allclose(product, torch.eye(len(weight)), atol=1e-5)
     with pytest.raises(ValueError, match="unknown initialization 'lecun'"):
         initialize(model, "lecun")
+
+
+def test_the_shapes_of_every_model_take_no_memory_and_no_random_numbers() -> None:
+    """RegNet computes its widths on tensors, which must be real ones."""
+    state = torch.get_rng_state()
+    for name in (*models.names(), *from_torchvision.names()):
+        found = models.shapes(name)
+        large = [v for v in found.state_dict().values() if v.numel() > 60_000]
+        assert all(value.device.type == "meta" for value in large), name
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "lenet5", "wrn-16-8"])
+def test_shapes_are_those_of_the_model(name: str) -> None:
+    found, real = models.shapes(name, num_classes=7), models.create(name, num_classes=7)
+    assert {key: value.shape for key, value in found.state_dict().items()} == {
+        key: value.shape for key, value in real.state_dict().items()
+    }
