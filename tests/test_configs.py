@@ -82,6 +82,8 @@ def paper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
         return Dataset(name, InMemory(x, y, how), part, part, classes, 0.1, 1)
 
     monkeypatch.setattr(data, "load", few)
+    # Of nets in full it takes longer than the two steps, and tests of runs are elsewhere.
+    monkeypatch.setattr(Job, "rehearse", lambda *_: None)
     return str(request.param)
 
 

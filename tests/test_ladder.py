@@ -109,7 +109,10 @@ def test_an_honest_model_passes_the_grey_checks() -> None:
 def test_a_share_that_is_no_short_fraction_is_no_failure() -> None:
     """A third, say, which float32 rounds up."""
     x = torch.full((60, 1, 6, 6), 0.2)
-    checks = grey(Brightness(), x, torch.arange(60) % 3, attack("pgd", eps=0.5, steps=2))
+    third = nn.ConstantPad1d((0, 1), -9.0)  # a class that is never chosen
+    checks = grey(
+        nn.Sequential(Brightness(), third), x, torch.arange(60) % 3, attack("pgd", eps=0.5, steps=2)
+    )
     assert all(check["passed"] for check in checks)
 
 

@@ -1,6 +1,7 @@
 """Networks of all kinds, once through everything: factors, two steps, the file, and export."""
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.models.vision_transformer import VisionTransformer
 
 import atmc
@@ -47,11 +49,23 @@ def vit() -> nn.Module:
     )  # fmt: skip
 
 
+def mobilenet() -> nn.Module:
+    """MobileNet v3 with three of its blocks: depthwise convolutions, gates, hard swishes."""
+    block = partial(InvertedResidualConfig, width_mult=1.0, dilation=1)
+    blocks = [
+        block(16, 3, 16, 16, use_se=True, activation="RE", stride=2),
+        block(16, 3, 48, 24, use_se=False, activation="HS", stride=1),
+        block(24, 5, 72, 24, use_se=True, activation="HS", stride=1),
+    ]
+    return MobileNetV3(blocks, last_channel=64, num_classes=10)
+
+
 # The zoo, of each family a narrow member, and kinds of layers that it does not have.
-ZOO = [n for n in models.names() if n.rpartition("-w")[2] not in ("2", "4", "8", "16")]
+ZOO = [*("digits-cnn", "lenet5", "lenet5-relu", "lenet-w1", "cifar-lenet-w1"), "vgg16-w1"]
+ZOO += ["resnet18-w1", "wrn-16-1"]
 BUILD = {name: (lambda name=name: models.create(name)) for name in ZOO}
 BUILD |= {
-    "mobilenet": lambda: models.create("mobilenet_v3_small", num_classes=10),
+    "mobilenet": mobilenet,
     "vit": vit,
     "tied": Tied,
 }
@@ -99,6 +113,11 @@ def test_a_network_goes_through_everything(name: str, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     assert torch.allclose(torch.from_numpy(logits), found, rtol=0, atol=1e-4)
+
+
+def test_every_model_of_the_zoo_is_one_of_a_kind_that_is_tried() -> None:
+    kinds = {type(models.shapes(name)) for name in ZOO}
+    assert {type(models.shapes(name)) for name in models.names()} == kinds
 
 
 def test_a_tied_weight_is_stored_once() -> None:

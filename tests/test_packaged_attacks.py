@@ -108,12 +108,12 @@ def test_a_ball_of_radius_zero() -> None:
         assert torch.equal(found, x)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("classes", [1, 3, 5])
 def test_autoattack_of_few_classes(classes: int) -> None:
     """Its targeted losses sort the logits down to the fourth; it has nine targets if it can."""
     torch.manual_seed(classes)
     few = nn.Sequential(nn.Flatten(), nn.Linear(36, classes))
-    x = images(4)
+    x = images(2)
     y = predict(few, x)
     adversarial = autoattack(few, x, y, EPS / 100)  # too small a ball: all its attacks are run
     assert float((adversarial - x).abs().max()) <= EPS / 100 + 1e-6

@@ -1,5 +1,5 @@
-import importlib.metadata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,7 @@ def test_what_fails_while_it_is_drawn_leaves_the_old_file(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_before_the_work(tmp_path: Path, hide: Callable[..., None]) -> None:
     for name in ("a.jpg", "a", "void/a.gif"):
         with pytest.raises(ValueError, match=r"end it in \.svg, \.png or \.pdf"):
             check(tmp_path / name)
@@ -58,10 +58,6 @@ def test_what_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "folder.svg").mkdir()
     with pytest.raises(OSError, match="is a folder"):
         check(tmp_path / "folder.svg")
-
-    def nothing(package: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    hide()
     with pytest.raises(MissingExtraError, match=r"a plot needs matplotlib.*atmc\[report\]"):
         check(tmp_path / "a.png")
