@@ -80,7 +80,7 @@ def test_error_within_one_percent_of_the_optimum(distribution, size):
     values = distribution(np.random.default_rng(size), size).astype(np.float32)
     exact = np.sort(values.astype(np.float64))
     previous = math.inf
-    for bits in range(1, 9):
+    for bits in range(1, 9) if size < 20_000 else (2, 5, 8):
         levels, codes = codebook(torch.from_numpy(values), 2**bits)
         ours = float((torch.from_numpy(values).double() - levels.double()[codes]).square().sum())
         _, best = kmeans1d.cluster(exact, 2**bits)
