@@ -98,12 +98,22 @@ def test_weights_skip_the_dense_stage_and_an_option_wins_over_the_config(atmc, r
     assert json.loads((folder / "report.json").read_text())["seconds"]["train"] is None
 
 
-def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, run, here):
+@pytest.fixture(scope="module")
+def four(tmp_path_factory, atmc, finished):
+    """The config of a run of four epochs, long enough to be stopped, and its artifact."""
+    run, folder = finished[0], tmp_path_factory.mktemp("four")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config |= {"epochs": 6, "weights": str(run / "dense.safetensors")}
-    (here / "six.yaml").write_text(yaml.safe_dump(config))
+    config |= {"epochs": 4, "weights": str(run / "dense.safetensors")}
+    (folder / "four.yaml").write_text(yaml.safe_dump(config))
+    whole = atmc("compress", "--config", folder / "four.yaml", "--output", folder / "whole")
+    assert whole.exit_code == 0, whole.stderr
+    assert "compress epoch 2:" in whole.stderr
+    return folder / "four.yaml", (folder / "whole/model.atmc").read_bytes()
+
+
+def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, four, here):
     process = subprocess.Popen(
-        [*PROCESS, "compress", "--config", "six.yaml", "--output", "cut"],
+        [*PROCESS, "compress", "--config", four[0], "--output", "cut"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -128,23 +138,17 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, run, here):
     )
     assert contents(here / "cut") == before
 
-    resumed = atmc("compress", "--output", "cut", "--resume", "--epochs", "6", "--device", "auto")
+    resumed = atmc("compress", "--output", "cut", "--resume", "--epochs", "4", "--device", "auto")
     assert resumed.exit_code == 0, resumed.stderr
     # It went on in the middle: the first two epochs were not trained again.
     assert "compress epoch 2:" not in resumed.stderr
-    assert "compress epoch 6:" in resumed.stderr
-    whole = atmc("compress", "--config", "six.yaml", "--output", "whole")
-    assert whole.exit_code == 0
-    assert "compress epoch 2:" in whole.stderr
-    assert (here / "cut/model.atmc").read_bytes() == (here / "whole/model.atmc").read_bytes()
+    assert "compress epoch 4:" in resumed.stderr
+    assert (here / "cut/model.atmc").read_bytes() == four[1]
 
 
-def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, run, here):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config |= {"epochs": 6, "weights": str(run / "dense.safetensors")}
-    (here / "six.yaml").write_text(yaml.safe_dump(config))
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, four, here):
     process = subprocess.Popen(
-        [*PROCESS, "compress", "--config", "six.yaml", "--output", "one"],
+        [*PROCESS, "compress", "--config", four[0], "--output", "one"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,9 +169,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, r
     assert (here / "one" / ".atmc.lock").exists()
     resumed = atmc("compress", "--output", "one", "--resume")
     assert resumed.exit_code == 0, resumed.stderr
-    whole = atmc("compress", "--config", "six.yaml", "--output", "whole")
-    assert whole.exit_code == 0, whole.stderr
-    assert (here / "one/model.atmc").read_bytes() == (here / "whole/model.atmc").read_bytes()
+    assert (here / "one/model.atmc").read_bytes() == four[1]
     assert not [path for path in (here / "one").iterdir() if path.name.startswith(".")]
 
 
