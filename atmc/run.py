@@ -327,6 +327,7 @@ def run(
         "bits": settings.bits,
         "train_attack": job.train_attack_report(),
         "size": size_report(job.model, job.target, artifact),
+        "unused": job.unused(artifact),
         **measured,
         "seconds": {
             "train": train_seconds,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +49,14 @@ class LevelStage(Stage):
         round_dense_part(model, self.target.width)
         order = cache(lambda: UnitOrder.of(model, self.example))  # found where it is needed, once
         fit(model, self.target, lambda model: order().sort(model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stage before has said of the file."""
+        return {"outcome": asdict(self.target.outcome)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        self.target.outcome.take(state["outcome"])
 
     def measure(self) -> dict[str, int]:
         """Nonzeros; the file does not change any more."""

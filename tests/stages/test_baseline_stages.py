@@ -29,7 +29,7 @@ from atmc.stages import (
     fit,
     prune_by_magnitude,
 )
-from atmc.stages.closing import largest_share, pruned_bits, settle_bits
+from atmc.stages.closing import fill_codebooks, largest_share, pruned_bits, settle_bits
 from atmc.stages.learned_scores import ScoreOptimizer
 from atmc.stages.low_rank import Spectrum, as_products, ranks_at
 from atmc.training import Trainer
@@ -183,7 +183,7 @@ def test_codebooks_are_finer_where_the_budget_leaves_room() -> None:
     model = factorize(net())
     roomy, tight = target("auto", 60_000), target("auto", 6_500)
     usual = settle_bits(model, roomy)
-    finer, coarser = settle_bits(model, roomy, fill=True), settle_bits(model, tight, fill=True)
+    finer, coarser = fill_codebooks(model, roomy).bits, fill_codebooks(model, tight).bits
     assert all(finer[name] >= usual[name] >= coarser[name] for name in usual)
     assert sum(finer.values()) > sum(usual.values()) > sum(coarser.values())
 
