@@ -175,10 +175,17 @@ def _rounded_bits(
 def _rounded(
     values: Values, target: Target, bits: Mapping[str, int], levels: Mapping[str, int] = _ALL
 ) -> Values:
-    return {
-        name: rounded(value, bits[name], rdo=target.rdo, levels=levels.get(name))[0]
-        for name, value in values.items()
-    }
+    """Values by their codebooks; at a fixed b zero where that is nearer than the nearest level.
+
+    A chosen b leaves no values so far from their level; and what it was chosen by knows no zeros.
+    """
+    found = {}
+    for name, value in values.items():
+        coded, _ = rounded(value, bits[name], rdo=target.rdo, levels=levels.get(name))
+        if target.bits != "auto":
+            coded.masked_fill_(value.detach().abs() < coded.abs() / 2, 0)
+        found[name] = coded
+    return found
 
 
 def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:

@@ -228,8 +228,8 @@ class CompressStage(Stage):
             self._settle_bits()
         target, whole = self.target, every_weight(model)
         nonzeros = self.optimizer.nonzeros
-        k = self._largest_k()
-        if target.bits == "auto" and k == nonzeros and not self._full(k):
+        k, bits = self._largest_k()
+        if target.bits == "auto" and k == nonzeros and not target.full(bits):
             self.optimizer.set_bits(FLOAT_BITS)
             self.optimizer.finalize(k)
             close(model, target, self.example)
@@ -243,16 +243,18 @@ class CompressStage(Stage):
         target.outcome.bits = 8 * len(data)
         target.outcome.reason = reason(target, whole, "weights", finest=True)
 
-    def _full(self, k: int) -> bool:
-        return self.target.full(self._file_bits(k))
+    def _largest_k(self) -> tuple[int, int]:
+        """The closing loop: encode, measure, and bisect k between what fits and what does not.
 
-    def _largest_k(self) -> int:
-        """The closing loop: encode, measure, and bisect k between what fits and what does not."""
-        fits, over = 0, self.optimizer.nonzeros + 1
+        Returns:
+            k, and the bits of its file; 0 where none tried fits.
+        """
+        fits, over, taken = 0, self.optimizer.nonzeros + 1, 0
         k, limit = over - 1, self.target.budget_bits
         for _ in range(_ROUNDS):
-            if self._file_bits(k) <= limit:
-                fits = k
+            bits = self._file_bits(k)
+            if bits <= limit:
+                fits, taken = k, bits
             else:
                 over = k
             if over - fits <= 1:
@@ -262,7 +264,7 @@ class CompressStage(Stage):
             k = min(aim, int(0.95 * over)) if fits == 0 else (fits + over) // 2
         # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
         # model would be no answer.
-        return fits or over - 1
+        return fits or over - 1, taken
 
     def _file_bits(self, k: int) -> int:
         """The real size of the file that finalizing at ``k`` would make; constants not folded."""
