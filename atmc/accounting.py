@@ -7,7 +7,7 @@ All sizes are in bits. Paper bits are nonzeros × b, the size that papers report
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from atmc.quantization import quantized_codebook
 FLOAT_BITS = 32  # values kept as they are, no codebook
 
 _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
-_CHOICES = range(1, 9)  # bits a value
+CHOICES = range(1, 9)  # bits a value
 _LEAST_MORE, _MOST_MORE = 2, 5  # bits of a level beyond those of its index
 _TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
 
@@ -103,8 +103,16 @@ def smallest_bits(model: nn.Module, *, meta: dict[str, Any] | None = None) -> in
     return fixed_bits(model, width=min(DENSE_WIDTHS), meta=meta)
 
 
-def dense_width(model: nn.Module, budget_bits: int, *, meta: dict[str, Any] | None = None) -> int:
+def dense_width(
+    model: nn.Module,
+    budget_bits: int,
+    *,
+    bits: int = max(CHOICES),
+    meta: dict[str, Any] | None = None,
+) -> int:
     """Bits a value of the dense part: the most that leave two thirds of the budget to factors.
+
+    Or as much as they can take, every weight at ``bits`` bits, where that is less.
 
     Raises:
         BudgetError: no file fits; the message gives the smallest N that does.
@@ -121,8 +129,10 @@ def dense_width(model: nn.Module, budget_bits: int, *, meta: dict[str, Any] | No
             f"model is {least} bits ({math.ceil(least / 8)} bytes)",
             least,
         )
+    sizes = [weight.factors[weight.carrier].numel() for weight in factorized_weights(empty)]
+    most = sum(factor_bits(size, size, bits) for size in sizes)
     for width in DENSE_WIDTHS:
-        if fixed[width] <= budget_bits / 3:
+        if fixed[width] <= max(budget_bits / 3, budget_bits - most):
             return width
     return min(DENSE_WIDTHS)
 
@@ -298,7 +308,7 @@ class RateDistortion:
                 continue
             energy += sensitivity[name] * float(values.square().sum())
             errors[name], rates[name] = [], []
-            for bits in _CHOICES:
+            for bits in CHOICES:
                 precision = level_bits(bits, len(values))
                 book = quantized_codebook(values, 2**bits, precision, rdo=rdo)
                 gap = values - book.levels.to(values)[book.codes]
@@ -317,6 +327,24 @@ class RateDistortion:
         Args:
             distortion: the bound, as a share of the whole.
         """
+        for bits in self.path():
+            if self.error(bits) <= distortion * self.energy:
+                break
+        return bits
+
+    def error(self, bits: Mapping[str, int]) -> float:
+        """Σ s_t ‖θ_t - θ'_t‖² at these bits."""
+        return sum(errors[CHOICES.index(bits[name])] for name, errors in self.errors.items())
+
+    def rate(self, bits: Mapping[str, int]) -> float:
+        """Bits of all tensors in the file, estimated, at these bits a value."""
+        return sum(rates[CHOICES.index(bits[name])] for name, rates in self.rates.items())
+
+    def path(self) -> Iterator[dict[str, int]]:
+        """All that :meth:`choose` may choose, from one bit each on: the next is one step finer.
+
+        It ends where no more bits leave a smaller error.
+        """
         errors, rates = self.errors, self.rates
         chosen = dict.fromkeys(errors, 0)  # index into the choices
 
@@ -325,18 +353,19 @@ class RateDistortion:
             now, error, rate = chosen[name], errors[name], rates[name]
             worth = [
                 ((error[now] - error[i]) / max(rate[i] - rate[now], 1e-9), -i)
-                for i in range(now + 1, len(_CHOICES))
+                for i in range(now + 1, len(CHOICES))
             ]
             gain, i = max(worth, default=(0.0, -now))
             return gain, -i
 
-        while sum(errors[name][i] for name, i in chosen.items()) > distortion * self.energy:
-            best = max(chosen, key=lambda name: step(name)[0])
-            gain, i = step(best)
-            if gain <= 0:
-                break
-            chosen[best] = i
-        return {name: _CHOICES[chosen.get(name, 0)] for name in self.names}
+        steps = {name: step(name) for name in chosen}
+        while True:
+            yield {name: CHOICES[chosen.get(name, 0)] for name in self.names}
+            best = max(steps, key=lambda name: steps[name][0], default=None)
+            if best is None or steps[best][0] <= 0:
+                return
+            chosen[best] = steps[best][1]
+            steps[best] = step(best)
 
 
 def code_bits(codes: Tensor) -> float:

@@ -377,6 +377,10 @@ class Job:
         self._train("compress", 1, stages, self._objective(teacher))
         return fit(self.model, self.target)
 
+    def unused(self, data: bytes) -> dict[str, Any] | None:
+        """The ``unused`` of report.json for the artifact: how many bits of the budget, and why."""
+        return self.target.unused(8 * len(data))
+
 
 def size_report(model: nn.Module, target: Target, data: bytes) -> dict[str, Any]:
     """The ``size`` of report.json for a factorized model and the artifact made of it."""
@@ -547,6 +551,7 @@ def compress(
         "bits": bits,
         "train_attack": job.train_attack_report(),
         "size": size_report(job.model, job.target, data),
+        "unused": job.unused(data),
         **measured,
         "seconds": {
             "train": job.seconds.get("dense", 0.0),

@@ -41,10 +41,10 @@ class _Factor:
         entries = self.tensor.grad.flatten()[self.positions]
         return torch.zeros_like(self.master).index_add_(0, self.codes, entries)
 
-    def write(self) -> None:
+    def write(self, more: int = 0) -> None:
         values = self.master.detach()
         if self.level_bits is not None:
-            integers, exponent = round_levels(values, self.level_bits)
+            integers, exponent = round_levels(values, min(16, self.level_bits + more))
             values = integers.to(values.dtype) * 2.0**exponent
         flat = self.tensor.detach().view(-1)
         flat[self.positions] = values[self.codes]
@@ -133,6 +133,16 @@ class CodebookOptimizer(torch.optim.Optimizer):
     def _write(self) -> None:
         for part in self.parts.values():
             part.write()
+
+    @torch.no_grad()
+    def write_finer(self, more: int) -> None:
+        """Write levels with so many bits more than they are trained at, up to 16; no step follows.
+
+        Levels that rounding has made equal part again.
+        """
+        for part in self.parts.values():
+            if isinstance(part, _Factor):
+                part.write(more)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

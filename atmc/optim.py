@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atmc.accounting import FLOAT_BITS
+from atmc.accounting import FLOAT_BITS, RateDistortion
 from atmc.factorization import factorized_weights
 from atmc.importance import Importance, scores
 from atmc.projection import Selection, select, topk_masks
@@ -140,12 +140,17 @@ class ATMC(Splitting):
             distortion: the squared error allowed, as a share of the whole; the error of a layer
                 is relative to the layer, so that layers of small weights count as much.
         """
+        return self.rate_distortion(k).choose(distortion)
+
+    @torch.no_grad()
+    def rate_distortion(self, k: int) -> RateDistortion:
+        """What the ``k`` entries that rank best now would lose and cost at any b."""
         masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
         kept = {
             name: factor.detach() * mask
             for (name, factor), mask in zip(self.factors.items(), masks, strict=True)
         }
-        return rate_distortion(self.weights, kept, rdo=self.rdo).choose(distortion)
+        return rate_distortion(self.weights, kept, rdo=self.rdo)
 
     def _follow_nonzeros(self) -> None:
         nonzeros = self.nonzeros

@@ -17,18 +17,24 @@ DISTORTION = 0.003
 
 
 def rounded(
-    values: Tensor, bits: int, init: Tensor | None = None, *, rdo: bool = False
+    values: Tensor,
+    bits: int,
+    init: Tensor | None = None,
+    *,
+    rdo: bool = False,
+    levels: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A tensor near by of at most 2^bits levels, and what the next search may start from.
 
     Zeros stay. With 32 bits there is no codebook: a copy, and None. With ``rdo`` it is not the
-    nearest, but the best for the error and the length of the codes.
+    nearest, but the best for the error and the length of the codes. ``levels``: fewer than 2^bits.
     """
     values = values.detach()
     if bits == FLOAT_BITS:
         return values.clone(), None
     count = int(torch.count_nonzero(values))
-    book = quantized_codebook(values, 2**bits, level_bits(bits, count), init, rdo=rdo)
+    most = 2**bits if levels is None else min(levels, 2**bits)
+    book = quantized_codebook(values, most, level_bits(bits, count), init, rdo=rdo)
     return quantize(values, book.levels.to(values), book.codes), book.centroids
 
 

@@ -324,6 +324,7 @@ def _run(
         "bits": settings.bits,
         "train_attack": job.train_attack_report(),
         "size": size_report(job.model, job.target, artifact),
+        "unused": job.unused(artifact),
         **measured,
         "seconds": {
             "train": train_seconds,

@@ -82,6 +82,7 @@ def _show(report: dict[str, Any], folder: Path) -> None:
         [
             ("budget", "none" if budget is None else f"{budget:,} bits"),
             ("file", f"{bits:,} bits = {bits // 8:,} bytes{share}"),
+            *_unused(report),
             ("paper bits", f"{size['paper_bits']:,}"),
             ("nonzeros", f"{size['nonzeros']:,}"),
             *accuracy_pairs(report),
@@ -90,3 +91,9 @@ def _show(report: dict[str, Any], folder: Path) -> None:
         ]
     )
     show_warnings(report)
+
+
+def _unused(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Why a file leaves room, where it does; reports of earlier versions say nothing of it."""
+    unused = report.get("unused")
+    return [] if unused is None else [("unused", f"{unused['bits']:,} bits: {unused['reason']}")]

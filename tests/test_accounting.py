@@ -209,6 +209,14 @@ def test_dense_width() -> None:
     assert list(model.state_dict()) == list(before)
 
 
+def test_a_dense_part_takes_what_factors_cannot() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(400), nn.Linear(4, 4))
+    room = accounting.fixed_bits(model, width=8) + 2 * 16 * 8 + 400
+    assert room < 3 * accounting.fixed_bits(model, width=8)
+    assert dense_width(model, room) == 8
+    assert dense_width(model, room, bits=32) < 8
+
+
 # ---- budget to k
 
 

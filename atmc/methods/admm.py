@@ -15,6 +15,8 @@ from atmc.methods.base import Least, Method, Schedule
 from atmc.stages import AdmmStage, LayerSets, LevelStage, MaskedStage, Structure, Target
 from atmc.training import Stage
 
+_PRUNED = {"irregular": "weights", "column": "columns", "filter": "filters"}
+
 
 def _recipe(structure: Structure) -> Callable[[Target, Schedule], Sequence[Stage]]:
     def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
@@ -22,7 +24,7 @@ def _recipe(structure: Structure) -> Callable[[Target, Schedule], Sequence[Stage
         sets = LayerSets(structure, schedule.ratios)
         return [
             AdmmStage(first, schedule.lr, target, sets, state_dtype=schedule.state_dtype),
-            MaskedStage(second, schedule.lr, target),
+            MaskedStage(second, schedule.lr, target, pruned=_PRUNED[structure]),
             LevelStage(schedule.level_epochs, schedule.lr / 2, target),
         ]
 

@@ -99,6 +99,8 @@ class AdmmStage(ShareStage):
         """The hard pruning."""
         self.aim()
         put(model, self.values_at(self.share))
+        if self.share == 1 and self.sets.ratios is not None:
+            self.target.outcome.whole = "the ratios keep no more"
 
     def measure(self) -> dict[str, int]:
         """Nonzeros that the pruning would leave now."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from atmc.accounting import RateDistortion
 from atmc.constant_units import fold_constant_units
 from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import factorize, factorized_weights, named_factors
@@ -24,10 +26,12 @@ from atmc.unit_order import UnitOrder
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
 _ROUNDS = 24
-# Times the usual distortion, in steps small enough to fill the file.
-_FINER, _COARSER = ([2 ** (i / 2) for i in steps] for steps in (range(-6, 0), range(7)))
+_COARSER = [2 ** (i / 2) for i in range(7)]  # times the usual distortion
+_STUCK = 4  # tensors whose next codebook may be too large, before the search for others ends
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
+
+_ALL: Mapping[str, int] = {}  # as many levels as b allows
 
 Values = Mapping[str, Tensor]
 
@@ -41,23 +45,113 @@ def usual_bits(model: nn.Module, target: Target) -> dict[str, int]:
     return table.choose(DISTORTION)
 
 
-def settle_bits(model: nn.Module, target: Target, *, fill: bool = False) -> dict[str, int]:
+def settle_bits(model: nn.Module, target: Target) -> dict[str, int]:
     """b for every factor: the target's, or chosen so that the file keeps the budget.
 
-    Where it would be over, coarser codebooks are tried before entries go; with ``fill``, finer
-    ones where it leaves room.
+    Where it would be over, coarser codebooks are tried before entries go.
     """
     factors = named_factors(model)
     if target.bits != "auto":
         return dict.fromkeys(factors, int(target.bits))
     table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
     bits: dict[str, int] = {}
-    for scale in (*_FINER, *_COARSER) if fill else _COARSER:
+    for scale in _COARSER:
         last, bits = bits, table.choose(scale * DISTORTION)
         # The file of the same bits was too large already.
         if bits != last and _rounded_bits(model, target, bits) <= _AIM * target.budget_bits:
             break
     return bits
+
+
+@dataclass
+class Codebooks:
+    """What factors are rounded to.
+
+    Attributes:
+        bits: b for every factor.
+        levels: how many levels, for factors that have fewer than 2^b.
+        finest: whether finer ones would change nothing, or are not asked for.
+    """
+
+    bits: dict[str, int]
+    levels: dict[str, int]
+    finest: bool
+
+    def rounded(self, values: Values, target: Target) -> Values:
+        """Values by these codebooks."""
+        return _rounded(values, target, self.bits, self.levels)
+
+
+def fill_codebooks(model: nn.Module, target: Target) -> Codebooks:
+    """The finest codebooks whose file keeps the budget, or overshoots it a little.
+
+    Along the path of rate and distortion; where the next step is too large a one, the tensor that
+    takes it gets as many levels between the two as there is room for, and the path goes on
+    without it.
+    """
+    factors = named_factors(model)
+    if target.bits != "auto":
+        return Codebooks(dict.fromkeys(factors, int(target.bits)), {}, True)
+    table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
+    path = list(table.path())
+    limit = _AIM * target.budget_bits
+    levels: dict[str, int] = {}
+    stuck: dict[str, int] = {}
+
+    def size(bits: Mapping[str, int], levels: Mapping[str, int]) -> int:
+        return _rounded_bits(model, target, bits, levels)
+
+    near = path.index(table.choose(DISTORTION))
+    while True:
+        low, bits, taken = _furthest(path, table, lambda bits: size(bits, levels), limit, near)
+        if low + 1 == len(path) or taken > limit:
+            return Codebooks(bits, levels, not stuck and taken <= limit)
+        name = next(n for n, b in path[low + 1].items() if b != bits[n])
+        if len(stuck) == _STUCK or target.full(min(taken, target.budget_bits)):
+            return Codebooks(bits, levels, False)
+        fits, over = 2 ** bits[name], 2 ** path[low + 1][name]
+        while over - fits > max(1, fits // 16):
+            middle = (fits + over) // 2
+            if size(path[low + 1], levels | {name: middle}) <= limit:
+                fits = middle
+            else:
+                over = middle
+        stuck[name] = bits[name]
+        if fits > 2 ** bits[name]:
+            levels[name], stuck[name] = fits, path[low + 1][name]
+        path = [step | stuck for step in path[low:]]
+        path = [step for i, step in enumerate(path) if i == 0 or step != path[i - 1]]
+        near = 0
+
+
+def _furthest(
+    path: list[dict[str, int]],
+    table: RateDistortion,
+    size: Callable[[Mapping[str, int]], int],
+    limit: float,
+    near: int,
+) -> tuple[int, dict[str, int], int]:
+    """The last step of a path whose file is within the limit (or the first), and its size.
+
+    Few files are made: from one on, the estimate says where the limit will be met.
+    """
+    rates = [table.rate(step) for step in path]
+    low, high, taken = -1, len(path), 0
+    trial = near
+    for attempt in range(_ROUNDS):
+        last = size(path[trial])
+        if last <= limit:
+            low, taken = trial, last
+        else:
+            high = trial
+        if high - low <= 1:
+            break
+        room = limit - last + rates[trial]
+        trial = sum(rate <= room for rate in rates) - 1 if attempt < 4 else (low + high) // 2
+        trial = min(max(trial, low + 1), high - 1)
+    if low < 0:
+        low, taken = 0, size(path[0])
+    return low, path[low], taken
 
 
 @torch.no_grad()
@@ -71,13 +165,27 @@ def _pruned(model: nn.Module, x: Tensor, values: Values, order: UnitOrder) -> nn
 
 
 @torch.no_grad()
-def _rounded_bits(probe: nn.Module, target: Target, bits: Mapping[str, int]) -> int:
+def _rounded_bits(
+    probe: nn.Module, target: Target, bits: Mapping[str, int], levels: Mapping[str, int] = _ALL
+) -> int:
     factors = named_factors(probe)
-    return encoded_bits(probe, target, _rounded(factors, target, bits))
+    return encoded_bits(probe, target, _rounded(factors, target, bits, levels))
 
 
-def _rounded(values: Values, target: Target, bits: Mapping[str, int]) -> Values:
-    return {n: rounded(value, bits[n], rdo=target.rdo)[0] for n, value in values.items()}
+def _rounded(
+    values: Values, target: Target, bits: Mapping[str, int], levels: Mapping[str, int] = _ALL
+) -> Values:
+    """Values by their codebooks; at a fixed b zero where that is nearer than the nearest level.
+
+    A chosen b leaves no values so far from their level; and what it was chosen by knows no zeros.
+    """
+    found = {}
+    for name, value in values.items():
+        coded, _ = rounded(value, bits[name], rdo=target.rdo, levels=levels.get(name))
+        if target.bits != "auto":
+            coded.masked_fill_(value.detach().abs() < coded.abs() / 2, 0)
+        found[name] = coded
+    return found
 
 
 def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
@@ -203,13 +311,49 @@ class ShareStage(Stage, ABC):
         self.share, self.bits = state["share"], dict(state["bits"])
 
 
-def close(model: nn.Module, target: Target, x: Tensor) -> None:
-    """The end of a stage, in place: dead paths, units in order, codebooks, dense part, budget."""
+def close(model: nn.Module, target: Target, x: Tensor, pruned: str = "weights") -> None:
+    """The end of a stage, in place: dead paths, units in order, codebooks, dense part, budget.
+
+    Args:
+        model: factorized.
+        target: the budget; its outcome is set.
+        x: a few inputs, (n, ...).
+        pruned: what the stage has pruned and cannot bring back, in the plural.
+    """
+    whole = every_weight(model)
     order = UnitOrder.of(model, x)
     fold_constant_units(model, x, order)
     drop_dead_paths(model, x)
     order.sort(model)
-    factors, bits = named_factors(model), settle_bits(model, target, fill=True)
-    put(model, _rounded(factors, target, bits))
+    books = fill_codebooks(model, target)
+    put(model, books.rounded(named_factors(model), target))
     round_dense_part(model, target.width)
-    fit(model, target, order.sort)
+    data = fit(model, target, order.sort)
+    target.outcome.bits = 8 * len(data)
+    target.outcome.reason = reason(target, whole, pruned, finest=books.finest)
+
+
+def every_weight(model: nn.Module) -> bool:
+    """Whether a model has as many nonzeros as it has weights."""
+    weights = factorized_weights(model)
+    nonzeros = sum(int(torch.count_nonzero(f)) for w in weights for f in w.factors.values())
+    return nonzeros >= sum(weight.factors[weight.carrier].numel() for weight in weights)
+
+
+def reason(target: Target, whole: bool, pruned: str, *, finest: bool) -> str:
+    """Why a file is no larger.
+
+    Args:
+        target: what b may be, and whether there is more that could be kept.
+        whole: whether every weight is kept.
+        pruned: what has been pruned, in the plural.
+        finest: whether all codebooks are as fine as they may be.
+    """
+    if not finest:
+        return "the next finer codebook would not fit"
+    asked = f"the {target.bits} bits a value asked for"
+    bits = "the most bits a value" if target.bits == "auto" else asked
+    kept = "every weight is kept" if whole else target.outcome.whole
+    if kept is not None:
+        return f"{kept}, at {bits}"
+    return f"{pruned} once pruned do not come back, and what is left has {bits}"

@@ -20,7 +20,7 @@ from atmc.optim import ATMC, AUTO_GUESS
 from atmc.preparation import copy_model
 from atmc.projection import topk_masks
 from atmc.rounding import DISTORTION, rounded
-from atmc.stages.closing import put
+from atmc.stages.closing import close, every_weight, put, reason
 from atmc.stages.penalty import rising_rho
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage, adam
@@ -191,7 +191,8 @@ class CompressStage(Stage):
 
     def after_step(self, step: int) -> None:
         """Aim again now and then; choose b where it is ours to choose, once k has settled."""
-        every = max(self.duplicate_every, self.total_steps // 50)
+        # A stage of few steps aims a few times, too.
+        every = max(1, min(self.duplicate_every, self.total_steps // 5), self.total_steps // 50)
         if step % every == 0:
             self._aim()
             if not self.chosen and 2 * step >= self.shrink * self.total_steps:
@@ -199,39 +200,71 @@ class CompressStage(Stage):
                 self._settle_bits(final=step >= self.shrink * self.total_steps)
 
     def _settle_bits(self, final: bool = True) -> None:
-        self.optimizer.set_bits(self.optimizer.choose_bits(self.k_target, self.distortion))
+        table = self.optimizer.rate_distortion(self.k_target)
+        bits = table.choose(self.distortion)
+        self.optimizer.set_bits(bits)
         self.chosen = final
         self._aim()
+        nonzeros = self.optimizer.nonzeros
+        if final and self.k_target >= nonzeros:
+            # Entries that k has let go do not come back: their bits go to finer codebooks.
+            room = _AIM * self.target.budget_bits - self._file_bits(nonzeros)
+            finer = [step for step in table.path() if table.error(step) <= table.error(bits)]
+            finer = [step for step in finer if table.rate(step) - table.rate(bits) <= room]
+            if room > (_AIM - 1) * self.target.budget_bits and finer:
+                self.optimizer.set_bits(finer[-1])
+                self._aim()
 
     def penalty(self) -> Tensor:
         """The optimizer's own term."""
         return self.optimizer.penalty()
 
     def finish(self, model: nn.Module) -> None:
-        """The quantized duplicate becomes the model, at the largest k whose file fits."""
-        self.optimizer.finalize(self._largest_k())
+        """The quantized duplicate becomes the model, at the largest k whose file fits.
+
+        Where all nonzeros fit and leave room, codebooks are made finer.
+        """
+        if not self.chosen:
+            self._settle_bits()
+        target, whole = self.target, every_weight(model)
+        nonzeros = self.optimizer.nonzeros
+        k, bits = self._largest_k()
+        if target.bits == "auto" and k == nonzeros and not target.full(bits):
+            self.optimizer.set_bits(FLOAT_BITS)
+            self.optimizer.finalize(k)
+            close(model, target, self.example)
+            return
+        self.optimizer.finalize(k)
         fold_constant_units(model, self.example, self.order)
         drop_dead_paths(model, self.example)
         self.order.sort(model)
-        round_dense_part(model, self.target.width)
-        fit(model, self.target, self.order.sort)
+        round_dense_part(model, target.width)
+        data = fit(model, target, self.order.sort)
+        target.outcome.bits = 8 * len(data)
+        target.outcome.reason = reason(target, whole, "weights", finest=True)
 
-    def _largest_k(self) -> int:
-        """The closing loop: encode, measure, and bisect k between what fits and what does not."""
-        fits, over = 0, self.optimizer.nonzeros + 1
+    def _largest_k(self) -> tuple[int, int]:
+        """The closing loop: encode, measure, and bisect k between what fits and what does not.
+
+        Returns:
+            k, and the bits of its file; 0 where none tried fits.
+        """
+        fits, over, taken = 0, self.optimizer.nonzeros + 1, 0
         k, limit = over - 1, self.target.budget_bits
         for _ in range(_ROUNDS):
-            if self._file_bits(k) <= limit:
-                fits = k
+            bits = self._file_bits(k)
+            if bits <= limit:
+                fits, taken = k, bits
             else:
                 over = k
             if over - fits <= 1:
                 break
             # The budget was aimed at: the answer is near the top of the range.
-            k = max(fits, int(0.95 * over)) if fits == 0 else (fits + over) // 2
+            aim = self.k_target if 0 < self.k_target < over else over
+            k = min(aim, int(0.95 * over)) if fits == 0 else (fits + over) // 2
         # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
         # model would be no answer.
-        return fits or over - 1
+        return fits or over - 1, taken
 
     def _file_bits(self, k: int) -> int:
         """The real size of the file that finalizing at ``k`` would make; constants not folded."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +14,11 @@ from torch import nn
 from atmc.accounting import FLOAT_BITS, level_bits
 from atmc.factorization import factorize, named_factors
 from atmc.levels import CodebookOptimizer, round_dense_part
-from atmc.stages.target import Target, fit
+from atmc.stages.target import UNBOUNDED, Target, encoded_bits, fit
 from atmc.training import Stage
 from atmc.unit_order import UnitOrder
+
+_FINER = (1, 2, 4)  # bits that a level may have more than it was trained at, where there is room
 
 
 class LevelStage(Stage):
@@ -35,18 +39,41 @@ class LevelStage(Stage):
         self.model = model
         floats = self.target.bits == FLOAT_BITS
         bits: Mapping[str, int] = {} if floats else _level_bits(model)
-        return CodebookOptimizer(
+        self.optimizer = CodebookOptimizer(
             model,
             lambda masters: torch.optim.Adam(masters, self.lr),
             width=self.target.width,
             level_bits=dict(bits),
         )
+        return self.optimizer
 
     def finish(self, model: nn.Module) -> None:
         """Round the norms' statistics; the file must still fit."""
         round_dense_part(model, self.target.width)
+        self._write_finer(model)
         order = cache(lambda: UnitOrder.of(model, self.example))  # found where it is needed, once
         fit(model, self.target, lambda model: order().sort(model))
+
+    def _write_finer(self, model: nn.Module) -> None:
+        """Where levels have become equal, and the file smaller, tell them apart by more bits."""
+        target, written = self.target, 0
+        for more in _FINER if target.budget_bits != UNBOUNDED else ():
+            bits = encoded_bits(model, target, {})
+            if bits > target.budget_bits or target.full(bits):
+                break
+            self.optimizer.write_finer(more)
+            if encoded_bits(model, target, {}) > target.budget_bits:
+                self.optimizer.write_finer(written)
+                break
+            written = more
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stage before has said of the file."""
+        return {"outcome": asdict(self.target.outcome)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        self.target.outcome.take(state["outcome"])
 
     def measure(self) -> dict[str, int]:
         """Nonzeros; the file does not change any more."""

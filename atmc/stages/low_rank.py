@@ -145,7 +145,7 @@ class LowRankStage(ShareStage):
         self.take(model)
         self.aim()
         self._cut(self.share)
-        close(model, self.target, self.example)
+        close(model, self.target, self.example, "singular directions")
 
     def measure(self) -> dict[str, int]:
         """Nonzeros now."""

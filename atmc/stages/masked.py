@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class MaskedStage(Stage):
         target: the budget.
         prune: zeroes entries, once, before the first step; None where an earlier stage has.
         close: whether the file is closed at the end, or left to a later stage.
+        pruned: what is pruned, in the plural, for the reason why a file leaves room.
     """
 
     name = "masked"
@@ -61,9 +63,11 @@ class MaskedStage(Stage):
         prune: Pruning | None = None,
         *,
         close: bool = True,
+        pruned: str = "weights",
     ) -> None:
         super().__init__(epochs, lr)
         self.close = close
+        self.pruned = pruned
         self.target = target
         self.prune = prune
         self.masks: dict[str, Tensor] = {}
@@ -90,16 +94,17 @@ class MaskedStage(Stage):
     def finish(self, model: nn.Module) -> None:
         """Codebooks, and the file within the budget."""
         if self.close:
-            close(model, self.target, self.example)
+            close(model, self.target, self.example, self.pruned)
 
     def measure(self) -> dict[str, int]:
         """Nonzeros now."""
         return {"nonzeros": sum(int(torch.count_nonzero(f)) for f in self.factors.values())}
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks."""
-        return {"masks": dict(self.masks)}
+        """The masks, and what the stage before has said of the file."""
+        return {"masks": dict(self.masks), "outcome": asdict(self.target.outcome)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`."""
         self.masks = {n: mask.to(self.factors[n].device) for n, mask in state["masks"].items()}
+        self.target.outcome.take(state["outcome"])

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atmc import codec
-from atmc.accounting import FLOAT_BITS, dense_width
+from atmc.accounting import CHOICES, FLOAT_BITS, dense_width
 from atmc.artifact import to_artifact
 from atmc.factorization import factorized_weights, named_factors
 from atmc.importance import scores
 from atmc.projection import topk_masks
 
 UNBOUNDED = 2**62  # bits that no file reaches
+ROOM = 0.03  # share of the budget that may stay unused without a word
+_FULL = 0.99  # a file that takes this share of the budget is not filled up any further
+
+
+@dataclass
+class Outcome:
+    """How a stage closed the file.
+
+    Attributes:
+        bits: the size of the file then.
+        reason: why it is no larger.
+        whole: what an earlier stage has kept all of that it may, in words; None where it has not.
+    """
+
+    bits: int = 0
+    reason: str = ""
+    whole: str | None = None
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``asdict`` gave, out of a checkpoint."""
+        self.bits, self.reason, self.whole = state["bits"], state["reason"], state["whole"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +51,7 @@ class Target:
         width: bits a value of the dense part.
         meta: what the artifact says of the model, None for a model of one's own.
         rdo: whether factors are rounded with an eye to the length of their codes.
+        outcome: what became of it; stages write it, and their checkpoints hold it.
     """
 
     budget_bits: int
@@ -37,6 +59,7 @@ class Target:
     width: int
     meta: dict[str, Any] | None = None
     rdo: bool = False
+    outcome: Outcome = field(default_factory=Outcome, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse bits that cannot be, before any training."""
@@ -61,7 +84,23 @@ class Target:
         """
         if budget_bits is None:
             budget_bits = UNBOUNDED
-        return cls(budget_bits, bits, dense_width(model, budget_bits, meta=meta), meta, rdo)
+        most = int(bits) if isinstance(bits, int) else max(CHOICES)
+        width = dense_width(model, budget_bits, bits=most, meta=meta)
+        return cls(budget_bits, bits, width, meta, rdo)
+
+    def full(self, bits: int) -> bool:
+        """Whether a file of this size fits, with no room to speak of."""
+        return _FULL * self.budget_bits <= bits <= self.budget_bits
+
+    def unused(self, bits: int) -> dict[str, Any] | None:
+        """The ``unused`` of report.json for a file of this size; None where it fills its budget."""
+        room = self.budget_bits - bits
+        if self.budget_bits == UNBOUNDED or room <= ROOM * self.budget_bits:
+            return None
+        reason = self.outcome.reason
+        if self.budget_bits - self.outcome.bits <= ROOM * self.budget_bits:
+            reason = "levels that became equal while they were trained are stored once"
+        return {"bits": room, "reason": reason}
 
 
 @torch.no_grad()
@@ -80,7 +119,8 @@ def encoded_bits(model: nn.Module, target: Target, values: Mapping[str, Tensor])
 def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | None = None) -> bytes:
     """The closing loop: encode, measure, and drop the least entries until the file fits.
 
-    Changes ``model`` only where the file is over: zeroes entries of its factors.
+    Changes ``model`` only where the file is over: zeroes entries of its factors, and where the last
+    time took so many that there is room again, fewer.
 
     Args:
         model: factorized and rounded.
@@ -88,27 +128,67 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
         sort: brings hidden units in the order that files profit from, in place; a factor loses what
             that is worth with the first entry that goes, until it is sorted again.
     """
-    weights = factorized_weights(model)
-    factors = named_factors(model)
-    for attempt in range(64):
+
+    def encode() -> bytes:
         data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
         if 8 * len(data) > target.budget_bits and sort is not None:
             sort(model)
             data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
+        return data
+
+    nonzeros = 0  # of the last file that was over
+    before: dict[str, Tensor] | None = None  # and its tensors
+    for attempt in range(64):
+        data = encode()
         over = 8 * len(data) - target.budget_bits
         if over <= 0:
-            return data
-        ranks = scores(weights, "effect")
-        nonzeros = sum(int((factor != 0).sum()) for factor in factors.values())
+            break
+        nonzeros = _nonzeros(model)
+        before = _tensors(model)
         bits_each = max(1.0, 8 * len(data) / max(1, nonzeros))
         # Later rounds take more at once, so that the loop ends whatever the estimate is worth.
         drop = math.ceil(max(1.0, over / bits_each) * 1.5**attempt)
-        keep = max(0, nonzeros - drop)
-        masks = _nonzero_masks(ranks, list(factors.values()), keep)
-        with torch.no_grad():
-            for factor, mask in zip(factors.values(), masks, strict=True):
-                factor.mul_(mask)
-    raise AssertionError("the empty file is over the budget that was accepted")
+        _keep_best(model, max(0, nonzeros - drop))
+    else:
+        raise AssertionError("the empty file is over the budget that was accepted")
+    if before is None:
+        return data
+    fits, held = _nonzeros(model), _tensors(model)
+    while nonzeros - fits > 1 and not target.full(8 * len(data)):
+        keep = (fits + nonzeros) // 2
+        _put_back(model, before)
+        _keep_best(model, keep)
+        trial = encode()
+        if 8 * len(trial) <= target.budget_bits:
+            fits, held, data = keep, _tensors(model), trial
+        else:
+            nonzeros = keep
+    _put_back(model, held)
+    return data
+
+
+def _nonzeros(model: nn.Module) -> int:
+    return sum(int(torch.count_nonzero(factor)) for factor in named_factors(model).values())
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that a file holds and the order of units moves."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in model.state_dict().items():
+        value.copy_(tensors[name])
+
+
+@torch.no_grad()
+def _keep_best(model: nn.Module, keep: int) -> None:
+    """Zero all but the entries of the factors that change W the most."""
+    factors = list(named_factors(model).values())
+    masks = _nonzero_masks(scores(factorized_weights(model), "effect"), factors, keep)
+    for factor, mask in zip(factors, masks, strict=True):
+        factor.mul_(mask)
 
 
 def _nonzero_masks(ranks: list[Tensor], factors: list[nn.Parameter], keep: int) -> list[Tensor]:

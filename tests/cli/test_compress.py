@@ -65,6 +65,18 @@ def test_the_summary_says_what_the_report_says(finished):
     assert shown["run folder"] == str(folder)
 
 
+def test_a_budget_that_is_not_used_up_is_told(finished, here, atmc):
+    assert json.loads((finished[0] / "report.json").read_text())["unused"] is None
+    assert "unused" not in finished[1].stdout
+    result = atmc("compress", *TINY, "--budget-bits", "1MB", "--bits", "2", "--output", "run")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((here / "run" / "report.json").read_text())
+    room = report["budget_bits"] - report["size"]["file_bits"]
+    reason = "every weight is kept, at the 2 bits a value asked for"
+    assert report["unused"] == {"bits": room, "reason": reason}
+    assert re.search(rf"^unused +{room:,} bits: {reason}$", result.stdout, re.M)
+
+
 def test_a_line_per_epoch_off_a_terminal(finished):
     lines = finished[1].stderr.splitlines()
     assert [line.split(":")[0] for line in lines] == [

@@ -366,6 +366,41 @@ def test_fit_only_zeroes_entries_and_ends_within_the_budget(share: float) -> Non
     assert fit(model, target) == data
 
 
+def test_a_stage_of_two_steps_chooses_its_bits_and_fills_its_budget() -> None:
+    model = net()
+    target = Target.of(model, 4_500, "auto", None)
+    stage = CompressStage(1, 1e-2, target)
+    train(model, stage, 2)
+    assert stage.chosen
+    assert 0.97 * 4_500 < file_bits(model, target) <= 4_500
+
+
+@pytest.mark.parametrize(
+    ("bits", "reason"),
+    [
+        ("auto", "every weight is kept, at the most bits a value"),
+        (3, "every weight is kept, at the 3 bits a value asked for"),
+    ],
+)
+def test_a_budget_for_every_weight(bits: int | str, reason: str) -> None:
+    model = net()
+    target = Target.of(model, 60_000, bits, None)
+    train(model, CompressStage(1, 1e-2, target), 12)
+    assert nonzeros(model) >= 3 * 9 + 27 * 40 + 40 * 4
+    size = file_bits(model, target)
+    assert target.unused(size) == {"bits": 60_000 - size, "reason": reason}
+    levels = max(len(torch.unique(f.detach()[f != 0])) for f in named_factors(model).values())
+    assert levels > 128 if bits == "auto" else levels <= 8
+
+
+def test_fit_takes_no_more_than_it_must() -> None:
+    model = quantized()
+    full = file_bits(model, Target(0, 4, 4))
+    for share in (0.5, 0.6, 0.7, 0.8):
+        budget = round(share * full)
+        assert 8 * len(fit(copy.deepcopy(model), Target(budget, 4, 4))) >= 0.985 * budget
+
+
 def test_fit_leaves_a_file_that_fits_alone() -> None:
     model = quantized()
     before = copy.deepcopy(model.state_dict())
