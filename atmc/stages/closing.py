@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atmc import codec
 from atmc.accounting import RateDistortion
+from atmc.artifact import to_artifact
 from atmc.constant_units import fold_constant_units
 from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import factorize, factorized_weights, named_factors
@@ -83,7 +85,7 @@ class Codebooks:
 
 
 def fill_codebooks(model: nn.Module, target: Target) -> Codebooks:
-    """The finest codebooks whose file keeps the budget, or overshoots it a little.
+    """The finest codebooks whose file keeps the budget, or overshoots what a few entries take.
 
     Along the path of rate and distortion; where the next step is too large a one, the tensor that
     takes it gets as many levels between the two as there is room for, and the path goes on
@@ -94,7 +96,8 @@ def fill_codebooks(model: nn.Module, target: Target) -> Codebooks:
         return Codebooks(dict.fromkeys(factors, int(target.bits)), {}, True)
     table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
     path = list(table.path())
-    limit = _AIM * target.budget_bits
+    # Among entries of which most are kept, one that goes saves hardly more than its place costs.
+    limit = target.budget_bits if _mostly_full(model, target) else _AIM * target.budget_bits
     levels: dict[str, int] = {}
     stuck: dict[str, int] = {}
 
@@ -122,6 +125,13 @@ def fill_codebooks(model: nn.Module, target: Target) -> Codebooks:
         path = [step | stuck for step in path[low:]]
         path = [step for i, step in enumerate(path) if i == 0 or step != path[i - 1]]
         near = 0
+
+
+def _mostly_full(model: nn.Module, target: Target) -> bool:
+    """Whether more than half of the entries of the factors that a file holds are nonzeros."""
+    sizes = codec.measure(to_artifact(model, width=target.width, meta=target.meta))
+    held = [tensor for tensor in sizes.tensors if tensor.nonzeros]
+    return 2 * sum(t.nonzeros for t in held) > sum(t.elements for t in held)
 
 
 def _furthest(

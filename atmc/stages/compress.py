@@ -208,10 +208,10 @@ class CompressStage(Stage):
         nonzeros = self.optimizer.nonzeros
         if final and self.k_target >= nonzeros:
             # Entries that k has let go do not come back: their bits go to finer codebooks.
-            room = _AIM * self.target.budget_bits - self._file_bits(nonzeros)
+            room = self.target.budget_bits - self._file_bits(nonzeros)
             finer = [step for step in table.path() if table.error(step) <= table.error(bits)]
             finer = [step for step in finer if table.rate(step) - table.rate(bits) <= room]
-            if room > (_AIM - 1) * self.target.budget_bits and finer:
+            if room > 0 and finer:
                 self.optimizer.set_bits(finer[-1])
                 self._aim()
 
