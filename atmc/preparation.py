@@ -34,7 +34,12 @@ def copy_model(model: nn.Module) -> nn.Module:
                 memo[id(value)] = lazy(device=value.device, dtype=value.dtype)
             elif isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    for name, module in copied.named_modules():  # of a traced one torch 2.6 makes them persistent
+        module._non_persistent_buffers_set = set(
+            model.get_submodule(name)._non_persistent_buffers_set
+        )
+    return copied
 
 
 def make_plain(model: nn.Module) -> nn.Module:

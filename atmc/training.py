@@ -148,7 +148,7 @@ def _in_range(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
 
 def derive(*parts: int) -> int:
     """A 63-bit seed from a tuple of non-negative integers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def trace_program(model: nn.Module, input_shape: tuple[int, ...]) -> torch.expor
     outputs(model, x)
     try:
         with quiet(), torch.no_grad():
-            batch = {0: torch.export.Dim("batch", min=1)}
+            # Without a bound attention's guards of torch 2.6 refuse the largest int64.
+            batch = {0: torch.export.Dim("batch", min=1, max=2**31)}
             found = torch.export.export(model, (x,), dynamic_shapes=(batch,), strict=False)
     except Exception as error:  # its errors are of many kinds
         raise ExportError(
