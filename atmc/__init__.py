@@ -54,6 +54,7 @@ _MODULES = [
     "memory",
     "methods",
     "models",
+    "notices",
     "objective",
     "optim",
     "packaged_attacks",

@@ -30,6 +30,7 @@ from atmc.notices import warn
 from atmc.objective import Objective, TrainAttack, usual_steps
 from atmc.parsing import nearest, parse_bits, parse_eps
 from atmc.preparation import copy_model, make_plain
+from atmc.probing import outputs
 from atmc.processor import fast_bfloat16
 from atmc.stages import DenseStage, fit
 from atmc.stages.dense import DenseOptimizer, RateSchedule
@@ -282,8 +283,11 @@ class Job:
         with torch.random.fork_rng():
             x, y = next(iter(self.loader))[:2]
         device = next(self.model.parameters()).device
-        decoded = decoded.to(device)
-        fgsm(decoded, x[:1].to(device), y[:1].to(device), self.training.eps)
+        x, y, decoded = x[:1].to(device), y[:1].to(device), decoded.to(device)
+        if self.attacked:
+            fgsm(decoded, x, y, self.training.eps)
+        else:
+            outputs(decoded, x)
 
     def check_least(self) -> None:
         """Refuse a budget that the method cannot reach; looks at the loader's first batch.

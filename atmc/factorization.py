@@ -224,12 +224,11 @@ def factorize(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
 ) -> nn.Module:
-    """Write every weight of convolutions, linear, attention and recurrent layers as W = U V + C.
+    """Write every weight of a model's layers as W = U V + C, in place.
 
-    In place.
-
-    The model computes what it computed before: bit for bit from the identity start, to
-    1e-6 from the SVD start. Build the optimizer afterwards: the parameters are new ones.
+    That is of convolutions, linear, bilinear, attention and recurrent layers. The model computes
+    what it computed before: bit for bit from the identity start, to 1e-6 from the SVD start. Build
+    the optimizer afterwards: the parameters are new ones.
 
     Args:
         model: any module; layers that are factorized already are left alone.

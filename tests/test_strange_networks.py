@@ -410,3 +410,18 @@ def test_a_file_is_read_into_float32_whatever_the_type_of_its_model(tmp_path: An
     read = read_model(tmp_path / "model.atmc", lambda: small().half())[0]
     x = batches()[0][0]
     torch.testing.assert_close(read(x), result.model(x), atol=1e-2, rtol=1e-2)
+
+
+def test_inputs_that_are_whole_numbers_where_nothing_is_attacked() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.fc = nn.Embedding(9, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(self.words(x).mean(1))
+            return out
+
+    data = [(torch.randint(0, 9, (8, 5)), torch.arange(8) % 4) for _ in range(2)]
+    result = compress(Words(), data, method="nat-prune")
+    assert result.model(data[0][0]).shape == (8, 4)
