@@ -99,9 +99,11 @@ def points(paper: str, method: str) -> list[Settings]:
 
 def test_dense_starts_train(paper: str, tmp_path: Path) -> None:
     """The net of the paper, in full."""
-    starts = read(paper).starts
-    assert "starts/robust-s0" in [start.name for start in starts]
-    for start in starts:
+    starts = {start.name: start for start in read(paper).starts}
+    tried = [starts["starts/robust-s0"]]
+    if PAPERS[paper] == tried[0].settings.model:  # small enough for each of them
+        tried = list(starts.values())
+    for start in tried:
         seen: list[Progress] = []
         with pytest.raises(StopError):
             run(

@@ -103,7 +103,9 @@ def test_a_run_folder_as_the_command_makes_it(finished: tuple[Path, dict[str, An
     assert (config["model"], config["dataset"]) == ("given:Net", "given:mine")
     small = atmc.load(folder / "model.atmc", model=Net())
     x, y = mine().test.head(None)
-    assert float((small(x).argmax(1) == y).float().mean()) == found["accuracy"]["clean"]
+    assert float((small(x).argmax(1) == y).float().mean()) == pytest.approx(
+        found["accuracy"]["clean"]
+    )
 
 
 def test_a_run_that_was_cut_ends_in_the_same_bytes(
