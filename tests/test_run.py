@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from atmc import data, models
+from atmc import data, folder_lock, models
 from atmc.data import Dataset, InMemory, image_folder, streamed
 from atmc.folder_lock import FolderInUseError, locked
 from atmc.model_check import ModelError
@@ -244,6 +244,8 @@ def test_a_run_killed_while_it_replaces_another_leaves_one_that_resumes(
     genuine, left = Path.unlink, [removed]
 
     def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name in folder_lock.FILES:  # the kernel releases the lock of what is killed
+            return genuine(path, missing_ok=missing_ok)
         if not left[0]:
             raise StopError
         left[0] -= path.exists()
