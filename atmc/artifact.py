@@ -245,9 +245,9 @@ def from_artifact(artifact: codec.Artifact, model: nn.Module | None = None) -> n
         raise ValueError("the model given is factorized: give a plain one")
     shapes = {entry.name: tuple(entry.value.shape) for entry in artifact.entries if entry.name}
     initialize_lazy(model, shapes)
-    if not shapes.keys() <= named_state(model).keys():
-        make_plain(model)
     state = named_state(model)
+    if not shapes.keys() <= state.keys():
+        state = named_state(make_plain(model))
     if len(state) != len(artifact.entries):
         raise codec.AtmcFormatError(
             f"the artifact holds {len(artifact.entries)} tensors, the model {len(state)}: "

@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atmc import codec, fingerprint
 from atmc.accounting import dense_bits, empty_artifact
@@ -173,6 +174,11 @@ class Training:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r} (known: {known})")
 
     @property
+    def attacked(self) -> bool:
+        """Whether training is, by a method that attacks at all."""
+        return self.eps > 0 and self.train_attack != "none"
+
+    @property
     def attack_steps(self) -> int:
         """Steps of the attack, the usual number filled in."""
         return usual_steps(self.train_attack) if self.steps is None else self.steps
@@ -266,6 +272,14 @@ class Job:
                     f"{budget:,} bits"
                 )
 
+    @cached_property
+    def _examples(self) -> tuple[Tensor, Tensor]:
+        """The first x and y of a pass, on the model's device; a loader may take long to start."""
+        with torch.random.fork_rng():
+            x, y = next(iter(self.loader))[:2]
+        device = next(self.model.parameters()).device
+        return x[:EXAMPLES].to(device), y[:EXAMPLES].to(device)
+
     def rehearse(self, own: nn.Module | None) -> None:
         """Write, read and attack the file of an untrained model, as will be done in the end.
 
@@ -280,10 +294,8 @@ class Job:
         data = codec.encode(empty_artifact(self.model, self.target.width, self.target.meta))
         into = None if own is None else copy_model(own)
         decoded = from_artifact(decode(data, into), into)
-        with torch.random.fork_rng():
-            x, y = next(iter(self.loader))[:2]
-        device = next(self.model.parameters()).device
-        x, y, decoded = x[:1].to(device), y[:1].to(device), decoded.to(device)
+        x, y = (part[:1] for part in self._examples)
+        decoded = decoded.to(x.device)
         if self.attacked:
             fgsm(decoded, x, y, self.training.eps)
         else:
@@ -299,8 +311,7 @@ class Job:
         ratios = self.training.ratios
         if self.recipe.least is None or (self.budget_bits is None and ratios is None):
             return
-        with torch.random.fork_rng():
-            x = next(iter(self.loader))[0][:EXAMPLES].to(next(self.model.parameters()).device)
+        x = self._examples[0]
         target, least = self.target, 0
         # A larger budget may give the dense part more bits a value, and so ask for more again.
         while True:
@@ -360,7 +371,7 @@ class Job:
     @property
     def attacked(self) -> bool:
         """Whether training is."""
-        return self._objective(None).attacked
+        return self.recipe.attacked and self.training.attacked
 
     def train_attack_report(self) -> dict[str, Any]:
         """The training-time attack, and how often a cheap one collapsed (null: none is used)."""
@@ -497,7 +508,7 @@ def compress(
     if isinstance(budget_bits, (str, float)):
         budget_bits = parse_bits(budget_bits)
     how = Training(eps=eps, **training)
-    attacked = get(method).attacked and how.eps > 0 and how.train_attack != "none"
+    attacked = get(method).attacked and how.attacked
     batches = Checked(
         train_loader,
         "the train loader",

@@ -219,10 +219,11 @@ def evaluate(
         ValueError: no examples, or a batch that is not what it should be.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    attacked = any(each.eps != 0 for each in attacks)
-    checked = Checked(batches, "the loader", pixels=attacked)
+    if not isinstance(batches, Checked):  # whoever has checked them has named them, too
+        attacked = any(each.eps != 0 for each in attacks)
+        batches = Checked(batches, "the loader", pixels=attacked)
     with _float32(device):
-        return _evaluate(model, checked, attacks, device, seed, on_batch)
+        return _evaluate(model, batches, attacks, device, seed, on_batch)
 
 
 @contextlib.contextmanager

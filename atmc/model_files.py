@@ -97,7 +97,7 @@ def run_record(path: Path) -> RunRecord:
         return RunRecord()
     return RunRecord(
         tuple(shape) if _is_shape(shape) else None,
-        tuple(names) if _are_names(names) else None,
+        tuple(names) if are_names(names) else None,
     )
 
 
@@ -106,7 +106,8 @@ def _is_shape(value: object) -> bool:
     return whole and 0 < math.prod(cast(list[int], value)) <= _MOST_VALUES and value != []
 
 
-def _are_names(value: object) -> bool:
+def are_names(value: object) -> bool:
+    """Whether a value out of JSON holds the names of classes."""
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 

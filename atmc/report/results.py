@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from atmc.model_files import are_names
 from atmc.parsing import parse_bits_per_value, parse_eps
 from atmc.settings import SettingsError, read_config
 
@@ -76,7 +77,7 @@ class _Point(_Record):
 
 def _names(value: object) -> object:
     """Names of classes, where they are such."""
-    return value if isinstance(value, list) and all(isinstance(n, str) for n in value) else None
+    return value if are_names(value) else None
 
 
 class _Report(_Point):

@@ -110,6 +110,17 @@ def test_weights_skip_the_dense_stage_and_an_option_wins_over_the_config(atmc, r
     assert json.loads((folder / "report.json").read_text())["seconds"]["train"] is None
 
 
+def started(*options):
+    """``atmc compress`` in a process of its own."""
+    return subprocess.Popen(
+        [*PROCESS, "compress", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=process_environment(),
+    )
+
+
 @pytest.fixture(scope="module")
 def four(tmp_path_factory, atmc, finished):
     """The config of a run of four epochs, long enough to be stopped, and its artifact."""
@@ -124,13 +135,7 @@ def four(tmp_path_factory, atmc, finished):
 
 
 def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, four, here):
-    process = subprocess.Popen(
-        [*PROCESS, "compress", "--config", four[0], "--output", "cut"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=process_environment(),
-    )
+    process = started("--config", four[0], "--output", "cut")
     for line in process.stderr:
         if line.startswith("compress epoch 2"):
             process.send_signal(signal.SIGINT)
@@ -159,13 +164,7 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, four, here):
 
 
 def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, four, here):
-    process = subprocess.Popen(
-        [*PROCESS, "compress", "--config", four[0], "--output", "one"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=process_environment(),
-    )
+    process = started("--config", four[0], "--output", "one")
     try:
         for line in process.stderr:
             if line.startswith("compress epoch 1"):
@@ -188,14 +187,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, f
 def test_two_that_replace_a_run_at_once_are_not_mixed(run, here):
     shutil.copytree(run, here / "old")
     processes = [
-        subprocess.Popen(
-            [*PROCESS, "compress", *TINY, "--output", "old", "--overwrite", "--seed", seed],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=process_environment(),
-        )
-        for seed in ("1", "2")
+        started(*TINY, "--output", "old", "--overwrite", "--seed", seed) for seed in ("1", "2")
     ]
     said = [process.communicate(timeout=120)[1] for process in processes]
     done = [process.returncode == 0 for process in processes]
