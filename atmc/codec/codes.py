@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,16 +83,26 @@ class _Table:
 
 def _best_table(codes: Int64Array, levels: int) -> _Table:
     """The one of the least total length, of equal ones the plainest."""
-    counts = np.bincount(codes, minlength=levels).astype(np.int64)
+    return _table_of(np.bincount(codes, minlength=levels).astype(np.int64).tobytes(), levels)
+
+
+# Closing loops encode a model many times, and few of its tensors change between two of them.
+@lru_cache(maxsize=1024)
+def _table_of(counted: bytes, levels: int) -> _Table:
+    """The best table for codes that were counted; ``counted`` holds the bytes of int64 counts."""
+    counts = np.frombuffer(counted, dtype=np.int64)
+    size = int(counts.sum())
     none = np.zeros(0, dtype=np.int64)
-    best = _Table(uniform_bits(codes.size, levels), 0, 0, none, none)
+    best = _Table(uniform_bits(size, levels), 0, 0, none, none)
     for choice, mantissa in enumerate(_TABLES[1:], 1):
         tokens = _tokens(counts, mantissa)
-        steps = _zigzag(np.diff(tokens))
-        table, order = min((int(_golomb_bits(steps, k).sum()), k) for k in range(4))
-        largest = int(_tokens(np.int64(codes.size), mantissa))
+        lengths = _golomb_bits(_zigzag(np.diff(tokens)), np.arange(4, dtype=np.int64)[:, None]).sum(
+            axis=1
+        )
+        order = int(lengths.argmin())
+        largest = int(_tokens(np.int64(size), mantissa))
         frequencies = scale_frequencies(_weights(tokens, mantissa))
-        bits = 2.0 + bounded_bits(int(tokens[0]), largest) + table
+        bits = 2.0 + bounded_bits(int(tokens[0]), largest) + int(lengths[order])
         bits += categorical_bits(counts, frequencies)
         if round(bits) < round(best.bits):
             best = _Table(bits, choice, order, tokens, frequencies)
@@ -122,6 +133,6 @@ def _zigzag(steps: Int64Array) -> Int64Array:
     return np.where(steps < 0, -2 * steps - 1, 2 * steps)
 
 
-def _golomb_bits(values: Int64Array, order: int) -> Int64Array:
+def _golomb_bits(values: Int64Array, order: Int64Array) -> Int64Array:
     length = np.frexp((values + (1 << order)).astype(np.float64))[1].astype(np.int64) - 1
     return np.asarray(2 * length + 1 - order, dtype=np.int64)

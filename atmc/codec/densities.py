@@ -100,27 +100,34 @@ class Densities:
         chances = (odds / (1.0 + odds) * TOTAL).astype(np.int64)
         return np.minimum(np.maximum(chances, 1), TOTAL - 1).ravel()
 
-    def fit(self, ones: Int64Array) -> Int64Array:
-        """Scales whose expected numbers of ones are nearest to ``ones``, by their ratio."""
+    def fit(self, ones: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Scales whose expected numbers of ones are nearest to ``ones``, by their ratio.
+
+        Returns:
+            The scales, one a row, and :meth:`chances` of them.
+        """
         wanted = ones.astype(np.float64) * TOTAL
 
-        def expected(scales: Int64Array) -> NDArray[np.float64]:
-            sums = self.chances(scales).reshape(scales.size, -1).sum(axis=1)
-            return np.asarray(sums, dtype=np.float64)  # exact
+        def expected(scales: Int64Array) -> tuple[Int64Array, NDArray[np.float64]]:
+            chances = self.chances(scales).reshape(scales.size, -1)
+            return chances, chances.sum(axis=1).astype(np.float64)  # exact
 
         # Sought: the sparsest scale of which not fewer ones are expected than there are. A guess,
         # right where odds are small, then steps: so the guess decides nothing but the time.
         guess = _MEAN_SCALE - 1 + np.frexp(self._weights.sum() / ones)[1].astype(np.int64)
         low = np.clip(guess, 1, SCALES)
-        here, sparser = expected(low), expected(np.minimum(low + 1, SCALES))
-        while (short := (here < wanted) & (low > 1)).any():
-            low = low - short
-            here, sparser = expected(low), np.where(short, here, sparser)
-        while (more := (sparser >= wanted) & (low < SCALES)).any():
-            low = low + more
-            here, sparser = np.where(more, sparser, here), expected(np.minimum(low + 1, SCALES))
+        while True:
+            next_one = np.minimum(low + 1, SCALES)
+            chances, sums = expected(np.concatenate((low, next_one)))
+            here, sparser = sums[: low.size], sums[low.size :]
+            step = ((sparser >= wanted) & (low < SCALES)).astype(np.int64)
+            step -= (here < wanted) & (low > 1)
+            if not step.any():
+                break
+            low = low + step
         nearer = wanted * wanted < here * sparser
-        return np.asarray(np.where(nearer, np.minimum(low + 1, SCALES), low), dtype=np.int64)
+        chosen = np.where(nearer, low.size, 0) + np.arange(low.size)
+        return np.where(nearer, next_one, low), chances[chosen].ravel()
 
     def see(self, inner: Int64Array) -> None:
         """Learn from the nonzeros of a batch, given by their columns."""

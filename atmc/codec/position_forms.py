@@ -219,7 +219,8 @@ def _adaptive(
     strengths = [0] if rows.size < _MANY * kept.size else [0, 1]
     of_all = [form for strength in strengths for form in forms(told_columns[0], strength)]
     yield from of_all
-    yield from forms(told_columns[1], min(of_all, key=lambda form: form.bits).strength)
+    if told_columns[1].lines.size < kept.size:
+        yield from forms(told_columns[1], min(of_all, key=lambda form: form.bits).strength)
 
 
 class _Under:
@@ -255,7 +256,8 @@ class _Under:
                 by_count = scales_of_counts(self._ones[: scales.size], self._told.lines.size)
                 order = RowOrder.of(keys[: scales.size], by_count.tolist())
                 scales = scales if order is None else by_count
-            batches = self._with(scales)
+            if not np.array_equal(scales, self._found):
+                batches = self._with(scales)
         bits = sum(each.bits for each in batches) + _scales_bits(scales, rows.kept)
         bits -= order.bits if order else 0
         bits = _FLAGS + self._told.bits + rows.bits + share * bits
@@ -289,8 +291,8 @@ def _batches(
         end = start + batch(start, count, kept.size)
         mine = slice(int(ends[start]), int(ends[end]))
         ones = (row[mine] - start) * kept.size + inner[mine]
-        scales = density.fit(np.diff(ends[start : end + 1]))
-        bits = bernoulli_bits(ones, density.chances(scales))
+        scales, chances = density.fit(np.diff(ends[start : end + 1]))
+        bits = bernoulli_bits(ones, chances)
         found.append(Batch(inner[mine], ones, scales, bits))
         density.see(inner[mine])
         start = end
