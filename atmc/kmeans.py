@@ -11,11 +11,12 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 # Where the search for the bounds between levels starts: at the exact optimum where its table is
-# small (up to _CANDIDATES distinct values, or hardly more of them than levels); with up to
-# _SEARCHED levels, at the best choice among _CELLS candidates a level (at least _CANDIDATES);
-# beyond, at the bounds that the density asks for: the table grows as the square of the levels.
-_CANDIDATES = 512
-_CELLS = 8
+# small (hardly more distinct values than levels); with up to _SEARCHED levels, at the best choice
+# among _CELLS candidates a level (at least _CANDIDATES); beyond, at the bounds that the density
+# asks for: the table grows as the square of the levels.
+_SLACK, _TABLE = 256, 2**22  # values beyond the levels, entries of the table: up to these, exact
+_CANDIDATES = 128
+_CELLS = 6
 _SEARCHED = 512
 # Refinement: steps to either side that a bound may move at a time; relative gain that ends it.
 _WINDOW = 6
@@ -115,13 +116,13 @@ def _search(line: Line, levels: int) -> Ints:
     """Bounds of a near-optimal partition into ``levels`` parts, before refinement."""
     size = line.points.size
     slack = size - levels
-    if slack <= _CANDIDATES and levels * slack * slack <= 2**25:
+    if slack <= _SLACK and levels * slack * slack <= _TABLE:
         return _dynamic_program(line, np.arange(size + 1), levels, size)
     if levels > _SEARCHED:
         return _companded(line, levels - 1)
     candidates = _companded(line, max(_CELLS * levels, _CANDIDATES))
     # An optimal part spans about as many candidates as any other: many times that is no limit.
-    return _dynamic_program(line, candidates, levels, max(8 * _CELLS, 16384 // levels))
+    return _dynamic_program(line, candidates, levels, max(5 * _CELLS, 8192 // levels))
 
 
 def _companded(line: Line, cells: int) -> Ints:
