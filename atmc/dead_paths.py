@@ -10,20 +10,22 @@ dropped unless the model itself says the same without it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from atmc.bpda import SmoothGradients
 from atmc.factorization import dense_part, factorized_weights, named_factors, plain_weights
 from atmc.outputs import as_logits
-from atmc.preparation import copy_model
-from atmc.probing import noise_like, outputs, same
+from atmc.probing import generator_of, noise_like, outputs, same
 
 _TRIALS = 4  # the first with positive values alone: no ReLU is off, nothing cancels
 
 
 def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """For every factor, bias and norm, by name: whether an entry can change the output.
+    """For every factor, bias and norm that holds a nonzero, by name: what can change the output.
 
     Of entries that are zero now either may be told.
 
@@ -34,58 +36,91 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     Returns:
         Boolean tensors, of the shapes of the factors and of the trainable dense part.
     """
-    probe = copy_model(model).eval()
-    factors = named_factors(probe)
-    dense = {n: t for n, t in dense_part(probe).items() if isinstance(t, nn.Parameter)}
+    factors = named_factors(model)
+    dense = {n: t for n, t in dense_part(model).items() if isinstance(t, nn.Parameter)}
     entries: dict[str, Tensor] = {**factors, **dense}
-    held = _held(probe, entries)
-    for tensor in entries.values():
-        tensor.requires_grad_(True)
-    found = {name: torch.zeros_like(mask) for name, mask in held.items()}
-    generator = torch.Generator().manual_seed(0)
+    held = _held(model, entries)
+    nonzero = {name: entries[name].detach() != 0 for name in held}
+    found = {name: torch.zeros_like(mask) for name, mask in nonzero.items() if bool(mask.any())}
+    generator = generator_of(x)
 
     def generic(like: Tensor, signed: bool) -> Tensor:
-        values = 0.5 + torch.rand(like.shape, generator=generator)
+        values = torch.rand(like.shape, generator=generator, device=generator.device)
         if signed:
-            values *= 2.0 * torch.randint(0, 2, like.shape, generator=generator) - 1
+            values.mul_(2).sub_(1)
+            values.add_(values.sign().mul_(0.5))
+        else:
+            values.add_(0.5)
         return values.to(like)
 
-    for trial in range(_TRIALS):
-        signed = trial > 0
-        with torch.no_grad():
-            for name, tensor in entries.items():
-                values = generic(tensor, signed) * held[name]
-                if name in factors:  # rows of about unit sum: signals neither grow nor vanish
-                    size = held[name].sum(-1, keepdim=True).clamp(min=1).to(values)
-                    values = values / (size.sqrt() if signed else size)
-                tensor.copy_(values)
-            for module in probe.modules():
-                if isinstance(getattr(module, "running_mean", None), Tensor):
-                    mean = module.running_mean
-                    mean.copy_(-generic(mean, signed) * (mean != 0))  # type: ignore[operator, arg-type]
-        with torch.enable_grad(), plain_weights(probe, graph=True), SmoothGradients():
-            logits = as_logits(probe(noise_like(x, generator)))
-            (logits * generic(logits.detach(), signed)).sum().backward()  # type: ignore[no-untyped-call]
-        for name, tensor in entries.items():
-            if tensor.grad is not None:
-                found[name] |= tensor.grad != 0
-                tensor.grad = None
+    means = [
+        module.running_mean
+        for module in model.modules()
+        if isinstance(getattr(module, "running_mean", None), Tensor)
+    ]
+    with _as_it_was(model, [*(entries[name] for name in held), *means]):
+        model.eval()
+        for name in found:
+            entries[name].requires_grad_(True)
+        for trial in range(_TRIALS):
+            signed = trial > 0
+            with torch.no_grad():
+                for name, mask in held.items():
+                    values = generic(entries[name], signed).mul_(mask)
+                    if name in factors:  # rows of about unit sum: signals neither grow nor vanish
+                        size = mask.sum(-1, keepdim=True).clamp(min=1).to(values)
+                        values.div_(size.sqrt() if signed else size)
+                    entries[name].copy_(values)
+                for mean in means:
+                    mean.copy_(generic(mean, signed).neg_().mul_(mean != 0))
+            with torch.enable_grad(), plain_weights(model, graph=True), SmoothGradients():
+                logits = as_logits(model(noise_like(x, generator)))
+                total = (logits * generic(logits.detach(), signed)).sum()
+                wanted = [entries[name] for name in found]
+                gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+            missing = False
+            for name, gradient in zip(found, gradients, strict=True):
+                if gradient is not None:
+                    found[name] |= gradient != 0
+                missing = missing or not bool((found[name] | ~nonzero[name]).all())
+            if not missing:
+                break
     return found
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Put back these tensors of a model, what of it asks for gradients, and its modes."""
+    values = [tensor.detach().clone() for tensor in tensors]
+    asking = [tensor.requires_grad for tensor in tensors]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value, asks in zip(tensors, values, asking, strict=True):
+                tensor.requires_grad_(asks).copy_(value)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _held(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
     """Where entries are nonzero, or may become so and must not pass for dead until then.
 
     Factors and the biases beside them are what they are. Norms are not: a scale of zero is where
-    many a residual branch starts. Nor is a layer that is empty altogether.
+    many a residual branch starts. Nor is a layer that is empty altogether. Factors without any
+    such entry are left out: they cost nothing.
     """
     held = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in entries.items()}
     for weight in factorized_weights(model):
-        empty = not any(bool(factor.any()) for factor in weight.factors.values())
-        for name, factor in weight.factors.items():
-            held[name] = factor.detach() != 0
-            if empty and name == weight.carrier:
-                held[name] |= True
+        filled = {name: bool(factor.any()) for name, factor in weight.factors.items()}
+        if not any(filled.values()):
+            filled[weight.carrier] = True
+        else:
+            held |= {name: f.detach() != 0 for name, f in weight.factors.items() if filled[name]}
+        for name in weight.factors:
+            if not filled[name]:
+                del held[name]
         bias = f"{weight.name.rpartition('.')[0]}.bias"
         if bias in held:
             held[bias] = entries[bias].detach() != 0
@@ -125,12 +160,14 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     drop_dead_biases(model)
     try:
         alive = alive_entries(model, x)
-        noise = noise_like(x, torch.Generator().manual_seed(1))
+        tensors = {**named_factors(model), **dense_part(model)}
+        alive = {name: mask for name, mask in alive.items() if bool((tensors[name] * ~mask).any())}
+        if not alive:
+            return
+        noise = noise_like(x, generator_of(x, 1))
         before = [outputs(model, inputs) for inputs in (x, noise)]
     except Exception:  # a model of one's own may refuse noise, or change batches, in any way
         return
-    tensors = {**named_factors(model), **dense_part(model)}
-    alive = {name: mask for name, mask in alive.items() if bool((tensors[name] * ~mask).any())}
     held = {name: tensors[name].clone() for name in alive}
     for name, mask in alive.items():
         tensors[name].mul_(mask)

@@ -36,7 +36,13 @@ def same(before: Tensor, after: Tensor) -> bool:
     return float((after - before).abs().max()) <= CLOSE * largest + 1e-12
 
 
+def generator_of(x: Tensor, seed: int = 0) -> torch.Generator:
+    """A generator of random numbers where ``x`` is: what is large is not made on the host."""
+    return torch.Generator(x.device).manual_seed(seed)
+
+
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform noise of the shape and range of ``x``."""
-    low, high = float(x.min()), float(x.max())
-    return low + (high - low) * torch.rand(x.shape, generator=generator).to(x)
+    low, high = x.min(), x.max()
+    noise = torch.rand(x.shape, generator=generator, device=generator.device)
+    return low + (high - low) * noise.to(x)
