@@ -164,14 +164,32 @@ def _furthest(
     return low, path[low], taken
 
 
-@torch.no_grad()
-def _pruned(model: nn.Module, x: Tensor, values: Values, order: UnitOrder) -> nn.Module:
-    """A copy that holds ``values``, dead paths dropped, units in order."""
-    probe = copy_model(model)
-    put(probe, values)
-    drop_dead_paths(probe, x)
-    order.sort(probe)
-    return probe
+class Prunings:
+    """A copy of a model that takes one pruning after another, to see what its file would be.
+
+    Args:
+        model: factorized; it is not changed.
+        x: a few inputs, (n, ...).
+        order: of the model.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, order: UnitOrder) -> None:
+        self._model, self._x, self._order = model, x, order
+        self._probe = copy_model(model)
+
+    @torch.no_grad()
+    def of(self, values: Values) -> nn.Module:
+        """The model as it is now with these factors, dead paths dropped, units in order.
+
+        The next call changes what this one has returned.
+        """
+        now = self._model.state_dict()
+        for name, value in self._probe.state_dict().items():
+            value.copy_(now[name])
+        put(self._probe, values)
+        drop_dead_paths(self._probe, self._x)
+        self._order.sort(self._probe)
+        return self._probe
 
 
 @torch.no_grad()
@@ -200,7 +218,7 @@ def _rounded(
 
 def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
     """The real size of the file that ``values`` would make, dead paths dropped and rounded."""
-    probe = _pruned(model, x, values, UnitOrder.of(model, x))
+    probe = Prunings(model, x, UnitOrder.of(model, x)).of(values)
     return _rounded_bits(probe, target, settle_bits(probe, target))
 
 
@@ -286,25 +304,23 @@ class ShareStage(Stage, ABC):
         if not self.bits:
             guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
             self.bits = dict.fromkeys(named_factors(self.model), guess)
+        if self.order is None:
+            self.order = UnitOrder.of(self.model, self.example)
+        prunings = Prunings(self.model, self.example, self.order)
+
+        def over(share: float) -> float:
+            probe = prunings.of(self.values_at(share))
+            return _rounded_bits(probe, self.target, self.bits) / (_AIM * self.target.budget_bits)
+
         for _ in range(_TRIALS):
-            self.share = largest_share(self._over, near)
+            self.share = largest_share(over, near)
             if self.target.bits != "auto" or self.share == 0:
                 return
             near = self.share
-            probe = self._probe(self.share)
-            chosen = usual_bits(probe, self.target)
+            chosen = usual_bits(prunings.of(self.values_at(self.share)), self.target)
             if chosen == self.bits:
                 return
             self.bits = chosen
-
-    def _probe(self, share: float) -> nn.Module:
-        if self.order is None:
-            self.order = UnitOrder.of(self.model, self.example)
-        return _pruned(self.model, self.example, self.values_at(share), self.order)
-
-    def _over(self, share: float) -> float:
-        probe = self._probe(share)
-        return _rounded_bits(probe, self.target, self.bits) / (_AIM * self.target.budget_bits)
 
     def least_bits(self, model: nn.Module, x: Tensor) -> int:
         """The size in bits at share 0, of a dense model, which is factorized."""

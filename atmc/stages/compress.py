@@ -17,10 +17,9 @@ from atmc.factorization import dense_part, factorize, factorized_weights, named_
 from atmc.importance import Importance, scores
 from atmc.levels import round_dense_part
 from atmc.optim import ATMC, AUTO_GUESS
-from atmc.preparation import copy_model
 from atmc.projection import topk_masks
 from atmc.rounding import DISTORTION, rounded
-from atmc.stages.closing import close, every_weight, put, reason
+from atmc.stages.closing import Prunings, close, every_weight, reason
 from atmc.stages.penalty import rising_rho
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage, adam
@@ -98,6 +97,7 @@ class CompressStage(Stage):
         """ATMC around Adam."""
         self.model = model
         self.order = UnitOrder.of(model, self.example)
+        self.prunings = Prunings(model, self.example, self.order)
         self.names = list(named_factors(model))
         carriers = [w.carrier for w in factorized_weights(model)]
         self.allowed = carriers if self.prune_only else self.names
@@ -244,34 +244,38 @@ class CompressStage(Stage):
         target.outcome.reason = reason(target, whole, "weights", finest=True)
 
     def _largest_k(self) -> tuple[int, int]:
-        """The closing loop: encode, measure, and bisect k between what fits and what does not.
+        """The closing loop: encode, measure, and look for k between what fits and what does not.
 
         Returns:
             k, and the bits of its file; 0 where none tried fits.
         """
-        fits, over, taken = 0, self.optimizer.nonzeros + 1, 0
-        k, limit = over - 1, self.target.budget_bits
-        for _ in range(_ROUNDS):
+        limit = self.target.budget_bits
+        k = self.optimizer.nonzeros
+        fits, taken = 0, 0
+        over, excess = k + 1, 0
+        for trial in range(_ROUNDS):
             bits = self._file_bits(k)
             if bits <= limit:
                 fits, taken = k, bits
             else:
-                over = k
-            if over - fits <= 1:
+                over, excess = k, bits
+            # The next entry would not fit, or nothing lies between.
+            if over - fits <= 1 or limit - taken < taken / max(1, fits):
                 break
-            # The budget was aimed at: the answer is near the top of the range.
-            aim = self.k_target if 0 < self.k_target < over else over
-            k = min(aim, int(0.95 * over)) if fits == 0 else (fits + over) // 2
+            if fits == 0:  # files grow about as k does
+                k = min(int(0.999 * over * limit / excess), over - 1)
+            elif trial % 3 == 2:
+                k = (fits + over) // 2
+            else:
+                k = fits + int((over - fits) * (limit - taken) / (excess - taken))
+            k = min(max(k, fits + 1), over - 1)
         # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
         # model would be no answer.
         return fits or over - 1, taken
 
     def _file_bits(self, k: int) -> int:
         """The real size of the file that finalizing at ``k`` would make; constants not folded."""
-        probe = copy_model(self.model)
-        put(probe, self.optimizer.quantized(k))
-        drop_dead_paths(probe, self.example)
-        self.order.sort(probe)
+        probe = self.prunings.of(self.optimizer.quantized(k))
         return encoded_bits(probe, self.target, {})
 
     def measure(self) -> dict[str, int]:
