@@ -95,7 +95,7 @@ def empty_artifact(
 
 def fixed_bits(model: nn.Module, *, width: int, meta: dict[str, Any] | None = None) -> int:
     """The most that the file can take with every factor zero, whatever the dense part holds."""
-    return codec.largest_bits(empty_artifact(model, width, meta))
+    return codec.largest_bits(empty_artifact(model, width, meta), [width])[width]
 
 
 def smallest_bits(model: nn.Module, *, meta: dict[str, Any] | None = None) -> int:
@@ -118,10 +118,7 @@ def dense_width(
         BudgetError: no file fits; the message gives the smallest N that does.
     """
     empty = _empty(model)
-    fixed = {
-        width: codec.largest_bits(to_artifact(empty, width=width, meta=meta))
-        for width in DENSE_WIDTHS
-    }
+    fixed = codec.largest_bits(to_artifact(empty, meta=meta), DENSE_WIDTHS)
     least = fixed[min(DENSE_WIDTHS)]
     if budget_bits < least:
         raise BudgetError(

@@ -53,11 +53,8 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
             values.add_(0.5)
         return values.to(like)
 
-    means = [
-        module.running_mean
-        for module in model.modules()
-        if isinstance(getattr(module, "running_mean", None), Tensor)
-    ]
+    buffers = [getattr(module, "running_mean", None) for module in model.modules()]
+    means = [buffer for buffer in buffers if isinstance(buffer, Tensor)]
     with _as_it_was(model, [*(entries[name] for name in held), *means]):
         model.eval()
         for name in found:

@@ -190,7 +190,7 @@ def test_smallest_bits_is_a_promise_whatever_training_did() -> None:
 def test_largest_bits_wants_empty_factors() -> None:
     artifact = to_artifact(factorize(network()))
     with pytest.raises(ValueError, match="all zero"):
-        codec.largest_bits(artifact)
+        codec.largest_bits(artifact, [8])
 
 
 def test_dense_width() -> None:

@@ -7,6 +7,7 @@ and columns are empty, and the others are filled very unevenly. Each is used whe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +16,34 @@ from numpy.typing import NDArray
 from atmc.codec.codes import decode_codes, encode_codes
 from atmc.codec.densities import MAX_COLUMNS, SCALES, STRENGTHS, Densities, Layout, batch
 from atmc.codec.errors import AtmcFormatError
-from atmc.codec.position_forms import Adaptive, Batch, Kept, Lines, codes_of_scales, shortest
+from atmc.codec.position_forms import (
+    Adaptive,
+    Batch,
+    Kept,
+    Lines,
+    Uniform,
+    codes_of_scales,
+    shortest,
+)
 from atmc.codec.row_order import MAX_ROWS, read_order, row_keys
 from atmc.codec.stream import Reader, Writer
 from atmc.codec.subset import read_subset, write_subset
 
 Int64Array = NDArray[np.int64]
+
+# Closing loops encode a model many times, and most of its tensors have the same places in all of
+# them. Of tensors with up to so many nonzeros it is remembered how they are written.
+_REMEMBERED = 1 << 14
+
+
+@lru_cache(maxsize=128)
+def _remembered(
+    positions: bytes, kept: bytes | None, rows: int, columns: int, block: int, spatial: bool
+) -> Uniform | Adaptive:
+    """:func:`shortest` for the bytes of int64 positions, and of the columns that are kept."""
+    some = Lines(columns) if kept is None else Lines.some(np.frombuffer(kept, dtype=np.int64))
+    row, column = np.divmod(np.frombuffer(positions, dtype=np.int64), columns)
+    return shortest(row, column, Lines(rows), some, Layout(rows, columns, block, spatial))
 
 
 class PlannedPositions:
@@ -46,7 +69,12 @@ class PlannedPositions:
             self._dead = not bool(layout.live[self._columns].all())
             if not self._dead:
                 self._kept = Lines.some(np.flatnonzero(layout.live))
-        self._form = shortest(self._rows, self._columns, self._every, self._kept, layout)
+        if positions.size <= _REMEMBERED:
+            live = None if self._kept.indices is None else self._kept.indices.tobytes()
+            shape = (layout.rows, layout.columns, layout.block, layout.spatial)
+            self._form = _remembered(positions.tobytes(), live, *shape)
+        else:
+            self._form = shortest(self._rows, self._columns, self._every, self._kept, layout)
         self.spare = self._form.order.bits if self._form.order is not None else 0
 
     def write(self, writer: Writer, number: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atmc.codec.container import PREFIX, Costs, encode_metered
@@ -109,16 +110,21 @@ def dense_fixed_bits(size: int, width: int) -> int:
     return 23 + size * width + -(-size // 512)
 
 
-def largest_bits(artifact: Artifact) -> int:
-    """The most bits of any file that differs from ``artifact``'s in values of its dense part only.
+def largest_bits(artifact: Artifact, widths: Sequence[int]) -> dict[int, int]:
+    """The most bits of any file that differs from ``artifact``'s in its dense part only, by width.
 
-    Widths, shapes and all else stay; every factor must be zero. Safe: for each
-    :class:`DenseTensor` the longer of its two kinds, without a mask; below 2**-11 of the length for
-    the coder's rounding (each time its range has shrunk by 32 bits, symbols of one bit and more
-    have lost less than 2**-7 · log2(e) bits); whole bytes.
+    Shapes and all else stay; every factor must be zero. Safe: for each :class:`DenseTensor` the
+    longer of its two kinds, without a mask; below 2**-11 of the length for the coder's rounding
+    (each time its range has shrunk by 32 bits, symbols of one bit and more have lost less than
+    2**-7 · log2(e) bits); whole bytes.
+
+    Args:
+        artifact: of an empty model.
+        widths: bits a value that the dense part may have.
     """
     costs = encode_metered(artifact)[1]
-    bits, row = math.fsum(costs.values()), 0
+    dense: list[int] = []
+    row = 0
     for entry in artifact.entries:
         if isinstance(entry.value, FactorizedWeight):
             if entry.value.u.nonzeros or entry.value.v.nonzeros or entry.value.c.nonzeros:
@@ -126,10 +132,15 @@ def largest_bits(artifact: Artifact) -> int:
             row += 3
             continue
         if isinstance(entry.value, DenseTensor):
-            size, width = entry.value.codes.size, entry.value.width
-            bits += _most_bits(size, width) - costs.get((row, "dense"), 0.0)
+            dense.append(entry.value.codes.size)
+            costs.pop((row, "dense"), None)
         row += 1
-    return 8 * (PREFIX + math.ceil((bits * (1 + 2**-11) + 2**-6) / 8))
+    fixed = math.fsum(costs.values())
+    most = {width: fixed + sum(_most_bits(size, width) for size in dense) for width in widths}
+    return {
+        width: 8 * (PREFIX + math.ceil((bits * (1 + 2**-11) + 2**-6) / 8))
+        for width, bits in most.items()
+    }
 
 
 def _most_bits(size: int, width: int) -> float:

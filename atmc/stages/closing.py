@@ -33,6 +33,8 @@ _STUCK = 4  # tensors whose next codebook may be too large, before the search fo
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
 
+_PLACE_BITS = 2  # what the place of a nonzero takes, guessed before the first file is made
+
 _ALL: Mapping[str, int] = {}  # as many levels as b allows
 
 Values = Mapping[str, Tensor]
@@ -230,17 +232,16 @@ def put(model: nn.Module, values: Values) -> None:
         factors[name].copy_(value)
 
 
-def largest_share(over: Callable[[float], float], near: float | None = None) -> float:
+def largest_share(over: Callable[[float], float], near: float) -> float:
     """The largest share in (0, 1] that fits, to a five-hundredth of it; 0 where none does.
 
     Args:
         over: the size at a share as a multiple of what it may be; it fits where that is at most 1.
             A share that does not fit is followed by no larger one that does.
-        near: where to look first; None looks down from 1, since files are small shares of dense
-            models.
+        near: where to look first.
     """
     low = high = None  # (share, size) that fits, and that does not
-    share = 1.0 if near is None else near
+    share = near
     for trial in range(_ROUNDS):
         size = over(share)
         if size <= 1:
@@ -300,10 +301,12 @@ class ShareStage(Stage, ABC):
         The budget is overshot a little, for :func:`close` to cut. Where b is ours to choose, it is
         chosen for the share found, and the share looked for again.
         """
-        near = self.share if self.bits and self.share > 0 else None
         if not self.bits:
             guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
             self.bits = dict.fromkeys(named_factors(self.model), guess)
+            whole = sum(w.factors[w.carrier].numel() for w in factorized_weights(self.model))
+            self.share = min(1.0, self.target.budget_bits / (guess + _PLACE_BITS) / whole)
+        near = self.share if self.share > 0 else 1.0
         if self.order is None:
             self.order = UnitOrder.of(self.model, self.example)
         prunings = Prunings(self.model, self.example, self.order)

@@ -296,7 +296,7 @@ def test_no_dense_part_is_larger_than_the_largest(count: int) -> None:
         tensor = codec.DenseTensor((size,), codes, 1.0, width, "linear")
         return pack(zero, *[tensor] * count)
 
-    bound = codec.largest_bits(net(np.zeros(size, np.int64)))
+    bound = codec.largest_bits(net(np.zeros(size, np.int64)), [width])[width]
     for _ in range(20 // count):
         shares = rng.dirichlet(np.full(15, 2.0))
         codes = rng.choice(np.arange(-7, 8), size, p=shares)
