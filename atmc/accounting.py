@@ -7,10 +7,12 @@ All sizes are in bits. Paper bits are nonzeros × b, the size that papers report
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ FLOAT_BITS = 32  # values kept as they are, no codebook
 _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
 CHOICES = range(1, 9)  # bits a value
 _LEAST_MORE, _MOST_MORE = 2, 5  # bits of a level beyond those of its index
+_HALF = 16  # bits of a float32, taken at a time
 _TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
 
 
@@ -176,54 +179,71 @@ def k_for_budget(
     """A k whose factors fit ``available_bits`` where those of k + 1 would not, estimated.
 
     The k best of ``scores`` fall where they fall: tensors are charged by how many of their
-    entries are among them, ties going to the earlier tensor. Bisection on the threshold; no sort.
+    entries are among them, ties going to the earlier tensor. Two histograms of the scores, of the
+    first and of the last half of their bits, serve all k that are tried.
 
     Args:
-        scores: of every factor, as the projection ranks them.
+        scores: of every factor, as the projection ranks them; compared in float32.
         bits: b of every factor.
         available_bits: what the file has left for factors.
         value_bits: measured bits a code of every factor.
     """
     values = [None] * len(bits) if value_bits is None else value_bits
 
-    def counts(threshold: float) -> list[int]:
-        return [int((score > threshold).sum()) for score in scores]
-
-    def cost(kept: Sequence[int]) -> float:
-        return sum(
-            factor_bits(score.numel(), n, b, v)
+    def fits(kept: Sequence[int]) -> bool:
+        costs = (
+            factor_bits(score.numel(), int(n), b, v)
             for score, n, b, v in zip(scores, kept, bits, values, strict=True)
         )
+        return sum(costs) <= available_bits
 
-    low, high = 0.0, max((float(s.max()) for s in scores if s.numel()), default=0.0)
-    kept = counts(low)
-    if cost(kept) <= available_bits:
-        return sum(kept)
-    for _ in range(40):
-        middle = (low + high) / 2
-        if cost(counts(middle)) <= available_bits:
-            high = middle
-        else:
-            low = middle
-    # What is left between the two thresholds is (nearly) tied.
-    kept, last = counts(high), counts(low)
+    # Patterns of floats that are not negative are ordered as the floats are.
+    rest = [score.detach().reshape(-1).float().view(torch.int32) for score in scores]
+    rest = [patterns[patterns > 0] for patterns in rest]
+    kept = np.array([patterns.numel() for patterns in rest])
+    if fits(kept):
+        return int(kept.sum())
+    kept[:] = 0
+    for shift in (_HALF, 0):
+        digits = [(patterns >> shift) & (1 << _HALF) - 1 for patterns in rest]
+        counts = _histograms(digits)
+        # Column d: how many entries have digit d or a larger one; the last column has none.
+        down_to = kept[:, None] + np.pad(counts[:, ::-1].cumsum(axis=1)[:, ::-1], ((0, 0), (0, 1)))
+        first = _first(down_to.shape[1] - 1, lambda digit: fits(down_to[:, digit]))
+        kept = down_to[:, first]
+        # Those just below, of which some fit.
+        rest = [p[d == first - 1] for p, d in zip(rest, digits, strict=True)]
+    tied = [patterns.numel() for patterns in rest]
 
     def filled(more: int) -> list[int]:
         out = []
-        for fewer, most in zip(kept, last, strict=True):
-            taken = min(more, most - fewer)
+        for n, most in zip(kept, tied, strict=True):
+            taken = min(more, most)
             more -= taken
-            out.append(fewer + taken)
+            out.append(int(n) + taken)
         return out
 
-    fits, over = 0, sum(last) - sum(kept)
-    while over - fits > 1:
-        middle_count = (fits + over) // 2
-        if cost(filled(middle_count)) <= available_bits:
-            fits = middle_count
+    spare = _first(sum(tied), lambda left: fits(filled(sum(tied) - left)))
+    return int(kept.sum()) + sum(tied) - spare
+
+
+def _first(last: int, holds: Callable[[int], bool]) -> int:
+    """The first number up to ``last`` of which ``holds``, once true, is true; or the last."""
+    low, high = -1, last
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
         else:
-            over = middle_count
-    return sum(kept) + fits
+            low = middle
+    return high
+
+
+def _histograms(digits: Sequence[Tensor]) -> npt.NDArray[np.int64]:
+    """How often each digit occurs, a row a tensor."""
+    largest = max((int(d.amax()) for d in digits if d.numel()), default=0)
+    rows = [torch.bincount(d, minlength=largest + 1) for d in digits]
+    return torch.stack([row.cpu() for row in rows]).numpy()
 
 
 @dataclass(frozen=True)
