@@ -7,7 +7,8 @@ All sizes are in bits. Paper bits are nonzeros × b, the size that papers report
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,7 +191,7 @@ def k_for_budget(
     """
     values = [None] * len(bits) if value_bits is None else value_bits
 
-    def fits(kept: Sequence[int]) -> bool:
+    def fits(kept: Iterable[int]) -> bool:
         costs = (
             factor_bits(score.numel(), int(n), b, v)
             for score, n, b, v in zip(scores, kept, bits, values, strict=True)
@@ -209,8 +210,9 @@ def k_for_budget(
         counts = _histograms(digits)
         # Column d: how many entries have digit d or a larger one; the last column has none.
         down_to = kept[:, None] + np.pad(counts[:, ::-1].cumsum(axis=1)[:, ::-1], ((0, 0), (0, 1)))
-        first = _first(down_to.shape[1] - 1, lambda digit: fits(down_to[:, digit]))
-        kept = down_to[:, first]
+        columns = list(down_to.T)
+        first = bisect_left(columns[:-1], True, key=fits)
+        kept = columns[first]
         # Those just below, of which some fit.
         rest = [p[d == first - 1] for p, d in zip(rest, digits, strict=True)]
     tied = [patterns.numel() for patterns in rest]
@@ -223,20 +225,8 @@ def k_for_budget(
             out.append(int(n) + taken)
         return out
 
-    spare = _first(sum(tied), lambda left: fits(filled(sum(tied) - left)))
-    return int(kept.sum()) + sum(tied) - spare
-
-
-def _first(last: int, holds: Callable[[int], bool]) -> int:
-    """The first number up to ``last`` of which ``holds``, once true, is true; or the last."""
-    low, high = -1, last
-    while high - low > 1:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+    over = bisect_left(range(1, sum(tied)), True, key=lambda more: not fits(filled(more)))
+    return int(kept.sum()) + over
 
 
 def _histograms(digits: Sequence[Tensor]) -> npt.NDArray[np.int64]:
