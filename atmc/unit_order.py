@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,10 @@ from atmc.factorization import (
 )
 from atmc.preparation import copy_model
 from atmc.probing import CLOSE, outputs
+
+_EXAMPLES = 4  # of noise, on which it is tried whose units may change places
+
+Pair = tuple[FactorizedWeight, FactorizedWeight]
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,11 @@ class UnitOrder:
         probe = copy_model(model)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for tensor in (*named_factors(probe).values(), *dense_part(probe).values()):
+            weights = factorized_weights(probe)
+            for factor in named_factors(probe).values():
+                factor.zero_()  # but for the one that is W in whole
+            carriers = [_carrier(weight) for weight in weights]
+            for tensor in (*carriers, *dense_part(probe).values()):
                 if tensor.dim() < 2:  # positive, as variances must be
                     tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
                 else:
@@ -63,20 +72,22 @@ class UnitOrder:
         for module in probe.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0  # what it drops is no matter of which unit stands where
-        noise = torch.rand(x.shape, generator=generator).to(x)
-        found = []
-        for first, second in itertools.pairwise(factorized_weights(probe)):
-            if not _fit(first, second):
-                continue
-            try:
-                proved = all(
-                    _proved(probe, first, second, noise, training) for training in (False, True)
-                )
-            except Exception:  # a model of one's own may refuse noise in any way
+            if isinstance(getattr(module, "running_mean", None), Tensor):
+                module.momentum = 0.0  # type: ignore[assignment]  # passes leave it as it is
+        noise = torch.rand(x[:_EXAMPLES].shape, generator=generator).to(x)
+        pairs = [pair for pair in itertools.pairwise(weights) if _fit(*pair)]
+        try:
+            said = {training: _said(probe, noise, training) for training in (False, True)}
+            if not all(map(_speaks, said.values())):
                 return cls(())
-            if proved:
-                found.append((first.name, second.name))
-        return cls(tuple(found))
+            # One step of one pair in one mode rules most of the others out; what is left is mostly
+            # right, and all of it is tried at once.
+            pairs = [p for p in pairs if _stays(probe, [p], noise, _exchanged, False, said)]
+            if not _proved(probe, pairs, noise, said):
+                pairs = [p for p in pairs if _proved(probe, [p], noise, said)]
+        except Exception:  # a model of one's own may refuse noise in any way
+            return cls(())
+        return cls(tuple((first.name, second.name) for first, second in pairs))
 
     @torch.no_grad()
     def sort(self, model: nn.Module) -> None:
@@ -142,21 +153,52 @@ def _between(model: nn.Module, first: FactorizedWeight, second: FactorizedWeight
     return found
 
 
-def _proved(
-    probe: nn.Module, first: FactorizedWeight, second: FactorizedWeight, x: Tensor, training: bool
-) -> bool:
+def _said(probe: nn.Module, x: Tensor, training: bool) -> Tensor:
+    """The outputs; what is random in a pass (paths that are left out, say) is the same in each."""
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        return outputs(probe, x, training)
+
+
+def _speaks(said: Tensor) -> bool:
+    """Whether outputs say something of the inputs."""
+    largest, spread = float(said.abs().max()), float((said - said.mean(0)).abs().max())
+    return 1e-3 * largest < spread < math.inf
+
+
+def _exchanged(rows: int) -> Tensor:
+    places = torch.arange(rows)
+    places[:2] = places[:2].flip(0)
+    return places
+
+
+def _moved_on(rows: int) -> Tensor:
+    return torch.arange(rows).roll(1)
+
+
+def _proved(probe: nn.Module, pairs: list[Pair], x: Tensor, said: dict[bool, Tensor]) -> bool:
     """Whether the outputs stay under two orders of the units of which all others are made."""
-    places = torch.arange(first.parametrization.layout.rows)
-    exchanged = places.clone()
-    exchanged[:2] = exchanged[:2].flip(0)
-    before = outputs(probe, x, training)
-    largest, spread = float(before.abs().max()), float((before - before.mean(0)).abs().max())
-    if not 1e-3 * largest < spread < math.inf:  # it says nothing of the inputs
-        return False
-    for order in (exchanged, places.roll(1)):
-        _reorder(probe, first, second, order)
-        after = outputs(probe, x, training)
-        _reorder(probe, first, second, order.argsort())
-        if not float((after - before).abs().max()) <= CLOSE * spread:
-            return False
-    return True
+    return all(
+        _stays(probe, pairs, x, order, training, said)
+        for order in (_exchanged, _moved_on)
+        for training in (False, True)
+    )
+
+
+def _stays(
+    probe: nn.Module,
+    pairs: list[Pair],
+    x: Tensor,
+    order: Callable[[int], Tensor],
+    training: bool,
+    said: dict[bool, Tensor],
+) -> bool:
+    """Whether the model says what it ``said`` while the units of all pairs are in this order."""
+    orders = [order(first.parametrization.layout.rows) for first, _ in pairs]
+    for (first, second), places in zip(pairs, orders, strict=True):
+        _reorder(probe, first, second, places)
+    after, before = _said(probe, x, training), said[training]
+    for (first, second), places in zip(reversed(pairs), reversed(orders), strict=True):
+        _reorder(probe, first, second, places.argsort())
+    spread = float((before - before.mean(0)).abs().max())
+    return float((after - before).abs().max()) <= CLOSE * spread
