@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ FLOAT_BITS = 32  # values kept as they are, no codebook
 _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
 CHOICES = range(1, 9)  # bits a value
 _LEAST_MORE, _MOST_MORE = 2, 5  # bits of a level beyond those of its index
+_AHEAD = 2  # bits beyond those that a tensor has, looked at for the next step
 _HALF = 16  # bits of a float32, taken at a time
 _TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
 
@@ -279,50 +280,75 @@ def plan(
     return Plan(k, dict.fromkeys(names, bits), width, budget_bits, fixed + used)
 
 
+class _Curve(Sequence[tuple[float, float]]):
+    """The error and the rate of one tensor by bits, each measured when it is asked for.
+
+    Args:
+        tensor: zeros where it is pruned, at least one nonzero.
+        sensitivity: what squared error in it is worth.
+        rdo: how it will be rounded.
+    """
+
+    def __init__(self, tensor: Tensor, sensitivity: float, rdo: bool) -> None:
+        self._values = tensor.detach()[tensor != 0].double()
+        self._size, self._sensitivity, self._rdo = tensor.numel(), sensitivity, rdo
+        self._points: dict[int, tuple[float, float]] = {}
+        self.energy = sensitivity * float(self._values.square().sum())
+
+    def __len__(self) -> int:
+        return len(CHOICES)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[float, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[float, float]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[float, float] | list[tuple[float, float]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index not in self._points:
+            self._points[index] = self._measured(CHOICES[index])
+        return self._points[index]
+
+    def _measured(self, bits: int) -> tuple[float, float]:
+        values = self._values
+        book = quantized_codebook(values, 2**bits, level_bits(bits, len(values)), rdo=self._rdo)
+        gap = values - book.levels.to(values)[book.codes]
+        error = self._sensitivity * float(gap.square().sum())
+        return error, factor_bits(self._size, len(values), bits, code_bits(book.codes))
+
+
 @dataclass(frozen=True)
 class RateDistortion:
     """What each tensor would lose and cost at 1 to 8 bits a value.
 
     Attributes:
         names: of all tensors, the empty ones too.
-        errors: of each nonempty tensor, Σ s_t ‖θ_t - θ'_t‖² by bits.
-        rates: its bits in the file, estimated, by bits a value.
+        curves: of each nonempty tensor, by bits: Σ s_t ‖θ_t - θ'_t‖², and its bits in the file,
+            estimated.
         energy: Σ s_t ‖θ_t‖² over all.
     """
 
     names: tuple[str, ...]
-    errors: dict[str, list[float]]
-    rates: dict[str, list[float]]
+    curves: Mapping[str, Sequence[tuple[float, float]]]
     energy: float
 
     @classmethod
     def of(
         cls, tensors: Mapping[str, Tensor], sensitivity: Mapping[str, float], *, rdo: bool = False
     ) -> RateDistortion:
-        """Measure tensors.
+        """Measure tensors, as far as the choice of bits asks for it.
 
         Args:
             tensors: the factors, zeros where they are pruned.
             sensitivity: s_t, what squared error in a tensor is worth to its layer.
             rdo: how tensors will be rounded, see :func:`atmc.quantization.quantized_codebook`.
         """
-        errors: dict[str, list[float]] = {}
-        rates: dict[str, list[float]] = {}
-        energy = 0.0
-        for name, tensor in tensors.items():
-            values = tensor.detach()[tensor != 0].double()
-            if len(values) == 0:
-                continue
-            energy += sensitivity[name] * float(values.square().sum())
-            errors[name], rates[name] = [], []
-            for bits in CHOICES:
-                precision = level_bits(bits, len(values))
-                book = quantized_codebook(values, 2**bits, precision, rdo=rdo)
-                gap = values - book.levels.to(values)[book.codes]
-                errors[name].append(sensitivity[name] * float(gap.square().sum()))
-                entropy = code_bits(book.codes)
-                rates[name].append(factor_bits(tensor.numel(), len(values), bits, entropy))
-        return cls(tuple(tensors), errors, rates, energy)
+        curves = {
+            name: _Curve(tensor, sensitivity[name], rdo)
+            for name, tensor in tensors.items()
+            if bool(tensor.any())
+        }
+        return cls(tuple(tensors), curves, sum(curve.energy for curve in curves.values()))
 
     def choose(self, distortion: float) -> dict[str, int]:
         """b per tensor: the fewest bits whose error stays in bounds.
@@ -341,38 +367,41 @@ class RateDistortion:
 
     def error(self, bits: Mapping[str, int]) -> float:
         """Σ s_t ‖θ_t - θ'_t‖² at these bits."""
-        return sum(errors[CHOICES.index(bits[name])] for name, errors in self.errors.items())
+        return sum(curve[CHOICES.index(bits[name])][0] for name, curve in self.curves.items())
 
     def rate(self, bits: Mapping[str, int]) -> float:
         """Bits of all tensors in the file, estimated, at these bits a value."""
-        return sum(rates[CHOICES.index(bits[name])] for name, rates in self.rates.items())
+        return sum(curve[CHOICES.index(bits[name])][1] for name, curve in self.curves.items())
 
     def path(self) -> Iterator[dict[str, int]]:
         """All that :meth:`choose` may choose, from one bit each on: the next is one step finer.
 
         It ends where no more bits leave a smaller error.
         """
-        errors, rates = self.errors, self.rates
-        chosen = dict.fromkeys(errors, 0)  # index into the choices
+        chosen = dict.fromkeys(self.curves, 0)  # index into the choices
 
         def step(name: str) -> tuple[float, int]:
             """The most error a bit of file that more bits for a tensor buy, and how many."""
-            now, error, rate = chosen[name], errors[name], rates[name]
-            worth = [
-                ((error[now] - error[i]) / max(rate[i] - rate[now], 1e-9), -i)
-                for i in range(now + 1, len(CHOICES))
-            ]
-            gain, i = max(worth, default=(0.0, -now))
-            return gain, -i
+            now, curve = chosen[name], self.curves[name]
+            error, rate = curve[now]
+            best, at = 0.0, now
+            for i in range(now + 1, len(CHOICES)):
+                # Finer codebooks take longer to find, and are mostly not the ones that are sought.
+                if i > now + _AHEAD and best > 0:
+                    break
+                gain = (error - curve[i][0]) / max(curve[i][1] - rate, 1e-9)
+                if gain > best:
+                    best, at = gain, i
+            return best, at
 
         steps = {name: step(name) for name in chosen}
         while True:
             yield {name: CHOICES[chosen.get(name, 0)] for name in self.names}
-            best = max(steps, key=lambda name: steps[name][0], default=None)
-            if best is None or steps[best][0] <= 0:
+            name = max(steps, key=lambda name: steps[name][0], default="")
+            if not name or steps[name][0] <= 0:
                 return
-            chosen[best] = steps[best][1]
-            steps[best] = step(best)
+            chosen[name] = steps[name][1]
+            steps[name] = step(name)
 
 
 def code_bits(codes: Tensor) -> float:

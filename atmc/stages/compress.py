@@ -209,10 +209,14 @@ class CompressStage(Stage):
         if final and self.k_target >= nonzeros:
             # Entries that k has let go do not come back: their bits go to finer codebooks.
             room = self.target.budget_bits - self._file_bits(nonzeros)
-            finer = [step for step in table.path() if table.error(step) <= table.error(bits)]
-            finer = [step for step in finer if table.rate(step) - table.rate(bits) <= room]
-            if room > 0 and finer:
-                self.optimizer.set_bits(finer[-1])
+            finer = bits
+            for step in table.path() if room > 0 else ():
+                if table.rate(step) - table.rate(bits) > room:
+                    break
+                if table.error(step) <= table.error(bits):
+                    finer = step
+            if finer != bits:
+                self.optimizer.set_bits(finer)
                 self._aim()
 
     def penalty(self) -> Tensor:
