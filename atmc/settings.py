@@ -236,7 +236,7 @@ def read_config(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise SettingsError(f"cannot read the config {path}: {reason}") from error
+        raise SettingsError(f"cannot read the config {path}: {reason}: check the path") from error
     except yaml.YAMLError as error:
         said = str(error).splitlines()[0]
         raise SettingsError(f"the config {path} is no YAML: {said}") from error

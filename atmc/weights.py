@@ -42,7 +42,9 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
+        raise WeightsError(
+            f"cannot read the weights {path}: {error.strerror}: check the path"
+        ) from error
     try:
         return load_safetensors(data)
     except safetensors.SafetensorError as error:

@@ -25,7 +25,7 @@ PAPERS = {
     "atmc2019/figure-cifar100": "resnet18-w1",
     "atmc2019/figure-svhn": "wrn-16-1",
     "hydra2020/cifar10-vgg16": "vgg16-w1",
-    "hydra2020/cifar10-wrn-28-4": "wrn-28-1",
+    "hydra2020/cifar10-wrn-28-4": "wrn-10-1",
 }
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
 
