@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -280,41 +281,21 @@ def plan(
     return Plan(k, dict.fromkeys(names, bits), width, budget_bits, fixed + used)
 
 
-class _Curve(Sequence[tuple[float, float]]):
-    """The error and the rate of one tensor by bits, each measured when it is asked for.
+Curve = Callable[[int], tuple[float, float]]  # error and rate of a tensor, by bits a value
 
-    Args:
-        tensor: zeros where it is pruned, at least one nonzero.
-        sensitivity: what squared error in it is worth.
-        rdo: how it will be rounded.
-    """
 
-    def __init__(self, tensor: Tensor, sensitivity: float, rdo: bool) -> None:
-        self._values = tensor.detach()[tensor != 0].double()
-        self._size, self._sensitivity, self._rdo = tensor.numel(), sensitivity, rdo
-        self._points: dict[int, tuple[float, float]] = {}
-        self.energy = sensitivity * float(self._values.square().sum())
+def _curve(tensor: Tensor, sensitivity: float, rdo: bool) -> Curve:
+    """The curve of a tensor that has nonzeros, measured where it is asked for, once."""
+    values = tensor.detach()[tensor != 0].double()
 
-    def __len__(self) -> int:
-        return len(CHOICES)
+    @cache
+    def curve(bits: int) -> tuple[float, float]:
+        book = quantized_codebook(values, 2**bits, level_bits(bits, len(values)), rdo=rdo)
+        error = float((values - book.levels.to(values)[book.codes]).square().sum())
+        rate = factor_bits(tensor.numel(), len(values), bits, code_bits(book.codes))
+        return sensitivity * error, rate
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[float, float]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[tuple[float, float]]: ...
-    def __getitem__(self, index: int | slice) -> tuple[float, float] | list[tuple[float, float]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index not in self._points:
-            self._points[index] = self._measured(CHOICES[index])
-        return self._points[index]
-
-    def _measured(self, bits: int) -> tuple[float, float]:
-        values = self._values
-        book = quantized_codebook(values, 2**bits, level_bits(bits, len(values)), rdo=self._rdo)
-        gap = values - book.levels.to(values)[book.codes]
-        error = self._sensitivity * float(gap.square().sum())
-        return error, factor_bits(self._size, len(values), bits, code_bits(book.codes))
+    return curve
 
 
 @dataclass(frozen=True)
@@ -323,13 +304,12 @@ class RateDistortion:
 
     Attributes:
         names: of all tensors, the empty ones too.
-        curves: of each nonempty tensor, by bits: Σ s_t ‖θ_t - θ'_t‖², and its bits in the file,
-            estimated.
+        curves: of each nonempty tensor: Σ s_t ‖θ_t - θ'_t‖², and its bits in the file, estimated.
         energy: Σ s_t ‖θ_t‖² over all.
     """
 
     names: tuple[str, ...]
-    curves: Mapping[str, Sequence[tuple[float, float]]]
+    curves: Mapping[str, Curve]
     energy: float
 
     @classmethod
@@ -343,12 +323,13 @@ class RateDistortion:
             sensitivity: s_t, what squared error in a tensor is worth to its layer.
             rdo: how tensors will be rounded, see :func:`atmc.quantization.quantized_codebook`.
         """
-        curves = {
-            name: _Curve(tensor, sensitivity[name], rdo)
-            for name, tensor in tensors.items()
-            if bool(tensor.any())
-        }
-        return cls(tuple(tensors), curves, sum(curve.energy for curve in curves.values()))
+        filled = {name: tensor for name, tensor in tensors.items() if bool(tensor.any())}
+        curves = {name: _curve(tensor, sensitivity[name], rdo) for name, tensor in filled.items()}
+        energy = sum(
+            sensitivity[name] * float(tensor.detach().double().square().sum())
+            for name, tensor in filled.items()
+        )
+        return cls(tuple(tensors), curves, energy)
 
     def choose(self, distortion: float) -> dict[str, int]:
         """b per tensor: the fewest bits whose error stays in bounds.
@@ -367,36 +348,36 @@ class RateDistortion:
 
     def error(self, bits: Mapping[str, int]) -> float:
         """Σ s_t ‖θ_t - θ'_t‖² at these bits."""
-        return sum(curve[CHOICES.index(bits[name])][0] for name, curve in self.curves.items())
+        return sum(curve(bits[name])[0] for name, curve in self.curves.items())
 
     def rate(self, bits: Mapping[str, int]) -> float:
         """Bits of all tensors in the file, estimated, at these bits a value."""
-        return sum(curve[CHOICES.index(bits[name])][1] for name, curve in self.curves.items())
+        return sum(curve(bits[name])[1] for name, curve in self.curves.items())
 
     def path(self) -> Iterator[dict[str, int]]:
         """All that :meth:`choose` may choose, from one bit each on: the next is one step finer.
 
         It ends where no more bits leave a smaller error.
         """
-        chosen = dict.fromkeys(self.curves, 0)  # index into the choices
+        chosen = dict.fromkeys(self.names, min(CHOICES))
 
         def step(name: str) -> tuple[float, int]:
             """The most error a bit of file that more bits for a tensor buy, and how many."""
             now, curve = chosen[name], self.curves[name]
-            error, rate = curve[now]
+            error, rate = curve(now)
             best, at = 0.0, now
-            for i in range(now + 1, len(CHOICES)):
+            for bits in range(now + 1, max(CHOICES) + 1):
                 # Finer codebooks take longer to find, and are mostly not the ones that are sought.
-                if i > now + _AHEAD and best > 0:
+                if bits > now + _AHEAD and best > 0:
                     break
-                gain = (error - curve[i][0]) / max(curve[i][1] - rate, 1e-9)
+                gain = (error - curve(bits)[0]) / max(curve(bits)[1] - rate, 1e-9)
                 if gain > best:
-                    best, at = gain, i
+                    best, at = gain, bits
             return best, at
 
-        steps = {name: step(name) for name in chosen}
+        steps = {name: step(name) for name in self.curves}
         while True:
-            yield {name: CHOICES[chosen.get(name, 0)] for name in self.names}
+            yield dict(chosen)
             name = max(steps, key=lambda name: steps[name][0], default="")
             if not name or steps[name][0] <= 0:
                 return

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from atmc.bpda import SmoothGradients
 from atmc.factorization import dense_part, factorized_weights, named_factors, plain_weights
 from atmc.outputs import as_logits
-from atmc.probing import generator_of, noise_like, outputs, same
+from atmc.probing import generator_of, in_mode, noise_like, outputs, same
 
 _TRIALS = 4  # the first with positive values alone: no ReLU is off, nothing cancels
 
@@ -42,6 +42,8 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     held = _held(model, entries)
     nonzero = {name: entries[name].detach() != 0 for name in held}
     found = {name: torch.zeros_like(mask) for name, mask in nonzero.items() if bool(mask.any())}
+    if not found:
+        return found
     generator = generator_of(x)
 
     def generic(like: Tensor, signed: bool) -> Tensor:
@@ -55,8 +57,7 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
     buffers = [getattr(module, "running_mean", None) for module in model.modules()]
     means = [buffer for buffer in buffers if isinstance(buffer, Tensor)]
-    with _as_it_was(model, [*(entries[name] for name in held), *means]):
-        model.eval()
+    with _as_it_was([*(entries[name] for name in held), *means]), in_mode(model, training=False):
         for name in found:
             entries[name].requires_grad_(True)
         for trial in range(_TRIALS):
@@ -86,19 +87,16 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _as_it_was(model: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put back these tensors of a model, what of it asks for gradients, and its modes."""
+def _as_it_was(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Put back the values of tensors, and which of them ask for gradients."""
     values = [tensor.detach().clone() for tensor in tensors]
     asking = [tensor.requires_grad for tensor in tensors]
-    modes = {module: module.training for module in model.modules()}
     try:
         yield
     finally:
         with torch.no_grad():
             for tensor, value, asks in zip(tensors, values, asking, strict=True):
                 tensor.requires_grad_(asks).copy_(value)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _held(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -110,13 +108,11 @@ def _held(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     held = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in entries.items()}
     for weight in factorized_weights(model):
-        filled = {name: bool(factor.any()) for name, factor in weight.factors.items()}
-        if not any(filled.values()):
-            filled[weight.carrier] = True
-        else:
-            held |= {name: f.detach() != 0 for name, f in weight.factors.items() if filled[name]}
-        for name in weight.factors:
-            if not filled[name]:
+        empty = not any(bool(factor.any()) for factor in weight.factors.values())
+        for name, factor in weight.factors.items():
+            if bool(factor.any()):
+                held[name] = factor.detach() != 0
+            elif not (empty and name == weight.carrier):
                 del held[name]
         bias = f"{weight.name.rpartition('.')[0]}.bias"
         if bias in held:

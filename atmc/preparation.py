@@ -42,6 +42,11 @@ def copy_model(model: nn.Module) -> nn.Module:
     return copied
 
 
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """All parameters and buffers of a module, each once, in its order."""
+    return [*model.parameters(), *model.buffers()]
+
+
 def make_plain(model: nn.Module) -> nn.Module:
     """Replace weights that are made of other tensors by the weights as they are used, in place.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -13,16 +15,23 @@ from atmc.outputs import main_output
 CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
 
 
-@torch.no_grad()
-def run(model: nn.Module, x: Tensor, training: bool = False) -> object:
-    """What a model returns in eval mode, or in training mode; its own mode is put back."""
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Inside, a model is in training or in eval mode; the modes of its modules are put back."""
     modes = {module: module.training for module in model.modules()}
     try:
-        with plain_weights(model):
-            return model.train(training)(x)
+        model.train(training)
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@torch.no_grad()
+def run(model: nn.Module, x: Tensor, training: bool = False) -> object:
+    """What a model returns in eval mode, or in training mode; its own mode is put back."""
+    with in_mode(model, training), plain_weights(model):
+        return model(x)
 
 
 def outputs(model: nn.Module, x: Tensor, training: bool = False) -> Tensor:

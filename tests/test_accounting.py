@@ -1,6 +1,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -370,16 +371,18 @@ def test_choose_bits_meets_its_distortion(bound: float, rdo: bool) -> None:
     assert not fewer or max(fewer) > bound
 
 
+def curve(errors: list[float], rates: list[float]) -> Callable[[int], tuple[float, float]]:
+    """Error and rate by bits, from 1 on."""
+    return dict(enumerate(zip(errors, rates, strict=True), 1)).__getitem__
+
+
 def test_a_bit_that_makes_the_error_larger_is_passed_over() -> None:
     """Levels of more bits are told less precisely: of a few values the error may rise with b."""
     falling = [4.0**-bits for bits in range(1, 9)]
     stairs = [0.0203, 0.0214, 0.0065, 0.000677, 7.1e-05, 2.1e-05, 3.9e-06, 1.5e-06]
     few = [160.0, 179.0, 207.0, 245.0, 262.0, 278.0, 293.0, 309.0]
     many = [1e5 * bits for bits in range(1, 9)]
-    curves = {
-        "few": list(zip(stairs, few, strict=True)),
-        "many": list(zip(falling, many, strict=True)),
-    }
+    curves = {"few": curve(stairs, few), "many": curve(falling, many)}
     table = RateDistortion(("few", "many"), curves, 3.0)
     assert table.choose(0.003) == {"few": 8, "many": 4}  # and not all that many can have
 
@@ -392,7 +395,7 @@ def test_bits_are_chosen_for_the_most_error_a_bit_of_file(drawn: DataObject) -> 
     errors = {n: drawn.draw(lists(thousandths, min_size=8, max_size=8)) for n in names}
     rates = {n: sorted(drawn.draw(lists(floats(1, 99), min_size=8, max_size=8))) for n in names}
     bound = drawn.draw(floats(0, 1))
-    curves = {name: list(zip(errors[name], rates[name], strict=True)) for name in names}
+    curves = {name: curve(errors[name], rates[name]) for name in names}
     chosen = RateDistortion(names, curves, 1.0).choose(bound)
     left = sum(errors[name][chosen[name] - 1] for name in names)
     assert left <= bound or left == sum(map(min, errors.values()))

@@ -49,6 +49,20 @@ def compress(model: nn.Module, loader: Any = None, budget: int = 3000, **options
     return atmc.compress(model, train, budget, 0.1, **{**SHORT, **options})
 
 
+@pytest.mark.parametrize("method", ["atmc", "nat-prune"])
+def test_state_that_is_no_tensor_is_left_alone(method: str) -> None:
+    class Counting(nn.Flatten):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            assert state == {"calls": 3}
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Counting(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))
+    assert compress(model, method=method).report["size"]["file_bits"] <= 3000
+
+
 class Outputs(NamedTuple):
     logits: Tensor
     aux_logits: Tensor

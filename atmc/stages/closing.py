@@ -19,7 +19,7 @@ from atmc.dead_paths import drop_dead_paths
 from atmc.factorization import factorize, factorized_weights, named_factors
 from atmc.levels import round_dense_part
 from atmc.optim import AUTO_GUESS
-from atmc.preparation import copy_model
+from atmc.preparation import copy_model, tensors_of
 from atmc.rounding import DISTORTION, rate_distortion, rounded
 from atmc.stages.target import Target, encoded_bits, fit
 from atmc.training import Stage
@@ -185,9 +185,8 @@ class Prunings:
 
         The next call changes what this one has returned.
         """
-        now = self._model.state_dict()
-        for name, value in self._probe.state_dict().items():
-            value.copy_(now[name])
+        for value, now in zip(tensors_of(self._probe), tensors_of(self._model), strict=True):
+            value.copy_(now)
         put(self._probe, values)
         drop_dead_paths(self._probe, self._x)
         self._order.sort(self._probe)

@@ -15,6 +15,7 @@ from atmc.accounting import CHOICES, FLOAT_BITS, dense_width
 from atmc.artifact import to_artifact
 from atmc.factorization import factorized_weights, named_factors
 from atmc.importance import scores
+from atmc.preparation import tensors_of
 from atmc.projection import topk_masks
 
 UNBOUNDED = 2**62  # bits that no file reaches
@@ -137,7 +138,7 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
         return data
 
     nonzeros = 0  # of the last file that was over
-    before: dict[str, Tensor] | None = None  # and its tensors
+    before: list[Tensor] | None = None  # and its tensors
     for attempt in range(64):
         data = encode()
         over = 8 * len(data) - target.budget_bits
@@ -171,15 +172,15 @@ def _nonzeros(model: nn.Module) -> int:
     return sum(int(torch.count_nonzero(factor)) for factor in named_factors(model).values())
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _tensors(model: nn.Module) -> list[Tensor]:
     """All that a file holds and the order of units moves."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return [value.detach().clone() for value in tensors_of(model)]
 
 
 @torch.no_grad()
-def _put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    for name, value in model.state_dict().items():
-        value.copy_(tensors[name])
+def _put_back(model: nn.Module, tensors: list[Tensor]) -> None:
+    for value, held in zip(tensors_of(model), tensors, strict=True):
+        value.copy_(held)
 
 
 @torch.no_grad()
