@@ -50,6 +50,18 @@ def generator_of(x: Tensor, seed: int = 0) -> torch.Generator:
     return torch.Generator(x.device).manual_seed(seed)
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators of the host and of the device.
+
+    `torch.manual_seed` writes a stack trace for each kind of device that is not there, which takes
+    longer than a step of a small model may.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform noise of the shape and range of ``x``."""
     low, high = x.min(), x.max()

@@ -29,7 +29,7 @@ from atmc.factorization import plain_weights
 from atmc.notices import warn
 from atmc.objective import Guard, Objective
 from atmc.preparation import copy_model
-from atmc.probing import run
+from atmc.probing import run, seed_generators
 from atmc.wording import argument
 
 EXAMPLES = 8  # that a stage may look at before it starts
@@ -300,15 +300,15 @@ class Trainer:
             save()  # so that there is a good state to name, however soon the loss is lost
         while step < stage.total_steps:
             epoch, skip = divmod(step, self.steps_per_epoch)
-            torch.manual_seed(derive(*self.seed, index, epoch))
+            seed_generators(derive(*self.seed, index, epoch), device)
             batches = islice(iter(self.loader), self.steps_per_epoch)
             # Each batch is drawn under its step's own seed, skipped ones too: a loader may take
             # its order, or what it does to a batch, from the global generator.
             for passed in range(step - skip, step):
-                torch.manual_seed(derive(*self.seed, index, epoch, passed))
+                seed_generators(derive(*self.seed, index, epoch, passed), device)
                 next(batches, None)
             while True:
-                torch.manual_seed(derive(*self.seed, index, epoch, step))
+                seed_generators(derive(*self.seed, index, epoch, step), device)
                 batch = next(batches, None)
                 if batch is None:
                     break

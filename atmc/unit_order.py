@@ -29,7 +29,7 @@ from atmc.factorization import (
     named_factors,
 )
 from atmc.preparation import copy_model
-from atmc.probing import CLOSE, outputs
+from atmc.probing import CLOSE, outputs, seed_generators
 
 _EXAMPLES = 4  # of noise, on which it is tried whose units may change places
 
@@ -156,7 +156,7 @@ def _between(model: nn.Module, first: FactorizedWeight, second: FactorizedWeight
 def _said(probe: nn.Module, x: Tensor, training: bool) -> Tensor:
     """The outputs; what is random in a pass (paths that are left out, say) is the same in each."""
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
-        torch.manual_seed(0)
+        seed_generators(0, x.device)
         return outputs(probe, x, training)
 
 

@@ -1,12 +1,20 @@
 """What all tests share."""
 
+import gc
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from atmc import extras
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not walk through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +28,12 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test writes need not outlast a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
