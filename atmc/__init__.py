@@ -15,19 +15,17 @@ if TYPE_CHECKING:
     from atmc import attacks as attacks
     from atmc import codec as codec
     from atmc import data as data
-    from atmc import memory as memory
     from atmc import models as models
     from atmc import optim as optim
-    from atmc import pruning as pruning
     from atmc import quantization as quantization
     from atmc.artifact import load as load
     from atmc.artifact import save as save
-    from atmc.compression import compress as compress
+    from atmc.engine.compression import compress as compress
     from atmc.factorization import defactorize as defactorize
     from atmc.factorization import factorize as factorize
 
 _FUNCTIONS = {
-    "compress": "atmc.compression",
+    "compress": "atmc.engine.compression",
     "defactorize": "atmc.factorization",
     "factorize": "atmc.factorization",
     "load": "atmc.artifact",
@@ -36,38 +34,23 @@ _FUNCTIONS = {
 _MODULES = [
     "accounting",
     "artifact",
-    "artifact_evaluation",
     "attacks",
-    "bits_plot",
-    "bpda",
     "codec",
-    "compression",
     "data",
+    "engine",
+    "errors",
     "evaluation",
-    "export",
-    "extras",
+    "exporters",
     "factorization",
-    "importance",
-    "ladder",
-    "ladder_plot",
-    "levels",
-    "memory",
+    "hardware",
+    "messages",
     "methods",
     "models",
-    "notices",
-    "objective",
     "optim",
-    "packaged_attacks",
-    "pictures",
     "projection",
-    "pruning",
     "python_path",
     "quantization",
-    "report",
-    "run",
-    "run_folder",
-    "settings",
-    "sweep",
+    "reports",
     "training",
 ]
 

@@ -17,22 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from atmc import codec, models
-from atmc.factorization import FactorizedWeight, factorized_weights, named_state
-from atmc.preparation import initialize_lazy, make_plain
+from atmc.errors import BudgetError
+from atmc.factorization.layers import FactorizedWeight, factorized_weights, named_state
+from atmc.models.preparation import initialize_lazy, make_plain
 
 DENSE_WIDTHS = (8, 6, 5, 4)
-
-
-class BudgetError(ValueError):
-    """The file would be, or would have to be, larger than the budget.
-
-    Attributes:
-        smallest: the smallest budget that can be kept, in bits, where that is known.
-    """
-
-    def __init__(self, message: str, smallest: int | None = None) -> None:
-        super().__init__(message)
-        self.smallest = smallest
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -6,11 +6,9 @@ import importlib.metadata
 import importlib.util
 import sys
 
+from atmc.errors import MissingExtraError
+
 _MODULES = {"adversarial-robustness-toolbox": "art"}  # where a module has another name
-
-
-class MissingExtraError(ValueError):
-    """A package of an extra is not installed; one line with the command that installs it."""
 
 
 def require(package: str, extra: str, user: str) -> None:

@@ -13,14 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from atmc.one_line import one_line
+from atmc.errors import PythonPathError, one_line
 
 GIVEN = "given:"  # before the name of an object, to which no path leads
 _FORMS = "path/to/file.py:function or package.module:function"
-
-
-class PythonPathError(ValueError):
-    """There is no function at a Python path; one line that says what is missing."""
 
 
 def load(path: str) -> Callable[..., Any]:

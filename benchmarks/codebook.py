@@ -15,7 +15,7 @@ import torch
 from sklearn.cluster import KMeans
 from table import arguments, least, row, show
 
-from atmc.quantization import codebook
+from atmc.quantization.codebooks import codebook
 
 VALUES = 400_000
 MANY = 10_000_000

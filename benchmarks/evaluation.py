@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import atmc
 from atmc import data
-from atmc.attacks import pgd
-from atmc.compression import channels_last
+from atmc.attacks.gradient import pgd
 from atmc.data import Batches
-from atmc.evaluation import attack, evaluate, predict
-from atmc.memory import keep_freed
+from atmc.evaluation.accuracy import attack, evaluate, predict
+from atmc.hardware import keep_freed
+from atmc.models.sources import channels_last
 
 ARTIFACTS = Path(__file__).parents[1] / "docs/results/artifacts"
 EPS, STEPS, BATCH = 0.3, 40, 500

@@ -22,10 +22,10 @@ from table import Row, arguments, row, show
 from torch import nn
 
 import atmc
-from atmc.memory import keep_freed
-from atmc.objective import Objective
-from atmc.optim import ATMC
-from atmc.training import adam
+from atmc.hardware import keep_freed
+from atmc.optim.atmc import ATMC
+from atmc.training.objective import Objective
+from atmc.training.stage import adam
 
 WEIGHTS = (10**5, 10**6, 10**7, 5 * 10**7)
 BATCHES = (32, 128, 512)

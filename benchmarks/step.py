@@ -19,15 +19,16 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import atmc
-from atmc.compression import channels_last
-from atmc.factorization import plain_weights
-from atmc.memory import keep_freed
-from atmc.objective import Guard, Objective, TrainAttack
-from atmc.optim import ATMC
+from atmc.factorization.layers import plain_weights
+from atmc.hardware import keep_freed
+from atmc.models.sources import channels_last
+from atmc.optim.atmc import ATMC
+from atmc.optim.pruning import PruningADMM
+from atmc.optim.splitting import Splitting
 from atmc.projection import project_per_layer
-from atmc.pruning import PruningADMM
-from atmc.splitting import Splitting
-from atmc.training import adam
+from atmc.training.cheap_attacks import Guard
+from atmc.training.objective import Objective, TrainAttack
+from atmc.training.stage import adam
 
 BATCH, STEPS, EPS = 256, 16, 76 / 255
 K = 4305  # 1 % of the weights

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from atmc import run as runs
-from atmc.run_folder import new_folder
-from atmc.settings import from_mapping, read_config
+from atmc.engine import run as runs
+from atmc.engine.folder import new_folder
+from atmc.engine.settings import from_mapping, read_config
 
 from .errors import Interrupted
 from .options import settings

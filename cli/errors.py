@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-USAGE, MENDABLE, INTERRUPTED = 2, 1, 130
+from atmc.errors import AtmcError, AtmcFormatError
 
-# By name, because importing the classes would import torch for `atmc --help` and `atmc inspect`.
-_MENDABLE = {
-    "atmc.artifact.BudgetError",
-    "atmc.codec.errors.AtmcFormatError",
-    "atmc.data.base.DataError",
-    "atmc.export.errors.ExportError",
-    "atmc.folder_lock.FolderInUseError",
-    "atmc.report.ReportError",
-    "atmc.extras.MissingExtraError",
-    "atmc.model_check.ModelError",
-    "atmc.model_files.RunError",
-    "atmc.python_path.PythonPathError",
-    "atmc.training.TrainingError",
-    "atmc.weights.WeightsError",
-    "torch.OutOfMemoryError",
-}
-_USAGE = {"atmc.settings.SettingsError"}
+USAGE, MENDABLE, INTERRUPTED = 2, 1, 130
 
 
 class Interrupted(click.ClickException):
@@ -40,8 +25,6 @@ class Interrupted(click.ClickException):
 @contextmanager
 def about(path: Path) -> Iterator[None]:
     """Put ``path`` before what the format error of a file says."""
-    from atmc.codec import AtmcFormatError
-
     try:
         yield
     except AtmcFormatError as error:
@@ -55,24 +38,27 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else "atmc"
         return f"{error.format_message().rstrip('.')}: see '{path} --help'", USAGE
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
-    if kinds & _USAGE:
-        return str(error), USAGE
-    if kinds & _MENDABLE:
-        return str(error), MENDABLE
+    if isinstance(error, AtmcError):
+        return str(error), error.exit_status
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return "interrupted", INTERRUPTED
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _of_a_gpu(error):
         return "out of memory: lower --batch-size, or use a smaller model", MENDABLE
     if isinstance(error, OSError):
         return _explain_os(error), MENDABLE
     said = f"{type(error).__name__}: {error}"
     return f"{said} (unforeseen: set ATMC_TRACEBACK=1 and report what it shows)", MENDABLE
+
+
+def _of_a_gpu(error: BaseException) -> bool:
+    """Whether a GPU is out of memory; torch, which says so, is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _explain_os(error: OSError) -> str:

@@ -8,12 +8,14 @@ from typing import get_args
 
 import click
 
-from atmc import ladder_plot, pictures, wording
-from atmc.artifact_evaluation import evaluate_artifact
-from atmc.attacks import Loss
-from atmc.evaluation import ATTACKS, parse_attack
+from atmc import messages as wording
+from atmc.attacks.losses import Loss
+from atmc.engine.evaluation import evaluate_artifact
+from atmc.engine.settings import from_mapping
+from atmc.evaluation.accuracy import ATTACKS, parse_attack
 from atmc.parsing import parse_eps
-from atmc.settings import from_mapping
+from atmc.reports import figure as pictures
+from atmc.reports import ladder_plot
 
 from .errors import about
 from .options import setting

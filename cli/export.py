@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from atmc.export import FORMATS, check_path, export, format_of, read_source
+from atmc.exporters.write import FORMATS, check_path, export, format_of, read_source
 
 from .errors import about
 from .options import setting

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from atmc import bits_plot, pictures
-from atmc.bits_plot import PARTS
 from atmc.codec import Artifact, FactorizedWeight, Sizes, decode, measure, read
+from atmc.reports import bits_plot
+from atmc.reports import figure as pictures
+from atmc.reports.bits_plot import PARTS
 
 from .errors import about
 from .plots import plot_option

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from atmc import __version__, wording
-from atmc.notices import on_stderr
+from atmc import __version__
+from atmc import messages as wording
+from atmc.messages import on_stderr
 
 from .errors import report
 

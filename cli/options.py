@@ -1,4 +1,4 @@
-"""Options made of :class:`atmc.settings.Settings`: one a key, described and checked by it."""
+"""Options made of the settings of a run: one a key, described and checked by it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from atmc.settings import Settings
+from atmc.engine.settings import Settings
 
 # What stands for the value of an option in the help; "" of one that is a switch.
 METAVARS = {

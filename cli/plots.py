@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from atmc import pictures
+from atmc.reports import figure as pictures
 
 
 def plot_option(help: str) -> Callable[[Any], Any]:

@@ -11,8 +11,8 @@ import click
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from atmc.run import EpochFigures
-    from atmc.training import Progress
+    from atmc.engine.run import EpochFigures
+    from atmc.training.loop import Progress
 
 
 class Bars:

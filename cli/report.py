@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from atmc.report import report
+from atmc.reports.build import report
 
 from .options import setting
 

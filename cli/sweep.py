@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from atmc.extras import MissingExtraError
-from atmc.report import ReportError, report
-from atmc.sweep import Outcome, Plan, read_plan, sweep
+from atmc.engine.sweep import Outcome, Plan, read_plan, sweep
+from atmc.errors import MissingExtraError, ReportError
+from atmc.reports.build import report
 
 from .errors import Interrupted
 from .options import setting

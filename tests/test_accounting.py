@@ -13,31 +13,35 @@ from torch.nn.utils import parametrizations
 
 from atmc import accounting, codec, models
 from atmc.accounting import (
-    RateDistortion,
-    code_bits,
     dense_bits,
     dense_width,
-    factor_bits,
     file_bits,
     fixed_bits,
-    k_for_budget,
-    level_bits,
     paper_bits,
     plan,
-    position_bits,
     smallest_bits,
 )
-from atmc.artifact import BudgetError, to_artifact
-from atmc.factorization import (
+from atmc.artifact import to_artifact
+from atmc.errors import BudgetError
+from atmc.factorization.importance import scores
+from atmc.factorization.layers import (
     dense_part,
     factorize,
     factorized_weights,
     named_factors,
     plain_weights,
 )
-from atmc.importance import scores
 from atmc.projection import topk_masks
-from atmc.quantization import quantize, quantized_codebook
+from atmc.quantization import rates
+from atmc.quantization.codebooks import quantize, quantized_codebook
+from atmc.quantization.rates import (
+    RateDistortion,
+    code_bits,
+    factor_bits,
+    k_for_budget,
+    level_bits,
+    position_bits,
+)
 
 
 def network(width: int = 32) -> nn.Module:
@@ -415,4 +419,4 @@ def test_code_bits() -> None:
     assert code_bits(torch.zeros(0, dtype=torch.int64)) == 0
     assert code_bits(torch.tensor([1, 1, 1])) == 0
     assert code_bits(torch.tensor([0, 1, 3, 2])) == 2
-    assert accounting.FLOAT_BITS == 32
+    assert rates.FLOAT_BITS == 32

@@ -15,8 +15,9 @@ from torch.nn.utils import parametrizations
 
 import atmc
 from atmc import codec, models
-from atmc.artifact import BudgetError, from_artifact, load, save, sparse, to_artifact
-from atmc.factorization import (
+from atmc.artifact import from_artifact, load, save, sparse, to_artifact
+from atmc.errors import BudgetError
+from atmc.factorization.layers import (
     defactorize,
     dense_part,
     factorize,
@@ -24,8 +25,8 @@ from atmc.factorization import (
     named_factors,
     named_state,
 )
-from atmc.levels import round_dense_part
-from atmc.quantization import quantize, quantized_codebook
+from atmc.optim.codebooks import round_dense_part
+from atmc.quantization.codebooks import quantize, quantized_codebook
 
 
 class Net(nn.Module):

@@ -8,12 +8,12 @@ import torch
 
 from atmc import data, models
 from atmc.accounting import dense_bits
-from atmc.compression import Job
 from atmc.data import Augmentation, Dataset, InMemory
-from atmc.run import run
-from atmc.settings import Settings, from_mapping, read_config
-from atmc.sweep import Plan, read_plan
-from atmc.training import Progress
+from atmc.engine.compression import Job
+from atmc.engine.run import run
+from atmc.engine.settings import Settings, from_mapping, read_config
+from atmc.engine.sweep import Plan, read_plan
+from atmc.training.loop import Progress
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))

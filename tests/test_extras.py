@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from atmc.extras import MissingExtraError, require, version
+from atmc.errors import MissingExtraError
+from atmc.extras import require, version
 
 
 def test_a_package_that_is_there() -> None:

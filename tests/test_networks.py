@@ -16,9 +16,9 @@ import atmc
 from atmc import codec, models
 from atmc.artifact import decode, from_artifact, to_artifact
 from atmc.data import Batches
-from atmc.evaluation import attack, evaluate
-from atmc.export import Source, export
-from atmc.levels import round_dense_part
+from atmc.evaluation.accuracy import attack, evaluate
+from atmc.exporters.write import Source, export
+from atmc.optim.codebooks import round_dense_part
 
 
 class Tied(nn.Module):
@@ -85,9 +85,9 @@ def test_a_network_goes_through_everything(name: str, tmp_path: Path) -> None:
     # The parametrized products of a network whose U is zero are the weights themselves.
     assert torch.equal(trained(x), before)
     optimizer = torch.optim.SGD(trained.parameters(), 1e-3)
-    opt = atmc.optim.ATMC(trained, optimizer, k=5000, bits=4)
+    opt = atmc.optim.atmc.ATMC(trained, optimizer, k=5000, bits=4)
     for _ in range(2):
-        adversarial = atmc.attacks.pgd(trained, x, y, eps=0.03, steps=1)
+        adversarial = atmc.attacks.gradient.pgd(trained, x, y, eps=0.03, steps=1)
         loss = F.cross_entropy(trained(adversarial), y) + opt.penalty()
         opt.zero_grad()
         loss.backward()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from atmc.python_path import PythonPathError, load
+from atmc.errors import PythonPathError
+from atmc.python_path import load
 
 
 def write(path: Path, text: str) -> Path:

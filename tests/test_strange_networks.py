@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset
 import atmc
 from atmc import codec
 from atmc.data.loaded import Checked
-from atmc.evaluation import attack, evaluate, predict
-from atmc.model_check import ModelError, check_loader
-from atmc.model_files import read_model
-from atmc.notices import AtmcWarning
-from atmc.objective import Objective
-from atmc.stages import DenseStage
-from atmc.training import Trainer, TrainingError
+from atmc.engine.model_files import read_model
+from atmc.errors import ModelError, TrainingError
+from atmc.evaluation.accuracy import attack, evaluate, predict
+from atmc.messages import AtmcWarning
+from atmc.methods.dense import DenseStage
+from atmc.models.check import check_loader
+from atmc.training.loop import Trainer
+from atmc.training.objective import Objective
 
 SHORT: dict[str, Any] = {"dense_epochs": 1, "epochs": 1, "level_epochs": 1, "steps": 1}
 Batch = tuple[Tensor, Tensor]
@@ -186,12 +187,12 @@ def test_one_logit_is_two_classes(flat: bool, tmp_path: Any) -> None:
     counted = (predict(result.model, x) == y).float().mean().item()
     assert result.report["accuracy"]["clean"] == pytest.approx(counted)
     assert result.report["accuracy"]["pgd"] <= counted
-    attacked = atmc.attacks.pgd(result.model, x, y, 0.1, steps=5)
+    attacked = atmc.attacks.gradient.pgd(result.model, x, y, 0.1, steps=5)
     loss = F.binary_cross_entropy_with_logits
     assert loss(result.model(attacked).flatten(), y.float()) > loss(says, y.float())
     result.save(tmp_path / "model.atmc")
-    source = atmc.export.read_source(tmp_path / "model.atmc", (1, 8, 8), small(1))
-    done = atmc.export.export(source, tmp_path / "model.safetensors", "safetensors")
+    source = atmc.exporters.write.read_source(tmp_path / "model.atmc", (1, 8, 8), small(1))
+    done = atmc.exporters.write.export(source, tmp_path / "model.safetensors", "safetensors")
     assert done["largest_difference"] < 1e-4
     with pytest.raises(ModelError, match="the model knows 2 classes, the train loader gives the"):
         compress(model, [(x, y + 1) for x, y in data])
@@ -404,7 +405,7 @@ def test_what_the_end_needs_is_tried_before_the_first_step(monkeypatch: Any) -> 
     def refuse(*_: object) -> nn.Module:
         raise codec.AtmcFormatError("the file cannot be read back")
 
-    monkeypatch.setattr("atmc.compression.from_artifact", refuse)
+    monkeypatch.setattr("atmc.engine.compression.from_artifact", refuse)
     with pytest.raises(codec.AtmcFormatError, match="cannot be read back"):
         compress(small(), on_step=lambda progress: pytest.fail("trained"))
 

@@ -4,8 +4,6 @@
 """
 
 from atmc.codec.container import MAX_ELEMENTS, decode, decode_meta, encode
-from atmc.codec.errors import AtmcFormatError
-from atmc.codec.files import read, write
 from atmc.codec.sizes import Sizes, TensorSize, dense_fixed_bits, largest_bits, measure
 from atmc.codec.tensors import (
     Artifact,
@@ -17,6 +15,8 @@ from atmc.codec.tensors import (
     SparseTensor,
     quantize_dense,
 )
+from atmc.errors import AtmcFormatError
+from atmc.files import read, write
 
 __all__ = [
     "MAX_ELEMENTS",

@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from atmc.codec.errors import AtmcFormatError
 from atmc.codec.stream import (
     Reader,
     Writer,
@@ -17,6 +16,7 @@ from atmc.codec.stream import (
     scale_frequencies,
     uniform_bits,
 )
+from atmc.errors import AtmcFormatError
 
 Int64Array = NDArray[np.int64]
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from atmc.codec.contents import read_contents, write_contents
-from atmc.codec.errors import AtmcFormatError
 from atmc.codec.stream import Reader, Writer
 from atmc.codec.structure import (
     Budget,
@@ -25,6 +24,7 @@ from atmc.codec.structure import (
     read_structure,
 )
 from atmc.codec.tensors import Artifact, Entry
+from atmc.errors import AtmcFormatError
 
 MAGIC = b"atm"
 VERSION = 1

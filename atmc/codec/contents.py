@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atmc.codec.codes import codes_bits, decode_codes, encode_codes
-from atmc.codec.errors import AtmcFormatError
 from atmc.codec.stream import Reader, Writer
 from atmc.codec.structure import TensorStructure, WeightStructure
 from atmc.codec.subset import read_subset, subset_bits, write_subset
@@ -27,6 +26,7 @@ from atmc.codec.tensors import (
     bfloat16_value,
     code_range,
 )
+from atmc.errors import AtmcFormatError
 
 BoolArray = NDArray[np.bool_]
 

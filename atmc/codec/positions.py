@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from atmc.codec.codes import decode_codes, encode_codes
 from atmc.codec.densities import MAX_COLUMNS, SCALES, STRENGTHS, Densities, Layout, batch
-from atmc.codec.errors import AtmcFormatError
 from atmc.codec.position_forms import (
     Adaptive,
     Batch,
@@ -28,6 +27,7 @@ from atmc.codec.position_forms import (
 from atmc.codec.row_order import MAX_ROWS, read_order, row_keys
 from atmc.codec.stream import Reader, Writer
 from atmc.codec.subset import read_subset, write_subset
+from atmc.errors import AtmcFormatError
 
 Int64Array = NDArray[np.int64]
 

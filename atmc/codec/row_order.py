@@ -16,7 +16,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from atmc.codec.errors import AtmcFormatError
+from atmc.errors import AtmcFormatError
 
 Int64Array = NDArray[np.int64]
 Key = tuple[int, bytes]

@@ -13,7 +13,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from atmc.codec.errors import AtmcFormatError
+from atmc.errors import AtmcFormatError
 
 _queue, _model = constriction.stream.queue, constriction.stream.model
 

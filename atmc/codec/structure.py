@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atmc.codec.densities import Layout
-from atmc.codec.errors import AtmcFormatError
 from atmc.codec.positions import DecodedPositions, PlannedPositions, decode_positions
 from atmc.codec.stream import Reader, Writer
 from atmc.codec.tensors import (
@@ -24,6 +23,7 @@ from atmc.codec.tensors import (
     factor_shapes,
     matrix_shape,
 )
+from atmc.errors import AtmcFormatError
 
 BoolArray = NDArray[np.bool_]
 KINDS_OF_ENTRIES = (FactorizedWeight, DenseTensor, IntegerTensor)

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from atmc.codec.errors import AtmcFormatError
 from atmc.codec.stream import PRECISION, TOTAL, Reader, Writer, scale_frequencies
+from atmc.errors import AtmcFormatError
 
 Int64Array = NDArray[np.int64]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atmc.data.augmentation import Augmentation
-from atmc.data.base import DataError, Dataset, Examples, Loader
+from atmc.data.base import Dataset, Examples, Loader
 from atmc.data.batches import Batches
 from atmc.data.cifar import load_cifar10, load_cifar100
 from atmc.data.digits import load_digits
@@ -19,8 +19,9 @@ from atmc.data.own import load_own
 from atmc.data.streamed import Streamed
 from atmc.data.svhn import load_svhn
 from atmc.data.usual import USUAL
+from atmc.errors import DataError
+from atmc.messages import argument
 from atmc.parsing import nearest
-from atmc.wording import argument
 
 __all__ = [
     "FORMS",

@@ -10,9 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
-class DataError(Exception):
-    """A data set is missing, damaged or not what it should be; the message says what to do."""
+from atmc.errors import DataError
 
 
 class Loader(Protocol):

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from atmc.data.augmentation import Augmentation
-from atmc.data.base import DataError, Dataset, Examples
+from atmc.data.base import Dataset, Examples
 from atmc.data.images import ImageFiles, Middle
 from atmc.data.splits import hold_out
 from atmc.data.streamed import Streamed
 from atmc.data.usual import USUAL
+from atmc.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _MOST_BYTES = 2**30

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 from atmc.data.augmentation import Augmentation
-from atmc.data.base import DataError, Dataset
+from atmc.data.base import Dataset
 from atmc.data.image_folder import class_names, cut, list_files
 from atmc.data.images import ImageFiles, Middle, Somewhere
 from atmc.data.streamed import Streamed
 from atmc.data.torchvision_files import read, root_folder
 from atmc.data.usual import USUAL
-from atmc.wording import argument
+from atmc.errors import DataError
+from atmc.messages import argument
 
 _SIDE, _SHORTER = 224, 256
 _A_CLASS = 10  # validation images

@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atmc.data.base import DataError
 from atmc.data.threads import for_each
-from atmc.one_line import one_line
-from atmc.wording import argument
+from atmc.errors import DataError, one_line
+from atmc.messages import argument
 
 View = Callable[[Image.Image], Image.Image]
 

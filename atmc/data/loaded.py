@@ -11,11 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from atmc.data.base import DataError, Dataset, Examples
+from atmc.data.base import Dataset, Examples
 from atmc.data.in_memory import InMemory
 from atmc.data.pixels import check_numbers, check_pixels
 from atmc.data.seeded import seeded
 from atmc.data.usual import USUAL
+from atmc.errors import DataError
 
 AnyLoader = Iterable[Sequence[Tensor] | Mapping[str, Tensor]]
 # What the parts of a batch are called, where it is a mapping.

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atmc.data.base import DataError, Dataset
+from atmc.data.base import Dataset
 from atmc.data.in_memory import InMemory
 from atmc.data.pixels import check
 from atmc.data.splits import hold_out
 from atmc.data.usual import USUAL
-from atmc.one_line import one_line
+from atmc.errors import DataError, one_line
 
 _MOST_CHANNELS = 4
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from atmc.data.base import DataError, Dataset, Examples
+from atmc.data.base import Dataset, Examples
 from atmc.data.in_memory import InMemory
 from atmc.data.splits import hold_out
 from atmc.data.streamed import Streamed
 from atmc.data.usual import USUAL
-from atmc.one_line import one_line
-from atmc.python_path import PythonPathError, load
+from atmc.errors import DataError, PythonPathError, one_line
+from atmc.python_path import load
 
 _KEYS = ("train", "test", "val", "num_classes")
 _ANY_CLASSES, _COUNTED_AT_A_TIME = 2**62, 256

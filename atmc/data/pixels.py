@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from atmc.data.base import DataError
+from atmc.errors import DataError
 
 
 def as_float(x: Tensor) -> Tensor:

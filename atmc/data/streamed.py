@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from atmc.data.augmentation import Augmentation
-from atmc.data.base import DataError, Examples, Loader
+from atmc.data.base import Examples, Loader
 from atmc.data.in_memory import InMemory
 from atmc.data.pixels import as_float, check
 from atmc.data.seeded import seeded
 from atmc.data.threads import cores, for_each
-from atmc.one_line import one_line
+from atmc.errors import DataError, one_line
 
 _MOST_WORKERS = 8
 _PROBED, _CHECKED_AT_A_TIME = 256, 64

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from atmc.data.augmentation import Augmentation
-from atmc.data.base import DataError, Dataset
+from atmc.data.base import Dataset
 from atmc.data.in_memory import InMemory
 from atmc.data.usual import USUAL
-from atmc.one_line import one_line
-from atmc.wording import argument
+from atmc.errors import DataError, one_line
+from atmc.messages import argument
 
 VALIDATION = 5000
 

@@ -7,18 +7,214 @@ mask. Single weights, columns or filters are pruned. Codebooks come at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-from atmc.methods.base import Least, Method, Schedule
-from atmc.stages import AdmmStage, LayerSets, LevelStage, MaskedStage, Structure, Target
-from atmc.training import Stage
+from atmc.factorization.layers import FactorizedWeight, factorized_weights
+from atmc.methods.base import Schedule, register
+from atmc.methods.closing.shares import ShareStage, Values, put
+from atmc.methods.closing.target import Target
+from atmc.methods.levels import LevelStage
+from atmc.methods.magnitude import MaskedStage
+from atmc.optim.pruning import PruningADMM
+from atmc.optim.splitting import rising_rho
+from atmc.projection import project_columns, project_filters, project_topk
+from atmc.training.stage import Stage, adam
 
 _PRUNED = {"irregular": "weights", "column": "columns", "filter": "filters"}
 
 
-def _recipe(structure: Structure) -> Callable[[Target, Schedule], Sequence[Stage]]:
+_AIMS = 5  # how often the share is chosen anew
+
+
+class AdmmStage(ShareStage):
+    """Weights drawn towards their layer's set by ADMM, then pruned to it, once.
+
+    The share of all layers is the one at which the file keeps the budget; it is chosen anew a few
+    times, since the weights move, and at the end.
+
+    Args:
+        epochs: length.
+        lr: peak rate of Adam.
+        target: the budget.
+        sets: what each layer may keep.
+        rho: the penalty weight at the end; it rises from zero as the square of the progress.
+            None makes the pull, summed over all steps, the same for any length.
+        duplicate_every: steps between Z and u; None for a fiftieth of the stage.
+    """
+
+    name = "admm"
+
+    def __init__(
+        self,
+        epochs: int,
+        lr: float,
+        target: Target,
+        sets: LayerSets,
+        *,
+        rho: float | None = None,
+        duplicate_every: int | None = None,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(epochs, lr, target)
+        self.sets = sets
+        self.rho = rho
+        self.duplicate_every = duplicate_every
+        self.state_dtype = state_dtype
+
+    def take(self, model: nn.Module) -> None:
+        """Check the table of ratios.
+
+        Raises:
+            ValueError: it names no layer.
+        """
+        super().take(model)
+        self.sets.check(model)
+        self.carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
+
+    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+        """PruningADMM around Adam, on the factors that are W."""
+        self.take(model)
+        steps = max(1, self.total_steps)
+        carried = {id(factor) for factor in self.carriers.values()}
+        empty = {id(f) for w in factorized_weights(model) for f in w.factors.values()} - carried
+        self.optimizer = PruningADMM(
+            self.carriers,
+            adam((p for p in model.parameters() if id(p) not in empty), self.lr),
+            self.sets.projections(model, self.share),
+            rho=rising_rho(steps, self.rho),
+            duplicate_every=self.duplicate_every or max(1, steps // 50),
+            state_dtype=self.state_dtype,
+        )
+        self.aim()
+        return self.optimizer
+
+    def values_at(self, share: float) -> Values:
+        """The projections of the weights."""
+        projections = self.sets.projections(self.model, share)
+        return {n: projections[n](f.detach().clone()) for n, f in self.carriers.items()}
+
+    def aim(self) -> None:
+        """The share, and the projections that follow from it."""
+        super().aim()
+        self.optimizer.projections = self.sets.projections(self.model, self.share)
+
+    def after_step(self, step: int) -> None:
+        """Choose the share anew now and then."""
+        if step % max(1, self.total_steps // _AIMS) == 0:
+            self.aim()
+
+    def finish(self, model: nn.Module) -> None:
+        """The hard pruning."""
+        self.aim()
+        put(model, self.values_at(self.share))
+        if self.share == 1 and self.sets.ratios is not None:
+            self.target.outcome.whole = "the ratios keep no more"
+
+    def measure(self) -> dict[str, int]:
+        """Nonzeros that the pruning would leave now."""
+        values = self.values_at(self.share).values()
+        return {"nonzeros": sum(int(torch.count_nonzero(value)) for value in values)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.optimizer.projections = self.sets.projections(self.model, self.share)
+
+
+Structure = Literal["irregular", "column", "filter"]
+
+
+@dataclass(frozen=True)
+class LayerSets:
+    """The sets onto which Ye et al. (ICCV 2019) project, sized by one share for all layers.
+
+    At share c a layer keeps min(1, c · ratio) of its weights, columns or filters, and at least
+    one. Filters are the rows of W, the units of a linear layer among them. With filters the last
+    layer is exempt: its rows are the classes.
+
+    Args:
+        structure: what is kept or dropped as one.
+        ratios: by layer name or pattern; the first that matches counts, and a layer that none
+            names stays whole. None: the same ratio, 1, for all.
+    """
+
+    structure: Structure
+    ratios: Mapping[str, float] | None = None
+
+    def ratio(self, weight: FactorizedWeight, last: bool) -> float | None:
+        """A layer's ratio; None: it is exempt."""
+        if self.ratios is None:
+            return None if last and self.structure == "filter" else 1.0
+        layer = weight.name.rpartition(".")[0]
+        for pattern, ratio in self.ratios.items():
+            if fnmatchcase(layer, pattern) or fnmatchcase(weight.name, pattern):
+                return None if last and self.structure == "filter" else ratio
+        return None
+
+    def projections(self, model: nn.Module, share: float) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The projection of every weight's carrier, by the carrier's name."""
+        weights = factorized_weights(model)
+        found = {}
+        for weight in weights:
+            ratio = self.ratio(weight, weight is weights[-1])
+            layout = weight.parametrization.layout
+            size = {
+                "irregular": math.prod(layout.shape),
+                "column": layout.rest,
+                "filter": layout.rows,
+            }[self.structure]
+            kept = 1.0 if ratio is None else min(1.0, share * ratio)
+            found[weight.carrier] = _projection(
+                self.structure, max(1, math.floor(kept * size + 1e-9))
+            )
+        return found
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a table that names no layer of the model.
+
+        Raises:
+            ValueError: a pattern without a layer.
+        """
+        names = [weight.name for weight in factorized_weights(model)]
+        layers = [name.rpartition(".")[0] for name in names]
+        for pattern in self.ratios or ():
+            if not any(fnmatchcase(name, pattern) for name in (*names, *layers)):
+                raise ValueError(
+                    f"ratios name {pattern!r}, which is no layer (layers: {', '.join(layers)})"
+                )
+
+
+def _projection(structure: Structure, count: int) -> Callable[[Tensor], Tensor]:
+    def one(matrix: Tensor) -> Tensor:
+        if structure == "filter":
+            return project_filters(matrix, count)
+        if structure == "column":
+            return project_columns(matrix, count)
+        return project_topk([matrix], count)[0]
+
+    def project(matrix: Tensor) -> Tensor:
+        if matrix.dim() == 2 or structure == "irregular":
+            return one(matrix)
+        return torch.stack([one(group) for group in matrix])  # each group by itself
+
+    return project
+
+
+def _method(structure: Structure) -> None:
+    """Register the method that prunes one kind of structure."""
+
+    def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
+        sets = LayerSets(structure, schedule.ratios)
+        return AdmmStage(0, 0.0, target, sets).least_bits(model, x)
+
+    @register(f"admm-{structure}", least=least, layerwise=True)
     def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
         first, second = schedule.halves
         sets = LayerSets(structure, schedule.ratios)
@@ -28,27 +224,6 @@ def _recipe(structure: Structure) -> Callable[[Target, Schedule], Sequence[Stage
             LevelStage(schedule.level_epochs, schedule.lr / 2, target),
         ]
 
-    return stages
 
-
-def _least(structure: Structure) -> Least:
-    def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
-        sets = LayerSets(structure, schedule.ratios)
-        return AdmmStage(0, 0.0, target, sets).least_bits(model, x)
-
-    return least
-
-
-def _method(structure: Structure, what: str) -> Method:
-    return Method(
-        f"admm-{structure}",
-        f"ADMM pruning of {what}, layer by layer",
-        _recipe(structure),
-        least=_least(structure),
-        layerwise=True,
-    )
-
-
-IRREGULAR = _method("irregular", "single weights")
-COLUMN = _method("column", "columns")
-FILTER = _method("filter", "filters")
+for _structure in get_args(Structure):
+    _method(_structure)

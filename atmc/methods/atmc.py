@@ -6,24 +6,329 @@ NeurIPS 2019; here under a budget of file bits.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
+from typing import Any
 
-from atmc.methods.base import Method, Schedule
-from atmc.stages import CompressStage, LevelStage, Target
-from atmc.training import Stage
+import torch
+from torch import Tensor, nn
+
+from atmc import codec
+from atmc.accounting import fixed_bits
+from atmc.factorization.importance import Importance, scores
+from atmc.factorization.layers import dense_part, factorize, factorized_weights, named_factors
+from atmc.methods.base import Schedule, register
+from atmc.methods.closing.constant_units import fold_constant_units
+from atmc.methods.closing.dead_paths import drop_dead_paths
+from atmc.methods.closing.shares import Prunings, close, every_weight, reason
+from atmc.methods.closing.target import Target, encoded_bits, fit
+from atmc.methods.closing.unit_order import UnitOrder
+from atmc.methods.levels import LevelStage
+from atmc.optim.atmc import ATMC, AUTO_GUESS
+from atmc.optim.codebooks import round_dense_part
+from atmc.optim.rounding import DISTORTION, rounded
+from atmc.optim.splitting import rising_rho
+from atmc.projection import topk_masks
+from atmc.quantization.rates import FLOAT_BITS, code_bits, factor_bits, k_for_budget
+from atmc.training.stage import Stage, adam
+
+# k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
+# duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
+_AIM = 1.06
+_MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to agree on one rate
+_TRIALS, _SAME_RATE = 4, 0.02
+_STATE = ("k_target", "chosen", "rate", "aims")
+_ROUNDS = 10  # of the closing loop
 
 
-def _stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
-    return [
-        CompressStage(
-            schedule.epochs,
-            schedule.lr,
-            target,
-            importance="effect-per-bit",
-            state_dtype=schedule.state_dtype,
-        ),
-        LevelStage(schedule.level_epochs, schedule.lr / 2, target),
-    ]
+class CompressStage(Stage):
+    """ADMM under the budget: k shrinks as a cubic, levels are pulled in as ρ rises.
+
+    k follows the *file*: every few steps the accountant says how many of the entries, as they
+    rank now, the budget holds.
+
+    Args:
+        epochs: length.
+        lr: peak rate of Adam.
+        target: the budget.
+        importance: how entries are ranked.
+        shrink: share of the stage over which k shrinks; 0 prunes at the first step.
+        rho: the penalty weight at the end; it rises from zero as the square of the progress.
+            None sets it so that the pull towards the levels, summed over all steps, is the
+            same for a short stage as for a long one. 0: no pull, codebooks at the end alone.
+        prune_only: only the factor that starts as W may hold nonzeros; U and V stay the
+            identity and C empty, so that W itself is pruned.
+        warmup: share of the stage over which ε rises.
+        duplicate_every: steps between duplicates.
+        distortion: the error of quantization that chosen bits may leave, as a share of all.
+        state_dtype: of duplicates and duals, None for that of the factors.
+    """
+
+    name = "compress"
+
+    def __init__(
+        self,
+        epochs: int,
+        lr: float,
+        target: Target,
+        *,
+        importance: Importance = "effect",
+        shrink: float = 0.6,
+        rho: float | None = None,
+        prune_only: bool = False,
+        warmup: float = 0.0,
+        duplicate_every: int = 10,
+        distortion: float = DISTORTION,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(epochs, lr, warmup)
+        self.target = target
+        self.importance: Importance = importance
+        self.shrink = shrink
+        self.rho = rho
+        self.prune_only = prune_only
+        self.duplicate_every = duplicate_every
+        self.distortion = distortion
+        self.state_dtype = state_dtype
+        self.k_start = 0
+        self.k_target = 0
+        self.chosen = target.bits != "auto"
+        self.rate = 1.0  # what the file takes for a bit of the estimate
+        self.aims = 0
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize."""
+        factorize(model)
+
+    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+        """ATMC around Adam."""
+        self.model = model
+        self.order = UnitOrder.of(model, self.example)
+        self.prunings = Prunings(model, self.example, self.order)
+        self.names = list(named_factors(model))
+        carriers = [w.carrier for w in factorized_weights(model)]
+        self.allowed = carriers if self.prune_only else self.names
+        bits = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
+        costs = {name: 1.0 if name in self.allowed else math.inf for name in self.names}
+        self.optimizer = ATMC(
+            model,
+            adam(model.parameters(), self.lr),
+            self.k_at,
+            bits,
+            rho=rising_rho(self.total_steps, self.rho),
+            duplicate_every=self.duplicate_every if self.rho != 0 else sys.maxsize,
+            importance=self.importance,
+            costs=costs if self.prune_only else None,
+            rdo=self.target.rdo,
+            state_dtype=self.state_dtype,
+        )
+        empty = fixed_bits(model, width=self.target.width, meta=self.target.meta)
+        self.overhead = empty - self._dense_fixed(model)
+        self.k_start = sum(self.optimizer.factors[name].numel() for name in carriers)
+        self._aim()
+        if not self.chosen and self.shrink == 0:
+            self._settle_bits()
+        return self.optimizer
+
+    def _dense_fixed(self, model: nn.Module) -> int:
+        return sum(
+            codec.dense_fixed_bits(tensor.numel(), self.target.width)
+            for tensor in dense_part(model).values()
+        )
+
+    def _dense_now(self) -> int:
+        """Bits of the dense part as it is now, masks of zeros included."""
+        arrays = [t.detach().cpu().float().numpy() for t in dense_part(self.model).values()]
+        tensors = [codec.quantize_dense(array, self.target.width) for array in arrays]
+        entries = tuple(codec.Entry(None, tensor) for tensor in tensors)
+        return 8 * len(codec.encode(codec.Artifact({}, entries)))
+
+    def k_at(self, step: int) -> int:
+        """k at a step: a cubic down to what the budget holds."""
+        horizon = self.shrink * self.total_steps
+        left = max(0.0, 1 - step / horizon) if horizon > 0 else 0.0
+        return round(self.k_target + max(0, self.k_start - self.k_target) * left**3)
+
+    @torch.no_grad()
+    def _aim(self) -> None:
+        """Set k to what the budget holds, entries ranked as they are now.
+
+        Every few times the file is really made, and says what it takes for a bit of the estimate.
+        """
+        fold_constant_units(self.model, self.example, self.order)
+        drop_dead_paths(self.model, self.example)
+        self.optimizer.forget_zeros()
+        ranks = [
+            rank if name in self.allowed else torch.zeros_like(rank)
+            for name, rank in zip(
+                self.names, scores(self.optimizer.weights, self.importance), strict=True
+            )
+        ]
+        bits = [self.optimizer.bits[name] for name in self.names]
+        values = self._value_bits()
+        fixed = self.overhead + self._dense_now()
+        for trial in range(_TRIALS):
+            left = _AIM * self.target.budget_bits / self.rate - fixed
+            self.k_target = k_for_budget(ranks, bits, max(0, left), values)
+            if self.aims % _MEASURE_EVERY or (self.aims and trial):
+                break
+            counts = [int(mask.sum()) for mask in topk_masks(ranks, self.k_target)]
+            sizes = [rank.numel() for rank in ranks]
+            estimate = fixed + sum(map(factor_bits, sizes, counts, bits, values))
+            last, self.rate = self.rate, self._file_bits(self.k_target) / estimate
+            if abs(self.rate / last - 1) < _SAME_RATE:
+                break
+        self.aims += 1
+
+    def _value_bits(self) -> list[float]:
+        """Bits a code takes, by factor: measured on the last duplicate where it is large enough."""
+        found = []
+        for name in self.names:
+            bits = self.optimizer.bits[name]
+            duplicate = self.optimizer.duplicates.get(name)
+            value = float(bits)
+            if self.rho == 0 and bits != FLOAT_BITS:
+                duplicate, _ = rounded(self.optimizer.factors[name], bits, rdo=self.target.rdo)
+            if duplicate is not None and bits != FLOAT_BITS:
+                kept = duplicate[duplicate != 0]
+                if kept.numel() > 4 * 2**bits:
+                    value = code_bits(torch.unique(kept, return_inverse=True)[1])
+            found.append(value)
+        return found
+
+    def after_step(self, step: int) -> None:
+        """Aim again now and then; choose b where it is ours to choose, once k has settled."""
+        # A stage of few steps aims a few times, too.
+        every = max(1, min(self.duplicate_every, self.total_steps // 5), self.total_steps // 50)
+        if step % every == 0:
+            self._aim()
+            if not self.chosen and 2 * step >= self.shrink * self.total_steps:
+                # While k still shrinks: what fewer bits save goes to entries not yet cut.
+                self._settle_bits(final=step >= self.shrink * self.total_steps)
+
+    def _settle_bits(self, final: bool = True) -> None:
+        table = self.optimizer.rate_distortion(self.k_target)
+        bits = table.choose(self.distortion)
+        self.optimizer.set_bits(bits)
+        self.chosen = final
+        self._aim()
+        nonzeros = self.optimizer.nonzeros
+        if final and self.k_target >= nonzeros:
+            # Entries that k has let go do not come back: their bits go to finer codebooks.
+            room = self.target.budget_bits - self._file_bits(nonzeros)
+            finer = bits
+            for step in table.path() if room > 0 else ():
+                if table.rate(step) - table.rate(bits) > room:
+                    break
+                if table.error(step) <= table.error(bits):
+                    finer = step
+            if finer != bits:
+                self.optimizer.set_bits(finer)
+                self._aim()
+
+    def penalty(self) -> Tensor:
+        """The optimizer's own term."""
+        return self.optimizer.penalty()
+
+    def finish(self, model: nn.Module) -> None:
+        """The quantized duplicate becomes the model, at the largest k whose file fits.
+
+        Where all nonzeros fit and leave room, codebooks are made finer.
+        """
+        if not self.chosen:
+            self._settle_bits()
+        target, whole = self.target, every_weight(model)
+        nonzeros = self.optimizer.nonzeros
+        k, bits = self._largest_k()
+        if target.bits == "auto" and k == nonzeros and not target.full(bits):
+            self.optimizer.set_bits(FLOAT_BITS)
+            self.optimizer.finalize(k)
+            close(model, target, self.example)
+            return
+        self.optimizer.finalize(k)
+        fold_constant_units(model, self.example, self.order)
+        drop_dead_paths(model, self.example)
+        self.order.sort(model)
+        round_dense_part(model, target.width)
+        data = fit(model, target, self.order.sort)
+        target.outcome.bits = 8 * len(data)
+        target.outcome.reason = reason(target, whole, "weights", finest=True)
+
+    def _largest_k(self) -> tuple[int, int]:
+        """The closing loop: encode, measure, and look for k between what fits and what does not.
+
+        Returns:
+            k, and the bits of its file; 0 where none tried fits.
+        """
+        limit = self.target.budget_bits
+        k = self.optimizer.nonzeros
+        fits, taken = 0, 0
+        over, excess = k + 1, 0
+        for trial in range(_ROUNDS):
+            bits = self._file_bits(k)
+            if bits <= limit:
+                fits, taken = k, bits
+            else:
+                over, excess = k, bits
+            # The next entry would not fit, or nothing lies between.
+            if over - fits <= 1 or limit - taken < taken / max(1, fits):
+                break
+            if fits == 0:  # files grow about as k does
+                k = min(int(0.999 * over * limit / excess), over - 1)
+            elif trial % 3 == 2:
+                k = (fits + over) // 2
+            else:
+                k = fits + int((over - fits) * (limit - taken) / (excess - taken))
+            k = min(max(k, fits + 1), over - 1)
+        # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
+        # model would be no answer.
+        return fits or over - 1, taken
+
+    def _file_bits(self, k: int) -> int:
+        """The real size of the file that finalizing at ``k`` would make; constants not folded."""
+        probe = self.prunings.of(self.optimizer.quantized(k))
+        return encoded_bits(probe, self.target, {})
+
+    def measure(self) -> dict[str, int]:
+        """Nonzeros now, and the file they would make, estimated."""
+        sizes = [factor.numel() for factor in self.optimizer.factors.values()]
+        counts = [int(torch.count_nonzero(f)) for f in self.optimizer.factors.values()]
+        bits = [self.optimizer.bits[name] for name in self.names]
+        factors = sum(map(factor_bits, sizes, counts, bits, self._value_bits()))
+        total = self.rate * (factors + self.overhead + self._dense_now())
+        return {"nonzeros": sum(counts), "file_bits": round(total)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The aim and what it rests on, and whether b has been chosen."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        for name in _STATE:
+            setattr(self, name, state[name])
 
 
-METHOD = Method("atmc", "pruned, factorized and quantized as one problem, under attack", _stages)
+@register("atmc")
+def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
+    """All three kinds of compression under attack; then the levels."""
+    compress = CompressStage(
+        schedule.epochs,
+        schedule.lr,
+        target,
+        importance="effect-per-bit",
+        state_dtype=schedule.state_dtype,
+    )
+    return [compress, LevelStage(schedule.level_epochs, schedule.lr / 2, target)]
+
+
+@register("l0")
+def project(target: Target, schedule: Schedule) -> Sequence[Stage]:
+    """Global l0 projection of W after every step: the pruning-only ancestor of ATMC.
+
+    Gui et al., NeurIPS 2019, section 4. k shrinks as a cubic; codebooks come at the end.
+    """
+    prune = CompressStage(
+        schedule.epochs, schedule.lr, target, importance="magnitude", rho=0.0, prune_only=True
+    )
+    return [prune, LevelStage(schedule.level_epochs, schedule.lr / 2, target)]

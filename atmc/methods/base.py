@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atmc.stages import Target
-from atmc.training import Stage
+from atmc.methods.closing.target import Target
+from atmc.parsing import nearest
+from atmc.training.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Schedule:
         return (self.epochs + 1) // 2, self.epochs // 2
 
 
+Recipe = Callable[[Target, Schedule], Sequence[Stage]]
 Least = Callable[[nn.Module, Target, Schedule, Tensor], int]
 
 
@@ -45,7 +48,6 @@ class Method:
 
     Args:
         name: as the setting ``method`` has it.
-        summary: one line for people.
         stages: the recipe after the dense start.
         attacked: whether the model is attacked while it is trained, its dense start included.
         least: the size in bits of the file in which every layer has the least that the method
@@ -57,10 +59,43 @@ class Method:
     """
 
     name: str
-    summary: str
-    stages: Callable[[Target, Schedule], Sequence[Stage]]
+    stages: Recipe
     attacked: bool = True
     least: Least | None = None
     auto_bits: int | None = None
     layerwise: bool = False
     bounded: bool = True
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(name: str, **traits: Any) -> Callable[[Recipe], Recipe]:
+    """Make the recipe that it decorates the method of a name.
+
+    Args:
+        name: as the setting ``method`` has it.
+        traits: of :class:`Method`.
+    """
+
+    def decorate(stages: Recipe) -> Recipe:
+        _METHODS[name] = Method(name, stages, **traits)
+        return stages
+
+    return decorate
+
+
+def names() -> tuple[str, ...]:
+    """The names of all methods, in alphabetical order."""
+    return tuple(sorted(_METHODS))
+
+
+def get(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is none; the message gives the nearest one.
+    """
+    if name not in _METHODS:
+        raise ValueError(f"unknown method {name!r}{nearest(name, names())}")
+    return _METHODS[name]

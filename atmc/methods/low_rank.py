@@ -5,24 +5,169 @@ The baseline "ALR" of Gui et al., NeurIPS 2019. Codebooks come at the end.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from atmc.methods.base import Method, Schedule
-from atmc.stages import LevelStage, LowRankStage, Target
-from atmc.training import Stage
+from atmc.factorization.layers import FactorizedWeight, defactorize, factorize, factorized_weights
+from atmc.methods.base import Schedule, register
+from atmc.methods.closing.shares import ShareStage, Values, close, put
+from atmc.methods.closing.target import Target
+from atmc.methods.levels import LevelStage
+from atmc.training.stage import Stage, adam
+
+_CUTS = 10  # how often ranks are lowered on the way to the target
 
 
-def _stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
+def as_products(model: nn.Module) -> nn.Module:
+    """Factorize anew, without an identity and at full rank, in place."""
+    return factorize(defactorize(model), rank=sys.maxsize)
+
+
+@dataclass
+class Spectrum:
+    """The singular value decomposition of one W, or of one a group.
+
+    left: (..., rows, r), values: (..., r), descending, right: (..., r, rest).
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, weight: FactorizedWeight) -> Spectrum:
+        """That of U V + C."""
+        matrix = weight.parametrization.matrix(weight.U, weight.V, weight.C).detach()
+        left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+        return cls(left, values, right)
+
+    def factors(self, rank: int, weight: FactorizedWeight) -> tuple[Tensor, Tensor]:
+        """U and V of W's best approximation of that rank, zero where the rank ends."""
+        roots = self.values.sqrt() * (torch.arange(self.values.shape[-1]) < rank).to(self.values)
+        # A row of zeros stays one: rounding would fill it.
+        row = (self.left * self.values[..., None, :]).abs().amax(-1, keepdim=True)
+        column = (self.values[..., :, None] * self.right).abs().amax(-2, keepdim=True)
+        largest = 1e-9 * self.values[..., :1, None]
+        U = self.left * roots[..., None, :] * (row > largest)
+        V = roots[..., :, None] * self.right * (column > largest)
+        return U.to(weight.U.dtype), V.to(weight.V.dtype)
+
+
+def ranks_at(spectra: list[Spectrum], share: float) -> list[int]:
+    """Ranks whose factors hold ``share`` of the numbers that full rank would; at least 1 each.
+
+    Singular directions of all layers compete by the share of their layer's energy, σ² / ‖W‖²,
+    for each number that they cost.
+    """
+    gains, costs, owners = [], [], []
+    for index, spectrum in enumerate(spectra):
+        energy = spectrum.values.square()
+        groups = energy.reshape(-1, energy.shape[-1]).sum(0) / energy.sum().clamp(min=1e-300)
+        cost = spectrum.left.numel() / max(1, energy.shape[-1])
+        cost += spectrum.right.numel() / max(1, energy.shape[-1])
+        gains += (groups / cost).tolist()
+        costs += [cost] * len(groups)
+        owners += [index] * len(groups)
+    order = sorted(range(len(gains)), key=lambda i: -gains[i])
+    left = share * sum(costs)
+    ranks = [0] * len(spectra)
+    for i in order:
+        if costs[i] <= left:
+            ranks[owners[i]] += 1
+            left -= costs[i]
+        else:
+            break
+    return [max(1, rank) for rank in ranks]
+
+
+class LowRankStage(ShareStage):
+    """U and V trained under attack while ranks fall to what the budget holds.
+
+    Ranks fall in steps, as a cubic, over the first share ``shrink`` of the stage: at each, W = U V
+    is cut to the singular directions that rank best over all layers.
+
+    Args:
+        epochs: length.
+        lr: peak rate of Adam.
+        target: the budget.
+        shrink: share of the stage over which the ranks fall.
+    """
+
+    name = "low-rank"
+
+    def __init__(self, epochs: int, lr: float, target: Target, shrink: float = 0.6) -> None:
+        super().__init__(epochs, lr, target)
+        self.shrink = shrink
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize at full rank, without the identity."""
+        as_products(model)
+
+    def take(self, model: nn.Module) -> None:
+        """Decompose every weight."""
+        super().take(model)
+        self.weights = factorized_weights(model)
+        self.spectra = [Spectrum.of(weight) for weight in self.weights]
+
+    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Adam on U, V and the dense part."""
+        self.take(model)
+        self.aim()
+        self._cut(1.0)
+        fixed = {id(weight.C) for weight in self.weights}
+        self.optimizer = adam((p for p in model.parameters() if id(p) not in fixed), self.lr)
+        return self.optimizer
+
+    def values_at(self, share: float) -> Values:
+        """U and V of the ranks that hold a share of the numbers; C empty."""
+        found: dict[str, Tensor] = {}
+        ranks = ranks_at(self.spectra, share)
+        for weight, spectrum, rank in zip(self.weights, self.spectra, ranks, strict=True):
+            U, V = spectrum.factors(rank, weight)
+            empty = torch.zeros_like(weight.C)
+            found |= dict(zip(weight.factors, (U, V, empty), strict=True))
+        return found
+
+    def _cut(self, share: float) -> None:
+        put(self.model, self.values_at(share))
+
+    def after_step(self, step: int) -> None:
+        """Lower the ranks now and then; what Adam remembers is of other axes then."""
+        horizon = self.shrink * self.total_steps
+        every = max(1, math.ceil(horizon / _CUTS))
+        if step % every == 0 and step < horizon + every:
+            left = max(0.0, 1 - step / horizon) ** 3
+            self.take(self.model)
+            self._cut(self.share + (1 - self.share) * left)
+            self.optimizer.state.clear()
+
+    def finish(self, model: nn.Module) -> None:
+        """The ranks that the file holds, codebooks, the budget."""
+        self.take(model)
+        self.aim()
+        self._cut(self.share)
+        close(model, self.target, self.example, "singular directions")
+
+    def measure(self) -> dict[str, int]:
+        """Nonzeros now."""
+        factors = [f for weight in self.weights for f in (weight.U, weight.V)]
+        return {"nonzeros": sum(int(torch.count_nonzero(f)) for f in factors)}
+
+
+def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
+    """The size at rank 1."""
+    return LowRankStage(0, 0.0, target).least_bits(model, x)
+
+
+@register("low-rank", least=least)
+def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
+    """Lower the ranks; then the levels."""
     return [
         LowRankStage(schedule.epochs, schedule.lr, target),
         LevelStage(schedule.level_epochs, schedule.lr / 2, target),
     ]
-
-
-def _least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
-    return LowRankStage(0, 0.0, target).least_bits(model, x)
-
-
-METHOD = Method("low-rank", "two thin matrices a layer, under attack", _stages, least=_least)

@@ -6,7 +6,7 @@ import chromium
 import pytest
 from report_builders import dense, failure, run
 
-from atmc.report import report
+from atmc.reports.build import report
 
 # Where one is required, a missing browser is a failure and no skip.
 REQUIRED = os.environ.get("ATMC_TEST_BROWSER") == "required"

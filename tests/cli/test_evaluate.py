@@ -147,7 +147,7 @@ def test_the_ladder(atmc, artifact, here):
 
 def test_a_check_that_fails_is_a_warning(atmc, artifact, monkeypatch):
     failed = {"name": "grey-ball", "passed": False, "detail": "too much is left"}
-    monkeypatch.setattr("atmc.ladder.grey", lambda *args, **options: [failed])
+    monkeypatch.setattr("atmc.evaluation.ladder.grey", lambda *args, **options: [failed])
     args = ("evaluate", artifact, "--examples", "20", "--attack", "fgsm", "--eval-steps", "1")
     for more in ((), ("--json",)):
         result = atmc(*args, "--eps-grid", "0.1", *more)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from atmc import models
 from atmc.artifact import save
-from atmc.factorization import factorize, factorized_weights, named_factors
+from atmc.factorization.layers import factorize, factorized_weights, named_factors
 
 from .conftest import contents, error
 

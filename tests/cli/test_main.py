@@ -1,7 +1,6 @@
 """The group: quick help, the version, errors as one line."""
 
 import errno
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -11,9 +10,11 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from atmc_cli import errors, main
 
 from atmc import __version__
+from atmc import errors as library
 
 from .conftest import PROCESS, error, process_environment
 
@@ -136,11 +137,17 @@ def test_wrong_use_exits_2_in_one_line(atmc, args, said):
     assert "--help" in line
 
 
-def test_every_error_that_is_named_exists():
-    for name in errors._MENDABLE | errors._USAGE:
-        module, _, kind = name.rpartition(".")
-        found = getattr(importlib.import_module(module), kind)
-        assert f"{found.__module__}.{found.__qualname__}" == name
+def test_every_error_of_the_library_is_a_line_and_a_status():
+    kinds = [v for v in vars(library).values() if isinstance(v, type)]
+    kinds = [kind for kind in kinds if issubclass(kind, library.AtmcError)]
+    assert {kind.exit_status for kind in kinds} == {1, 2}
+    for kind in kinds:
+        assert errors.explain(kind("two\nlines")) == ("two lines", kind.exit_status)
+
+
+def test_a_gpu_out_of_memory():
+    said, status = errors.explain(torch.OutOfMemoryError("CUDA out of memory"))
+    assert (said, status) == ("out of memory: lower --batch-size, or use a smaller model", 1)
 
 
 def an_os_error(number, *args):

@@ -2,7 +2,7 @@
 
 from atmc_cli import compress, evaluate, options
 
-from atmc.settings import Settings, from_mapping
+from atmc.engine.settings import Settings, from_mapping
 
 
 def declared(command):

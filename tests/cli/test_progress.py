@@ -6,8 +6,8 @@ import sys
 import pytest
 from atmc_cli import progress
 
-from atmc.run import EpochFigures
-from atmc.training import Progress
+from atmc.engine.run import EpochFigures
+from atmc.training.loop import Progress
 
 
 class Terminal(io.StringIO):

@@ -1,0 +1,56 @@
+"""What an attack ascends: cross-entropy, the margin, and the DLR loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Literal["ce", "margin", "dlr"]
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Per example, the best wrong logit less the true one (Carlini & Wagner, 2017): (n,)."""
+    true = logits.gather(1, y[:, None])[:, 0]
+    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return wrong - true
+
+
+def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Per example, the difference of logits ratio (Croce & Hein, ICML 2020, equation 6): (n,).
+
+    The margin over the distance from the largest logit to the third largest,
+    ``(max_{i≠y} z_i − z_y) / (z_π1 − z_π3)``: logits scaled or shifted change nothing. Where the
+    three largest are equal, 1e-12 stands for the distance.
+
+    Args:
+        logits: (n, classes).
+        y: labels (n,), int64.
+
+    Raises:
+        ValueError: fewer than 3 classes, so that there is no third logit.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"the loss dlr needs at least 3 classes, the model has {logits.shape[1]}: "
+            "use ce or margin"
+        )
+    top = logits.topk(3, dim=1).values
+    return margin_loss(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def _example_loss(name: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    if name == "ce":
+        return _cross_entropy
+    if name == "margin":
+        return margin_loss
+    if name == "dlr":
+        return dlr_loss
+    raise ValueError(f"unknown attack loss {name!r}: use 'ce', 'margin' or 'dlr'")

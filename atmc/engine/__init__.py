@@ -1,0 +1,1 @@
+"""One run: its settings, its folder, its resumption; many runs as a sweep."""

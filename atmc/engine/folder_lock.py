@@ -1,0 +1,141 @@
+"""One process at a time in a folder: a lock of the operating system, and beside it whose it is.
+
+The kernel releases the lock when its process ends, however that ends. Between machines that share a
+folder it may not reach: there the file that names the process counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from atmc import codec
+from atmc.errors import FolderInUseError
+
+LOCK, PROCESS = ".atmc.lock", ".atmc.process.json"
+FILES = (LOCK, PROCESS)
+_PATIENCE = 1.0  # seconds until whoever has just taken the lock has written who it is
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of some machine.
+
+    Attributes:
+        pid: its number.
+        host: the name of its machine.
+        boot: of the machine's kernel, which containers share; None where there is no telling.
+    """
+
+    pid: int
+    host: str
+    boot: str | None
+
+    @classmethod
+    def this(cls) -> Process:
+        """The one that runs this."""
+        return cls(os.getpid(), platform.node(), _boot())
+
+    @classmethod
+    def read(cls, folder: Path) -> Process | None:
+        """The one that a folder names; None where it names none."""
+        try:
+            held: Any = json.loads((folder / PROCESS).read_bytes())
+            return cls(int(held["pid"]), str(held["host"]), held.get("boot"))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def reached(self) -> bool:
+        """Whether the lock would tell that it is at work still."""
+        now = Process.this()
+        return self.host == now.host or (self.boot is not None and self.boot == now.boot)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made where there is none.
+
+    The lock of a process that is gone is taken over. Nothing is left behind.
+
+    Raises:
+        FolderInUseError: another one is at work in it.
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _acquired(folder):
+        process = json.dumps(asdict(Process.this())) + "\n"
+        codec.write(folder / PROCESS, process.encode())
+        try:
+            yield
+        finally:
+            # While the lock is held: one who opened the old file finds it unlinked and starts anew.
+            for name in (PROCESS, LOCK):
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that another process works in, without touching it.
+
+    Raises:
+        FolderInUseError: one does.
+    """
+    if (folder / LOCK).exists():
+        with _acquired(folder):
+            pass
+    _check_process(folder)
+
+
+@contextlib.contextmanager
+def _acquired(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUseError(_in_use(folder)) from None
+    except PermissionError:  # another user's
+        if Process.read(folder) is None:
+            raise
+        raise FolderInUseError(_in_use(folder)) from None
+    try:
+        _check_process(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _check_process(folder: Path) -> None:
+    """Refuse a folder that names a process which the lock would not tell of."""
+    process = Process.read(folder)
+    if process is not None and not process.reached():
+        raise FolderInUseError(
+            f"{folder} is in use by {process}: where that process is gone, remove "
+            f"{folder / PROCESS}"
+        )
+
+
+def _in_use(folder: Path) -> str:
+    started = time.monotonic()
+    while (process := Process.read(folder)) is None and time.monotonic() - started < _PATIENCE:
+        time.sleep(0.05)
+    who = "another process" if process is None else str(process)
+    return f"{folder} is in use by {who}: wait until it ends, or give another folder"
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,89 @@
+"""Every error that a user can mend: one base, one line that says what was wrong and what to do.
+
+The command line prints the line and ends with the ``exit_status`` of the class.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AtmcError(Exception):
+    """Base of all errors of the library; the message is one line.
+
+    Attributes:
+        exit_status: of a command that ends with it: 2 for wrong use, 1 for anything else.
+    """
+
+    exit_status: ClassVar[int] = 1
+
+
+class SettingsError(AtmcError, ValueError):
+    """A setting that cannot be: which, and what to do."""
+
+    exit_status = 2
+
+
+class AtmcFormatError(AtmcError, ValueError):
+    """The bytes are not an artifact that this version can read."""
+
+
+class BudgetError(AtmcError, ValueError):
+    """The file would be, or would have to be, larger than the budget.
+
+    Attributes:
+        smallest: the smallest budget that can be kept, in bits, where that is known.
+    """
+
+    def __init__(self, message: str, smallest: int | None = None) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+class DataError(AtmcError):
+    """A data set is missing, damaged or not what it should be."""
+
+
+class ExportError(AtmcError, ValueError):
+    """A model that cannot be exported as asked."""
+
+
+class FolderInUseError(AtmcError, RuntimeError):
+    """Another process works in a folder; it is named."""
+
+
+class MissingExtraError(AtmcError, ValueError):
+    """A package of an extra is not installed; the command that installs it."""
+
+
+class ModelError(AtmcError, ValueError):
+    """A model cannot classify the examples."""
+
+
+class PythonPathError(AtmcError, ValueError):
+    """There is no function at a Python path; what is missing."""
+
+
+class ReportError(AtmcError, ValueError):
+    """There is nothing to report on, or no way to."""
+
+
+class RunError(AtmcError, ValueError):
+    """A run that cannot start or go on."""
+
+
+class TrainingError(AtmcError, RuntimeError):
+    """Training cannot go on: what happened, and when."""
+
+
+class WeightsError(AtmcError, ValueError):
+    """A file of weights that cannot be used: why, and what to give."""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error in one line; its type where it has none.
+
+    >>> one_line(ValueError("too\\n small"))
+    'too small'
+    """
+    return " ".join(str(error).split()) or type(error).__name__

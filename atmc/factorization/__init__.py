@@ -1,0 +1,36 @@
+"""W = U V + C as a parametrization of the layers of any module."""
+
+from __future__ import annotations
+
+from atmc.factorization.importance import Importance, scores
+from atmc.factorization.layers import (
+    Factorization,
+    FactorizedWeight,
+    Identity,
+    Layout,
+    defactorize,
+    dense_part,
+    factorize,
+    factorized_weights,
+    is_factorized,
+    named_factors,
+    named_state,
+    plain_weights,
+)
+
+__all__ = [
+    "Factorization",
+    "FactorizedWeight",
+    "Identity",
+    "Importance",
+    "Layout",
+    "defactorize",
+    "dense_part",
+    "factorize",
+    "factorized_weights",
+    "is_factorized",
+    "named_factors",
+    "named_state",
+    "plain_weights",
+    "scores",
+]

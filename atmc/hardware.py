@@ -1,0 +1,70 @@
+"""What the machine has and how it is used: devices, matrix units, freed memory."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+
+import torch
+
+from atmc.errors import RunError
+from atmc.messages import argument
+
+
+@functools.cache
+def fast_bfloat16() -> bool:
+    """Whether bfloat16 is faster than float32 here, by the processor's instructions."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return _capability("_is_avx512_bf16_supported") or matrix_units()
+
+
+@functools.cache
+def matrix_units() -> bool:
+    """Whether the CPU multiplies small matrices of bfloat16 in hardware (AMX)."""
+    return _capability("_is_amx_tile_supported")
+
+
+def _capability(name: str) -> bool:
+    tell = getattr(torch.cpu, name, None)
+    return bool(tell()) if tell is not None else False
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_LARGEST = 2**30  # bytes: blocks up to this size, and as much free memory, are kept
+_LARGEST_OLD = 2**25  # the most that older versions take
+
+
+@functools.cache
+def keep_freed() -> bool:
+    """Let the process keep large blocks of memory that it has freed, up to 1 GiB.
+
+    It holds for the rest of the process and changes no result. Only the GNU C library has the
+    setting; elsewhere nothing happens.
+
+    Returns:
+        Whether the C library took the setting.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    taken = mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_THRESHOLD, _LARGEST_OLD)
+    return bool(taken and mallopt(_TRIM_THRESHOLD, _LARGEST))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name: "cpu", "cuda", or "auto" for the GPU where there is one.
+
+    Raises:
+        RunError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    elif name == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"there is no CUDA device: use {argument('device', 'cpu')}")
+    return torch.device(name)

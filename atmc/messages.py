@@ -1,0 +1,104 @@
+"""Messages to the user: how they name an argument, and warnings.
+
+A message is written once, with :func:`argument` where it names one. The command line switches the
+spelling: there it names an option.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TextIO
+
+# Of the process, not of a context: threads that read data raise messages, too.
+_options, _named = False, dict[str, str]()
+
+
+def argument(name: str, value: object = None, *, option: str | None = None) -> str:
+    """An argument in a message: ``budget_bits``, or ``--budget-bits`` on the command line.
+
+    Args:
+        name: in Python.
+        value: what to give it, as ``device="cpu"`` and ``--device cpu``; True is an option by
+            itself; a tuple is of names that stand for values. None: the name alone.
+        option: its name as an option, without dashes before it, where it has another.
+    """
+    if not _options:
+        return name if value is None else f"{name}={_python(value)}"
+    shown = "--" + (option or _named.get(name) or name.replace("_", "-"))
+    return shown if value is None or value is True else f"{shown} {_text(value)}"
+
+
+def _python(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(str, value))})"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@contextlib.contextmanager
+def options(used: bool = True, named: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Name options in the messages of this process for a while.
+
+    Args:
+        used: whether to; False for arguments.
+        named: the options that a command calls otherwise than their arguments.
+    """
+    global _options, _named
+    before = _options, _named
+    _options, _named = used, dict(named or {})
+    try:
+        yield
+    finally:
+        _options, _named = before
+
+
+def are_options() -> bool:
+    """Whether messages name options now, so that another process can be told."""
+    return _options
+
+
+class AtmcWarning(UserWarning):
+    """Something was changed or left out, or a figure is not to be trusted; the message says what.
+
+    Not an error: the work goes on.
+    """
+
+
+def warn(message: str) -> None:
+    """Warn in one line, at the place that called the library."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "atmc":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, AtmcWarning, stacklevel=level)
+
+
+@contextlib.contextmanager
+def on_stderr() -> Iterator[None]:
+    """Inside, each warning of the library is a line on stderr, the same one but once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", AtmcWarning)
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, AtmcWarning):
+                print(f"Warning: {' '.join(str(message).split())}", file=sys.stderr)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield

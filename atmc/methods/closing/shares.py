@@ -1,0 +1,387 @@
+"""Of a family of prunings the largest that the file holds, and how a stage closes the file."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc import codec
+from atmc.artifact import to_artifact
+from atmc.factorization.layers import factorize, factorized_weights, named_factors
+from atmc.methods.closing.constant_units import fold_constant_units
+from atmc.methods.closing.dead_paths import drop_dead_paths
+from atmc.methods.closing.target import Target, encoded_bits, fit
+from atmc.methods.closing.unit_order import UnitOrder
+from atmc.models.preparation import copy_model, tensors_of
+from atmc.optim.atmc import AUTO_GUESS
+from atmc.optim.codebooks import round_dense_part
+from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
+from atmc.quantization.rates import RateDistortion
+from atmc.training.stage import Stage
+
+# Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
+_AIM = 1.02
+_ROUNDS = 24
+_COARSER = [2 ** (i / 2) for i in range(7)]  # times the usual distortion
+_STUCK = 4  # tensors whose next codebook may be too large, before the search for others ends
+_TRIALS = 4  # of a choice of b and the share that follows from it
+_CLOSE = 1.002  # shares this near to one another count as one
+
+_PLACE_BITS = 2  # what the place of a nonzero takes, guessed before the first file is made
+
+_ALL: Mapping[str, int] = {}  # as many levels as b allows
+
+Values = Mapping[str, Tensor]
+
+
+def usual_bits(model: nn.Module, target: Target) -> dict[str, int]:
+    """b for every factor: the target's, or by the usual distortion of the factors as they are."""
+    factors = named_factors(model)
+    if target.bits != "auto":
+        return dict.fromkeys(factors, int(target.bits))
+    table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
+    return table.choose(DISTORTION)
+
+
+def settle_bits(model: nn.Module, target: Target) -> dict[str, int]:
+    """b for every factor: the target's, or chosen so that the file keeps the budget.
+
+    Where it would be over, coarser codebooks are tried before entries go.
+    """
+    factors = named_factors(model)
+    if target.bits != "auto":
+        return dict.fromkeys(factors, int(target.bits))
+    table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
+    bits: dict[str, int] = {}
+    for scale in _COARSER:
+        last, bits = bits, table.choose(scale * DISTORTION)
+        # The file of the same bits was too large already.
+        if bits != last and _rounded_bits(model, target, bits) <= _AIM * target.budget_bits:
+            break
+    return bits
+
+
+@dataclass
+class Codebooks:
+    """What factors are rounded to.
+
+    Attributes:
+        bits: b for every factor.
+        levels: how many levels, for factors that have fewer than 2^b.
+        finest: whether finer ones would change nothing, or are not asked for.
+    """
+
+    bits: dict[str, int]
+    levels: dict[str, int]
+    finest: bool
+
+    def rounded(self, values: Values, target: Target) -> Values:
+        """Values by these codebooks."""
+        return _rounded(values, target, self.bits, self.levels)
+
+
+def fill_codebooks(model: nn.Module, target: Target) -> Codebooks:
+    """The finest codebooks whose file keeps the budget, or overshoots what a few entries take.
+
+    Along the path of rate and distortion; where the next step is too large a one, the tensor that
+    takes it gets as many levels between the two as there is room for, and the path goes on
+    without it.
+    """
+    factors = named_factors(model)
+    if target.bits != "auto":
+        return Codebooks(dict.fromkeys(factors, int(target.bits)), {}, True)
+    table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
+    path = list(table.path())
+    # Among entries of which most are kept, one that goes saves hardly more than its place costs.
+    limit = target.budget_bits if _mostly_full(model, target) else _AIM * target.budget_bits
+    levels: dict[str, int] = {}
+    stuck: dict[str, int] = {}
+
+    def size(bits: Mapping[str, int], levels: Mapping[str, int]) -> int:
+        return _rounded_bits(model, target, bits, levels)
+
+    near = path.index(table.choose(DISTORTION))
+    while True:
+        low, bits, taken = _furthest(path, table, lambda bits: size(bits, levels), limit, near)
+        if low + 1 == len(path) or taken > limit:
+            return Codebooks(bits, levels, not stuck and taken <= limit)
+        name = next(n for n, b in path[low + 1].items() if b != bits[n])
+        if len(stuck) == _STUCK or target.full(min(taken, target.budget_bits)):
+            return Codebooks(bits, levels, False)
+        fits, over = 2 ** bits[name], 2 ** path[low + 1][name]
+        while over - fits > max(1, fits // 16):
+            middle = (fits + over) // 2
+            if size(path[low + 1], levels | {name: middle}) <= limit:
+                fits = middle
+            else:
+                over = middle
+        stuck[name] = bits[name]
+        if fits > 2 ** bits[name]:
+            levels[name], stuck[name] = fits, path[low + 1][name]
+        path = [step | stuck for step in path[low:]]
+        path = [step for i, step in enumerate(path) if i == 0 or step != path[i - 1]]
+        near = 0
+
+
+def _mostly_full(model: nn.Module, target: Target) -> bool:
+    """Whether more than half of the entries of the factors that a file holds are nonzeros."""
+    sizes = codec.measure(to_artifact(model, width=target.width, meta=target.meta))
+    held = [tensor for tensor in sizes.tensors if tensor.nonzeros]
+    return 2 * sum(t.nonzeros for t in held) > sum(t.elements for t in held)
+
+
+def _furthest(
+    path: list[dict[str, int]],
+    table: RateDistortion,
+    size: Callable[[Mapping[str, int]], int],
+    limit: float,
+    near: int,
+) -> tuple[int, dict[str, int], int]:
+    """The last step of a path whose file is within the limit (or the first), and its size.
+
+    Few files are made: from one on, the estimate says where the limit will be met.
+    """
+    rates = [table.rate(step) for step in path]
+    low, high, taken = -1, len(path), 0
+    trial = near
+    for attempt in range(_ROUNDS):
+        last = size(path[trial])
+        if last <= limit:
+            low, taken = trial, last
+        else:
+            high = trial
+        if high - low <= 1:
+            break
+        room = limit - last + rates[trial]
+        trial = sum(rate <= room for rate in rates) - 1 if attempt < 4 else (low + high) // 2
+        trial = min(max(trial, low + 1), high - 1)
+    if low < 0:
+        low, taken = 0, size(path[0])
+    return low, path[low], taken
+
+
+class Prunings:
+    """A copy of a model that takes one pruning after another, to see what its file would be.
+
+    Args:
+        model: factorized; it is not changed.
+        x: a few inputs, (n, ...).
+        order: of the model.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, order: UnitOrder) -> None:
+        self._model, self._x, self._order = model, x, order
+        self._probe = copy_model(model)
+
+    @torch.no_grad()
+    def of(self, values: Values) -> nn.Module:
+        """The model as it is now with these factors, dead paths dropped, units in order.
+
+        The next call changes what this one has returned.
+        """
+        for value, now in zip(tensors_of(self._probe), tensors_of(self._model), strict=True):
+            value.copy_(now)
+        put(self._probe, values)
+        drop_dead_paths(self._probe, self._x)
+        self._order.sort(self._probe)
+        return self._probe
+
+
+@torch.no_grad()
+def _rounded_bits(
+    probe: nn.Module, target: Target, bits: Mapping[str, int], levels: Mapping[str, int] = _ALL
+) -> int:
+    factors = named_factors(probe)
+    return encoded_bits(probe, target, _rounded(factors, target, bits, levels))
+
+
+def _rounded(
+    values: Values, target: Target, bits: Mapping[str, int], levels: Mapping[str, int] = _ALL
+) -> Values:
+    """Values by their codebooks; at a fixed b zero where that is nearer than the nearest level.
+
+    A chosen b leaves no values so far from their level; and what it was chosen by knows no zeros.
+    """
+    found = {}
+    for name, value in values.items():
+        coded, _ = rounded(value, bits[name], rdo=target.rdo, levels=levels.get(name))
+        if target.bits != "auto":
+            coded.masked_fill_(value.detach().abs() < coded.abs() / 2, 0)
+        found[name] = coded
+    return found
+
+
+def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
+    """The real size of the file that ``values`` would make, dead paths dropped and rounded."""
+    probe = Prunings(model, x, UnitOrder.of(model, x)).of(values)
+    return _rounded_bits(probe, target, settle_bits(probe, target))
+
+
+@torch.no_grad()
+def put(model: nn.Module, values: Values) -> None:
+    """Write values into the factors, by name."""
+    factors = named_factors(model)
+    for name, value in values.items():
+        factors[name].copy_(value)
+
+
+def largest_share(over: Callable[[float], float], near: float) -> float:
+    """The largest share in (0, 1] that fits, to a five-hundredth of it; 0 where none does.
+
+    Args:
+        over: the size at a share as a multiple of what it may be; it fits where that is at most 1.
+            A share that does not fit is followed by no larger one that does.
+        near: where to look first.
+    """
+    low = high = None  # (share, size) that fits, and that does not
+    share = near
+    for trial in range(_ROUNDS):
+        size = over(share)
+        if size <= 1:
+            low = share, size
+            if share == 1:
+                return 1.0
+        else:
+            high = share, size
+        if low is not None and (low[1] > 2 - _CLOSE or (high and high[0] < _CLOSE * low[0])):
+            break
+        if low is None or high is None:
+            # Sizes grow about as shares do.
+            share = min(1.0, share / min(max(size, 1.2), 8.0) if size > 1 else share / size * 1.1)
+            continue
+        # Between the two, where a straight line in logarithms meets the limit; every other time in
+        # the middle, since sizes may be stairs.
+        part = 0.5
+        if trial % 2:
+            part = -math.log(low[1]) / (math.log(high[1]) - math.log(low[1]))
+        share = low[0] * (high[0] / low[0]) ** min(max(part, 0.05), 0.95)
+    return 0.0 if low is None else low[0]
+
+
+class ShareStage(Stage, ABC):
+    """A stage whose pruning has one knob: a share, from the least that it can leave to everything.
+
+    A subclass says what the factors hold at a share; the share is the one that the file holds.
+
+    Args:
+        epochs: length.
+        lr: peak rate.
+        target: the budget.
+    """
+
+    def __init__(self, epochs: int, lr: float, target: Target) -> None:
+        super().__init__(epochs, lr)
+        self.target = target
+        self.share = 1.0
+        self.bits: dict[str, int] = {}
+        self.order: UnitOrder | None = None
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize; of the factors the one that starts as W is pruned, the others stay empty."""
+        factorize(model)
+
+    def take(self, model: nn.Module) -> None:
+        """Look at the model before anything of it is moved."""
+        self.model = model
+
+    @abstractmethod
+    def values_at(self, share: float) -> Values:
+        """What the factors hold at a share, by name."""
+
+    def aim(self) -> None:
+        """Set the share to the largest whose file keeps the budget, weights as they are now.
+
+        The budget is overshot a little, for :func:`close` to cut. Where b is ours to choose, it is
+        chosen for the share found, and the share looked for again.
+        """
+        if not self.bits:
+            guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
+            self.bits = dict.fromkeys(named_factors(self.model), guess)
+            whole = sum(w.factors[w.carrier].numel() for w in factorized_weights(self.model))
+            self.share = min(1.0, self.target.budget_bits / (guess + _PLACE_BITS) / whole)
+        near = self.share if self.share > 0 else 1.0
+        if self.order is None:
+            self.order = UnitOrder.of(self.model, self.example)
+        prunings = Prunings(self.model, self.example, self.order)
+
+        def over(share: float) -> float:
+            probe = prunings.of(self.values_at(share))
+            return _rounded_bits(probe, self.target, self.bits) / (_AIM * self.target.budget_bits)
+
+        for _ in range(_TRIALS):
+            self.share = largest_share(over, near)
+            if self.target.bits != "auto" or self.share == 0:
+                return
+            near = self.share
+            chosen = usual_bits(prunings.of(self.values_at(self.share)), self.target)
+            if chosen == self.bits:
+                return
+            self.bits = chosen
+
+    def least_bits(self, model: nn.Module, x: Tensor) -> int:
+        """The size in bits at share 0, of a dense model, which is factorized."""
+        self.reshape(model)
+        self.take(model)
+        return pruned_bits(model, self.target, x, self.values_at(0.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The share, and b."""
+        return {"share": self.share, "bits": dict(self.bits)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        self.share, self.bits = state["share"], dict(state["bits"])
+
+
+def close(model: nn.Module, target: Target, x: Tensor, pruned: str = "weights") -> None:
+    """The end of a stage, in place: dead paths, units in order, codebooks, dense part, budget.
+
+    Args:
+        model: factorized.
+        target: the budget; its outcome is set.
+        x: a few inputs, (n, ...).
+        pruned: what the stage has pruned and cannot bring back, in the plural.
+    """
+    whole = every_weight(model)
+    order = UnitOrder.of(model, x)
+    fold_constant_units(model, x, order)
+    drop_dead_paths(model, x)
+    order.sort(model)
+    books = fill_codebooks(model, target)
+    put(model, books.rounded(named_factors(model), target))
+    round_dense_part(model, target.width)
+    data = fit(model, target, order.sort)
+    target.outcome.bits = 8 * len(data)
+    target.outcome.reason = reason(target, whole, pruned, finest=books.finest)
+
+
+def every_weight(model: nn.Module) -> bool:
+    """Whether a model has as many nonzeros as it has weights."""
+    weights = factorized_weights(model)
+    nonzeros = sum(int(torch.count_nonzero(f)) for w in weights for f in w.factors.values())
+    return nonzeros >= sum(weight.factors[weight.carrier].numel() for weight in weights)
+
+
+def reason(target: Target, whole: bool, pruned: str, *, finest: bool) -> str:
+    """Why a file is no larger.
+
+    Args:
+        target: what b may be, and whether there is more that could be kept.
+        whole: whether every weight is kept.
+        pruned: what has been pruned, in the plural.
+        finest: whether all codebooks are as fine as they may be.
+    """
+    if not finest:
+        return "the next finer codebook would not fit"
+    asked = f"the {target.bits} bits a value asked for"
+    bits = "the most bits a value" if target.bits == "auto" else asked
+    kept = "every weight is kept" if whole else target.outcome.whole
+    if kept is not None:
+        return f"{kept}, at {bits}"
+    return f"{pruned} once pruned do not come back, and what is left has {bits}"

@@ -1,0 +1,198 @@
+"""What the file must be, and the closing loop that makes it so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc import codec
+from atmc.accounting import dense_width
+from atmc.artifact import to_artifact
+from atmc.factorization.importance import scores
+from atmc.factorization.layers import factorized_weights, named_factors
+from atmc.models.preparation import tensors_of
+from atmc.projection import topk_masks
+from atmc.quantization.rates import CHOICES, FLOAT_BITS
+
+UNBOUNDED = 2**62  # bits that no file reaches
+ROOM = 0.03  # share of the budget that may stay unused without a word
+_FULL = 0.99  # a file that takes this share of the budget is not filled up any further
+
+
+@dataclass
+class Outcome:
+    """How a stage closed the file.
+
+    Attributes:
+        bits: the size of the file then.
+        reason: why it is no larger.
+        whole: what an earlier stage has kept all of that it may, in words; None where it has not.
+    """
+
+    bits: int = 0
+    reason: str = ""
+    whole: str | None = None
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``asdict`` gave, out of a checkpoint."""
+        self.bits, self.reason, self.whole = state["bits"], state["reason"], state["whole"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the file must be: its budget, and what is known of it beforehand.
+
+    Args:
+        budget_bits: the ceiling, in bits.
+        bits: b, or "auto".
+        width: bits a value of the dense part.
+        meta: what the artifact says of the model, None for a model of one's own.
+        rdo: whether factors are rounded with an eye to the length of their codes.
+        outcome: what became of it; stages write it, and their checkpoints hold it.
+    """
+
+    budget_bits: int
+    bits: int | str
+    width: int
+    meta: dict[str, Any] | None = None
+    rdo: bool = False
+    outcome: Outcome = field(default_factory=Outcome, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse bits that cannot be, before any training."""
+        if self.bits not in ("auto", *range(1, 9), FLOAT_BITS):
+            raise ValueError(f"bits is {self.bits!r}: use 'auto', 1 to 8, or 32")
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        budget_bits: int | None,
+        bits: int | str,
+        meta: dict[str, Any] | None,
+        *,
+        rdo: bool = False,
+    ) -> Target:
+        """The target of a model; None for no ceiling.
+
+        Raises:
+            BudgetError: no file can keep the budget.
+            ValueError: bits that cannot be, or a model without a weight to factorize.
+        """
+        if budget_bits is None:
+            budget_bits = UNBOUNDED
+        most = int(bits) if isinstance(bits, int) else max(CHOICES)
+        width = dense_width(model, budget_bits, bits=most, meta=meta)
+        return cls(budget_bits, bits, width, meta, rdo)
+
+    def full(self, bits: int) -> bool:
+        """Whether a file of this size fits, with no room to speak of."""
+        return _FULL * self.budget_bits <= bits <= self.budget_bits
+
+    def unused(self, bits: int) -> dict[str, Any] | None:
+        """The ``unused`` of report.json for a file of this size; None where it fills its budget."""
+        room = self.budget_bits - bits
+        if self.budget_bits == UNBOUNDED or room <= ROOM * self.budget_bits:
+            return None
+        reason = self.outcome.reason
+        if self.budget_bits - self.outcome.bits <= ROOM * self.budget_bits:
+            reason = "levels that became equal while they were trained are stored once"
+        return {"bits": room, "reason": reason}
+
+
+@torch.no_grad()
+def encoded_bits(model: nn.Module, target: Target, values: Mapping[str, Tensor]) -> int:
+    """The real size of the file if the factors held ``values``, by name; changes nothing."""
+    factors = named_factors(model)
+    held = {name: factors[name].clone() for name in values}
+    for name, value in values.items():
+        factors[name].copy_(value)
+    artifact = to_artifact(model, width=target.width, meta=target.meta)
+    for name, value in held.items():
+        factors[name].copy_(value)
+    return 8 * len(codec.encode(artifact))
+
+
+def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | None = None) -> bytes:
+    """The closing loop: encode, measure, and drop the least entries until the file fits.
+
+    Changes ``model`` only where the file is over: zeroes entries of its factors, and where the last
+    time took so many that there is room again, fewer.
+
+    Args:
+        model: factorized and rounded.
+        target: the budget.
+        sort: brings hidden units in the order that files profit from, in place; a factor loses what
+            that is worth with the first entry that goes, until it is sorted again.
+    """
+
+    def encode() -> bytes:
+        data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
+        if 8 * len(data) > target.budget_bits and sort is not None:
+            sort(model)
+            data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
+        return data
+
+    nonzeros = 0  # of the last file that was over
+    before: list[Tensor] | None = None  # and its tensors
+    for attempt in range(64):
+        data = encode()
+        over = 8 * len(data) - target.budget_bits
+        if over <= 0:
+            break
+        nonzeros = _nonzeros(model)
+        before = _tensors(model)
+        bits_each = max(1.0, 8 * len(data) / max(1, nonzeros))
+        # Later rounds take more at once, so that the loop ends whatever the estimate is worth.
+        drop = math.ceil(max(1.0, over / bits_each) * 1.5**attempt)
+        _keep_best(model, max(0, nonzeros - drop))
+    else:
+        raise AssertionError("the empty file is over the budget that was accepted")
+    if before is None:
+        return data
+    fits, held = _nonzeros(model), _tensors(model)
+    while nonzeros - fits > 1 and not target.full(8 * len(data)):
+        keep = (fits + nonzeros) // 2
+        _put_back(model, before)
+        _keep_best(model, keep)
+        trial = encode()
+        if 8 * len(trial) <= target.budget_bits:
+            fits, held, data = keep, _tensors(model), trial
+        else:
+            nonzeros = keep
+    _put_back(model, held)
+    return data
+
+
+def _nonzeros(model: nn.Module) -> int:
+    return sum(int(torch.count_nonzero(factor)) for factor in named_factors(model).values())
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """All that a file holds and the order of units moves."""
+    return [value.detach().clone() for value in tensors_of(model)]
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, tensors: list[Tensor]) -> None:
+    for value, held in zip(tensors_of(model), tensors, strict=True):
+        value.copy_(held)
+
+
+@torch.no_grad()
+def _keep_best(model: nn.Module, keep: int) -> None:
+    """Zero all but the entries of the factors that change W the most."""
+    factors = list(named_factors(model).values())
+    masks = _nonzero_masks(scores(factorized_weights(model), "effect"), factors, keep)
+    for factor, mask in zip(factors, masks, strict=True):
+        factor.mul_(mask)
+
+
+def _nonzero_masks(ranks: list[Tensor], factors: list[nn.Parameter], keep: int) -> list[Tensor]:
+    alive = [rank * (factor != 0) for rank, factor in zip(ranks, factors, strict=True)]
+    return topk_masks(alive, keep)

@@ -1,0 +1,127 @@
+"""Pruned once by magnitude, over all layers, then trained on under the mask.
+
+``adv-prune`` does so to a robust net under attack, the baseline "AP" of Gui et al., NeurIPS 2019;
+``nat-prune`` to a naturally trained net on clean inputs alone ("NAP"): what robustness is lost to.
+Codebooks come at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc.factorization.layers import factorize, factorized_weights, named_factors
+from atmc.methods.base import Schedule, register
+from atmc.methods.closing.shares import ShareStage, Values, close, put
+from atmc.methods.closing.target import Target
+from atmc.methods.levels import LevelStage
+from atmc.projection import topk_masks
+from atmc.training.stage import Stage, adam
+
+Pruning = Callable[[nn.Module, Target, Tensor], None]
+
+
+class _ByMagnitude(ShareStage):
+    """The largest weights of all layers together."""
+
+    def take(self, model: nn.Module) -> None:
+        super().take(model)
+        carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
+        self.whole = {name: carrier.detach().clone() for name, carrier in carriers.items()}
+
+    def values_at(self, share: float) -> Values:
+        scores = [value.abs() for value in self.whole.values()]
+        masks = topk_masks(scores, round(share * sum(score.numel() for score in scores)))
+        return {n: v * mask for (n, v), mask in zip(self.whole.items(), masks, strict=True)}
+
+
+def prune_by_magnitude(model: nn.Module, target: Target, x: Tensor) -> None:
+    """Keep the largest weights of all layers together, as many as the budget holds, in place."""
+    family = _ByMagnitude(0, 0.0, target)
+    family.example = x
+    family.take(model)
+    family.aim()
+    put(model, family.values_at(family.share))
+
+
+class MaskedStage(Stage):
+    """Training in which zeros stay zeros; at the end the values are rounded to codebooks.
+
+    Args:
+        epochs: length.
+        lr: peak rate of Adam.
+        target: the budget.
+        prune: zeroes entries, once, before the first step; None where an earlier stage has.
+        close: whether the file is closed at the end, or left to a later stage.
+        pruned: what is pruned, in the plural, for the reason why a file leaves room.
+    """
+
+    name = "masked"
+
+    def __init__(
+        self,
+        epochs: int,
+        lr: float,
+        target: Target,
+        prune: Pruning | None = None,
+        *,
+        close: bool = True,
+        pruned: str = "weights",
+    ) -> None:
+        super().__init__(epochs, lr)
+        self.close = close
+        self.pruned = pruned
+        self.target = target
+        self.prune = prune
+        self.masks: dict[str, Tensor] = {}
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize, where no earlier stage has."""
+        factorize(model)
+
+    def start(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Prune; Adam on everything."""
+        self.model = model
+        self.factors = named_factors(model)
+        if self.prune is not None:
+            self.prune(model, self.target, self.example)
+        self.masks = {name: factor.detach() != 0 for name, factor in self.factors.items()}
+        return adam(model.parameters(), self.lr)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Put the zeros back."""
+        for name, mask in self.masks.items():
+            self.factors[name].mul_(mask)
+
+    def finish(self, model: nn.Module) -> None:
+        """Codebooks, and the file within the budget."""
+        if self.close:
+            close(model, self.target, self.example, self.pruned)
+
+    def measure(self) -> dict[str, int]:
+        """Nonzeros now."""
+        return {"nonzeros": sum(int(torch.count_nonzero(f)) for f in self.factors.values())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks, and what the stage before has said of the file."""
+        return {"masks": dict(self.masks), "outcome": asdict(self.target.outcome)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        self.masks = {n: mask.to(self.factors[n].device) for n, mask in state["masks"].items()}
+        self.target.outcome.take(state["outcome"])
+
+
+@register("nat-prune", attacked=False)
+@register("adv-prune")
+def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
+    """Prune and train on; then the levels."""
+    return [
+        MaskedStage(schedule.epochs, schedule.lr, target, prune_by_magnitude),
+        LevelStage(schedule.level_epochs, schedule.lr / 2, target),
+    ]

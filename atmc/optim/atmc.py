@@ -1,0 +1,259 @@
+"""The constrained optimizer: ADMM on k nonzeros and 2^b levels, around any torch optimizer.
+
+DESIGN of the step (θ is any of U, V, C; Gui et al., NeurIPS 2019, algorithm 1):
+
+    primal      θ ← θ - γ ∇ [loss + (ρ/2) ‖θ - θ' + u‖²], then keep the k best entries of all
+    duplicate   θ' ← the nearest point to θ + u with at most 2^b levels, on the support of θ
+    dual        u ← u + θ - θ', with each duplicate and only then; zero off the support
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from atmc.factorization.importance import Importance, scores
+from atmc.factorization.layers import factorized_weights
+from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
+from atmc.optim.splitting import Penalty, Schedule, Splitting, at
+from atmc.projection import Selection, select, topk_masks
+from atmc.quantization.rates import FLOAT_BITS, RateDistortion
+
+Bits = int | Literal["auto"] | Mapping[str, int]
+
+AUTO_GUESS = 4  # bits a value until "auto" has chosen
+# Codebooks are searched from the last ones, and by the whole search at every tenth duplicate.
+_COLD_EVERY = 10
+# How far from the last threshold of the projection the next is looked for, as a share of it.
+_LEAST_MOVE, _MOST_MOVE = 0.02, 0.5
+
+
+def cubic(start: int, end: int, steps: int) -> Callable[[int], int]:
+    """k from ``start`` to ``end`` over ``steps``, fast at first (Zhu & Gupta, 2017)."""
+
+    def schedule(step: int) -> int:
+        left = max(0.0, 1 - step / steps) if steps > 0 else 0.0
+        return round(end + (start - end) * left**3)
+
+    return schedule
+
+
+class ATMC(Splitting):
+    """Any torch optimizer, under k nonzeros and 2^b levels a tensor.
+
+    The inner optimizer moves all parameters; factors are then projected. Its state
+    (momentum, second moments) is left alone off the support: it is the only memory by which
+    an entry that was cut can come back, and it never moves a parameter that the projection
+    has zeroed, since the projection comes last.
+
+    Where the penalty goes, :class:`~atmc.optim.splitting.Splitting` says; a loop always adds it.
+
+    Args:
+        model: factorized already.
+        optimizer: over the model's parameters, built after ``atmc.factorize``.
+        k: nonzeros of all factors together; an int or a function of the step.
+        bits: bits a value, for all factors or by name (``{"fc1.weight.V": 3}``); 32 means no
+            codebook; "auto" chooses them by the error that quantization makes, anew whenever the
+            nonzeros have changed by a twentieth.
+        rho: the penalty weight; a float or a function of the step. u is scaled, and rescaled
+            by ρ_old / ρ_new when ρ changes.
+        duplicate_every: steps between duplicates.
+        importance: "magnitude" ranks entries by |θ| (the paper's projection), "effect" by
+            what they change in W, "effect-per-bit" by that for what they cost in the file.
+        costs: cost of an entry by tensor name; then k is a budget in that unit.
+        penalty: "loss", "decoupled", or None to choose by the inner optimizer.
+        rdo: round with an eye to the length of the codes, too
+            (:mod:`atmc.quantization.entropy_constrained`); False: to the nearest level.
+        state_dtype: of duplicates and duals, None for that of the factors. bfloat16 halves their
+            memory; the quantized model is formed from the factors and keeps their precision.
+
+    Raises:
+        ValueError: a model that is not factorized, an optimizer that does not hold the
+            factors, bits outside 1..8 and 32, a name that is no factor's, a bad setting.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        k: int | Callable[[int], int],
+        bits: Bits = 4,
+        *,
+        rho: float | Schedule = 1.0,
+        duplicate_every: int = 10,
+        importance: Importance = "magnitude",
+        costs: Mapping[str, float] | None = None,
+        penalty: Penalty | None = None,
+        rdo: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.weights = factorized_weights(model)
+        if not self.weights:
+            raise ValueError("the model has no factors: call atmc.factorize(model) first")
+        self.factors = {n: f for weight in self.weights for n, f in weight.factors.items()}
+        if duplicate_every < 1:
+            raise ValueError(f"duplicate_every is {duplicate_every}: give at least 1")
+        if importance not in get_args(Importance):
+            known = ", ".join(get_args(Importance))
+            raise ValueError(f"unknown importance {importance!r}: use one of {known}")
+        super().__init__(self.factors, optimizer, rho=rho, penalty=penalty, state_dtype=state_dtype)
+        self.k = k
+        self.duplicate_every = duplicate_every
+        self.importance: Importance = importance
+        self.costs = self._by_name(costs, "costs") if costs is not None else None
+        self.rdo = rdo
+        self.auto = bits == "auto"
+        self._chosen_at = 0  # nonzeros when bits were chosen last
+        self.set_bits(AUTO_GUESS if bits == "auto" else bits)
+        self.finalized = False
+        self._selection: Selection | None = None  # the last one: the next starts from it
+        self._moves = _LEAST_MOVE
+        self._centroids: dict[str, Tensor] = {}  # of the last codebooks
+
+    def _by_name(self, values: Mapping[str, Any], what: str) -> dict[str, Any]:
+        if unknown := [name for name in values if name not in self.factors]:
+            raise ValueError(f"{what} names {unknown[0]!r}, which is no factor of the model")
+        if missing := [name for name in self.factors if name not in values]:
+            raise ValueError(f"{what} says nothing of {missing[0]!r}: name every factor")
+        return dict(values)
+
+    def set_bits(self, bits: int | Mapping[str, int]) -> None:
+        """Change the bits a value; takes effect with the next duplicate."""
+        if isinstance(bits, int):
+            bits = dict.fromkeys(self.factors, bits)
+        bits = self._by_name(bits, "bits")
+        for name, b in bits.items():
+            if b not in (*range(1, 9), FLOAT_BITS):
+                raise ValueError(f"bits of {name} is {b}: use 1 to 8, or 32 for no codebook")
+        self.bits: dict[str, int] = bits
+
+    @torch.no_grad()
+    def choose_bits(self, k: int, distortion: float = DISTORTION) -> dict[str, int]:
+        """b per tensor by rate and distortion, for the ``k`` entries that rank best now.
+
+        Args:
+            k: nonzeros that will be kept.
+            distortion: the squared error allowed, as a share of the whole; the error of a layer
+                is relative to the layer, so that layers of small weights count as much.
+        """
+        return self.rate_distortion(k).choose(distortion)
+
+    @torch.no_grad()
+    def rate_distortion(self, k: int) -> RateDistortion:
+        """What the ``k`` entries that rank best now would lose and cost at any b."""
+        masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
+        kept = {
+            name: factor.detach() * mask
+            for (name, factor), mask in zip(self.factors.items(), masks, strict=True)
+        }
+        return rate_distortion(self.weights, kept, rdo=self.rdo)
+
+    def _follow_nonzeros(self) -> None:
+        nonzeros = self.nonzeros
+        if self.auto and abs(nonzeros - self._chosen_at) > 0.05 * self._chosen_at:
+            self.set_bits(self.choose_bits(nonzeros))
+            self._chosen_at = nonzeros
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros of all factors now."""
+        return sum(int(torch.count_nonzero(factor)) for factor in self.factors.values())
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Inner step, projection and, when it is due, duplicate and dual."""
+        if self.finalized:
+            raise RuntimeError("the optimizer is finalized: go on with CodebookOptimizer")
+        loss = self.inner.step(closure)
+        with torch.no_grad():
+            self._proximal()
+            self.steps += 1
+            self._project(int(at(self.k, self.steps)))
+            if self.steps % self.duplicate_every == 0:
+                self._duplicate()
+            self._set_rho(float(at(self.rho, self.steps)))
+        return loss
+
+    def _costs(self) -> list[float] | None:
+        return None if self.costs is None else [self.costs[name] for name in self.factors]
+
+    def _project(self, k: int) -> None:
+        ranks = scores(self.weights, self.importance)
+        last = self._selection
+        near, out = (0.0, None) if last is None else (last.threshold, last.masks)
+        self._selection = select(ranks, k, self._costs(), near, out, self._moves)
+        if 0 < near < math.inf:  # the next move should be like this one
+            move = abs(self._selection.threshold / near - 1)
+            self._moves = min(max(2 * move, _LEAST_MOVE), _MOST_MOVE)
+        for (name, factor), mask in zip(self.factors.items(), self._selection.masks, strict=True):
+            off = ~mask
+            factor.masked_fill_(off, 0)
+            if name in self.duplicates:
+                self.duplicates[name].masked_fill_(off, 0)
+                self.duals[name].masked_fill_(off, 0)
+
+    @torch.no_grad()
+    def forget_zeros(self) -> None:
+        """Zero duplicates and duals off the support, after something else than a step has pruned.
+
+        They would draw the entries back otherwise.
+        """
+        for name in self.duplicates:
+            off = self.factors[name] == 0
+            self.duplicates[name].masked_fill_(off, 0)
+            self.duals[name].masked_fill_(off, 0)
+
+    def _duplicate(self) -> None:
+        self._follow_nonzeros()
+        if self.steps // self.duplicate_every % _COLD_EVERY == 0:
+            self._centroids.clear()
+        for name in self.factors:
+            init = self._centroids.get(name)
+            duplicate, centroids = rounded(self._shifted(name), self.bits[name], init, rdo=self.rdo)
+            if centroids is not None:
+                self._centroids[name] = centroids
+            self._renew(name, duplicate)
+
+    @torch.no_grad()
+    def quantized(self, k: int) -> dict[str, Tensor]:
+        """The duplicate of the factors projected onto ``k``, by name; changes nothing."""
+        found = {}
+        masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
+        for name, mask in zip(self.factors, masks, strict=True):
+            found[name], _ = rounded(self._shifted(name) * mask, self.bits[name], rdo=self.rdo)
+        return found
+
+    @torch.no_grad()
+    def finalize(self, k: int | None = None) -> None:
+        """Make the quantized duplicate the model: W ← W'. No step may follow.
+
+        The duplicate is taken afresh, of the factors projected onto ``k``: that of now if None.
+        """
+        self.duplicates = self.quantized(int(at(self.k, self.steps)) if k is None else k)
+        for name, factor in self.factors.items():
+            factor.copy_(self.duplicates[name])
+        self.finalized = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state, duplicates, duals and counters; tensors are not copied."""
+        return super().state_dict() | {
+            "centroids": dict(self._centroids),
+            "bits": dict(self.bits),
+            "chosen_at": self._chosen_at,
+            "finalized": self.finalized,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of an optimizer of the same model.
+
+        Raises:
+            ValueError: a state of other factors than the model's.
+        """
+        super().load_state_dict(state_dict)
+        self.set_bits(state_dict["bits"])
+        self._centroids = dict(state_dict.get("centroids", {}))
+        self._chosen_at = state_dict["chosen_at"]
+        self.finalized = state_dict["finalized"]

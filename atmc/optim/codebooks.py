@@ -1,0 +1,200 @@
+"""Training with positions and codes fixed: only levels, biases and norms move.
+
+Each tensor has a float master of what the file will hold of it (the levels of a codebook,
+the dense part). The model always carries the *decodable* value: after every step masters
+are rounded as the codec stores them and written back, so what is attacked and trained is what
+will be decoded. The gradient of a level is the sum over the entries that share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc.codec import quantize_dense
+from atmc.factorization.layers import dense_part, named_factors
+from atmc.quantization.codebooks import round_levels
+
+MAX_LEVELS = 256
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+@dataclass
+class _Factor:
+    """One factor: where its nonzeros are, their codes, and the master of its levels."""
+
+    tensor: Tensor
+    positions: Tensor
+    codes: Tensor
+    level_bits: int | None
+    master: nn.Parameter
+
+    def gradient(self) -> Tensor:
+        assert self.tensor.grad is not None
+        entries = self.tensor.grad.flatten()[self.positions]
+        return torch.zeros_like(self.master).index_add_(0, self.codes, entries)
+
+    def write(self, more: int = 0) -> None:
+        values = self.master.detach()
+        if self.level_bits is not None:
+            integers, exponent = round_levels(values, min(16, self.level_bits + more))
+            values = integers.to(values.dtype) * 2.0**exponent
+        flat = self.tensor.detach().view(-1)
+        flat[self.positions] = values[self.codes]
+
+
+@dataclass
+class _Dense:
+    """One tensor of the dense part; ``alive`` is 0 where a value is held at zero."""
+
+    tensor: Tensor
+    alive: Tensor
+    width: int
+    master: nn.Parameter
+
+    def gradient(self) -> Tensor:
+        assert self.tensor.grad is not None
+        return self.tensor.grad * self.alive
+
+    def write(self) -> None:
+        values = (self.master.detach() * self.alive).cpu().numpy()
+        self.tensor.detach().copy_(torch.from_numpy(quantize_dense(values, self.width).dense()))
+
+
+def round_dense_part(model: nn.Module, width: int) -> None:
+    """Round biases, norms and float buffers to what the file can hold, in place."""
+    with torch.no_grad():
+        for tensor in dense_part(model).values():
+            values = tensor.detach().cpu().float().numpy()
+            tensor.detach().copy_(torch.from_numpy(quantize_dense(values, width).dense()))
+
+
+class CodebookOptimizer(torch.optim.Optimizer):
+    """Trains levels, biases and norms of a model whose factors are quantized already.
+
+    Args:
+        model: factorized, after ``ATMC.finalize()``.
+        make: builds the inner optimizer from the masters (``lambda p: Adam(p, 1e-3)``).
+        width: bits a value of the dense part, 2 to 8.
+        level_bits: bits a level is stored in, by factor name; a factor that is not named, or
+            has more than 256 distinct values, keeps floats.
+
+    Zeros stay zeros: of factors, since positions are fixed, and of biases.
+    Running statistics of norms move as the model is run in training mode; round them with
+    :func:`round_dense_part` at the end.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        width: int = 8,
+        level_bits: dict[str, int] | None = None,
+    ) -> None:
+        self.width = width
+        self.parts: dict[str, _Factor | _Dense] = {}
+        for name, factor in named_factors(model).items():
+            flat = factor.detach().flatten()
+            positions = flat.nonzero()[:, 0]
+            if len(positions) == 0:
+                continue
+            levels, codes = torch.unique(flat[positions], sorted=True, return_inverse=True)
+            bits = (level_bits or {}).get(name)
+            if bits is None or len(levels) > MAX_LEVELS:
+                levels, codes, bits = flat[positions], torch.arange(len(positions)), None
+                codes = codes.to(positions.device)
+            master = nn.Parameter(levels.clone())
+            self.parts[name] = _Factor(factor, positions, codes, bits, master)
+        for name, tensor in dense_part(model).items():
+            if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                master = nn.Parameter(tensor.detach().clone())
+                alive = (tensor.detach() != 0).to(tensor.dtype)
+                self.parts[name] = _Dense(tensor, alive, width, master)
+        self._make = make
+        self._tensors: dict[str, Tensor] = {**named_factors(model), **dense_part(model)}
+        self.inner = make([part.master for part in self.parts.values()])
+        super().__init__(self.inner.param_groups, self.inner.defaults)
+        self._share()
+        self._write()
+
+    def _share(self) -> None:
+        self.param_groups = self.inner.param_groups
+        self.state = self.inner.state
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        for part in self.parts.values():
+            part.write()
+
+    @torch.no_grad()
+    def write_finer(self, more: int) -> None:
+        """Write levels with so many bits more than they are trained at, up to 16; no step follows.
+
+        Levels that rounding has made equal part again.
+        """
+        for part in self.parts.values():
+            if isinstance(part, _Factor):
+                part.write(more)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move the masters by the gradients that the model's tensors hold, and write back."""
+        if closure is not None:
+            raise ValueError("CodebookOptimizer takes no closure: call backward, then step()")
+        for part in self.parts.values():
+            part.master.grad = None if part.tensor.grad is None else part.gradient()
+        self.inner.step()
+        self._write()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the model's tensors."""
+        for part in self.parts.values():
+            part.tensor.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state, and all that is known of every part.
+
+        Codes and the like cannot be read off a model that has been trained for a while: levels
+        may have met or passed one another, values may round to zero.
+        """
+        return {
+            "inner": self.inner.state_dict(),
+            "parts": {
+                name: {f.name: _detached(getattr(part, f.name)) for f in fields(part)[1:]}
+                for name, part in self.parts.items()
+            },
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of an optimizer of the same model, and write its values back.
+
+        Raises:
+            ValueError: a state of other tensors than the model's.
+        """
+        parts: dict[str, _Factor | _Dense] = {}
+        for name, held in state_dict["parts"].items():
+            tensor = self._tensors.get(name)
+            if tensor is None or held.get("alive", tensor).shape != tensor.shape:
+                raise ValueError(f"the state does not fit this model: {name!r} differs")
+            moved: dict[str, Any] = {
+                key: value.to(tensor.device, copy=True) if isinstance(value, Tensor) else value
+                for key, value in held.items()
+            }
+            moved["master"] = nn.Parameter(moved["master"])
+            factor = "positions" in held
+            parts[name] = _Factor(tensor, **moved) if factor else _Dense(tensor, **moved)
+        # Built anew: a factor whose levels have all rounded to zero since is not found by looking.
+        self.parts = parts
+        self.inner = self._make([part.master for part in parts.values()])
+        self.inner.load_state_dict(state_dict["inner"])
+        self._share()
+        self._write()

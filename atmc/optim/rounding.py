@@ -1,0 +1,60 @@
+"""Factors rounded to codebooks: b bits a value, given or chosen by rate and distortion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from atmc.factorization.importance import effect
+from atmc.factorization.layers import FactorizedWeight
+from atmc.quantization.codebooks import quantize, quantized_codebook
+from atmc.quantization.rates import FLOAT_BITS, RateDistortion, level_bits
+
+# The squared error of quantization that chosen bits may leave, as a share of all.
+DISTORTION = 0.003
+
+
+def rounded(
+    values: Tensor,
+    bits: int,
+    init: Tensor | None = None,
+    *,
+    rdo: bool = False,
+    levels: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """A tensor near by of at most 2^bits levels, and what the next search may start from.
+
+    Zeros stay. With 32 bits there is no codebook: a copy, and None. With ``rdo`` it is not the
+    nearest, but the best for the error and the length of the codes. ``levels``: fewer than 2^bits.
+    """
+    values = values.detach()
+    if bits == FLOAT_BITS:
+        return values.clone(), None
+    count = int(torch.count_nonzero(values))
+    most = 2**bits if levels is None else min(levels, 2**bits)
+    book = quantized_codebook(values, most, level_bits(bits, count), init, rdo=rdo)
+    return quantize(values, book.levels.to(values), book.codes), book.centroids
+
+
+@torch.no_grad()
+def rate_distortion(
+    weights: Sequence[FactorizedWeight], kept: Mapping[str, Tensor], *, rdo: bool = False
+) -> RateDistortion:
+    """What factors would lose and cost at any b; the error of a layer is relative to the layer.
+
+    So layers of small weights count as much as others.
+
+    Args:
+        weights: of the model, as they are now: they say what an error in a factor is worth.
+        kept: the factors by name, zeros where they are (to be) pruned.
+        rdo: how they will be rounded, as of :func:`rounded`.
+    """
+    sensitivity: dict[str, float] = {}
+    for weight in weights:
+        effects = [float(e.square().sum()) for e in effect(weight)]
+        for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
+            energy = float(factor.square().sum())
+            sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
+    return RateDistortion.of(kept, sensitivity, rdo=rdo)

@@ -1,0 +1,185 @@
+"""The ADMM splitting that every constrained optimizer here shares.
+
+The variables θ are moved by any torch optimizer; each has a duplicate θ' in the constraint set and
+a scaled dual u (Boyd et al., 2011, section 3.1.1):
+
+    primal      θ ← θ - γ ∇ [loss + (ρ/2) ‖θ - θ' + u‖²]
+    duplicate   θ' ← the nearest point of the set to θ + u
+    dual        u ← u + θ - θ', with each duplicate and only then
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Callable[[int], float]
+Penalty = Literal["loss", "decoupled"]
+
+
+def at(value: float | Schedule, step: int) -> float:
+    """A setting that may be a function of the step, at that step."""
+    return value(step) if callable(value) else value
+
+
+class Splitting(torch.optim.Optimizer):
+    """A torch optimizer over parameters, some of which have a duplicate and a dual.
+
+    The penalty is part of the loss for plain gradient methods (add :meth:`penalty` to it).
+    Optimizers that rescale gradients (Adam and its kind) would rescale ρ with them: there it
+    is applied decoupled, as the proximal step θ ← (θ + γρ(θ' - u)) / (1 + γρ) with γ the group's
+    rate, and :meth:`penalty` is zero. So a loop always adds it. The fixed point is then that of
+    the rescaled gradient: under Adam levels settle nearer a median of what they stand for.
+
+    Args:
+        variables: θ by name; the optimizer holds them.
+        optimizer: moves all parameters.
+        rho: the penalty weight; a float or a function of the step. u is scaled, and rescaled
+            by ρ_old / ρ_new when ρ changes.
+        penalty: "loss", "decoupled", or None to choose by the inner optimizer.
+        state_dtype: of duplicates and duals, None for that of the variables.
+
+    Raises:
+        ValueError: an optimizer that does not hold the variables, an unknown penalty, or a type
+            that is no floating-point type.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        *,
+        rho: float | Schedule,
+        penalty: Penalty | None = None,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if missing := [name for name, variable in variables.items() if id(variable) not in held]:
+            raise ValueError(
+                f"the optimizer does not hold {missing[0]}: build it from model.parameters() "
+                "after atmc.factorize(model)"
+            )
+        if state_dtype is not None and not state_dtype.is_floating_point:
+            raise ValueError(f"state_dtype is {state_dtype}: use a floating-point type")
+        if penalty not in (None, *get_args(Penalty)):
+            raise ValueError(f"unknown penalty {penalty!r}: use 'loss', 'decoupled' or None")
+        if penalty is None:
+            plain = isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD))
+            penalty = "loss" if plain else "decoupled"
+        self.variables = dict(variables)
+        self.inner = optimizer
+        self.rho = rho
+        self.penalty_kind: Penalty = penalty
+        self.state_dtype = state_dtype
+        self.steps = 0
+        self.duplicates: dict[str, Tensor] = {}
+        self.duals: dict[str, Tensor] = {}
+        self._rho_now = float(at(rho, 0))
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self._share()
+
+    def _share(self) -> None:
+        """One set of groups and state for the inner optimizer, schedulers and us."""
+        self.param_groups = self.inner.param_groups
+        self.state = self.inner.state
+        held = {id(p): group for group in self.param_groups for p in group["params"]}
+        self._groups = {name: held[id(variable)] for name, variable in self.variables.items()}
+
+    def penalty(self) -> Tensor:
+        """(ρ/2) Σ ‖θ - θ' + u‖², to add to the loss; zero where it is applied decoupled."""
+        first = next(iter(self.variables.values()))
+        total = first.new_zeros(())
+        if self.penalty_kind == "loss":
+            for name, duplicate in self.duplicates.items():
+                gap = self.variables[name] - duplicate + self.duals[name]
+                total = total + gap.square().sum()
+        return 0.5 * self._rho_now * total
+
+    def _proximal(self) -> None:
+        """The decoupled penalty; nothing where it is part of the loss."""
+        if self.penalty_kind == "loss":
+            return
+        for name, duplicate in self.duplicates.items():
+            pull = float(self._groups[name]["lr"]) * self._rho_now
+            variable = self.variables[name]
+            wide = torch.promote_types(duplicate.dtype, variable.dtype)
+            target = (duplicate.to(wide) - self.duals[name]).to(variable.dtype)
+            variable.lerp_(target, pull / (1 + pull))
+
+    def _shifted(self, name: str) -> Tensor:
+        """θ + u, the point that the next duplicate is nearest to."""
+        dual = self.duals.get(name)
+        variable = self.variables[name].detach()
+        return variable if dual is None else variable + dual
+
+    def _renew(self, name: str, duplicate: Tensor) -> None:
+        """Take a new duplicate, and with it the step of the dual."""
+        variable = self.variables[name].detach()
+        kind = self.state_dtype or variable.dtype
+        gap = (variable - duplicate).to(kind)
+        dual = self.duals.get(name)
+        self.duals[name] = gap if dual is None else dual.add_(gap)
+        self.duplicates[name] = duplicate.to(kind)
+
+    def _set_rho(self, rho: float) -> None:
+        if rho != self._rho_now:
+            if rho > 0:
+                for dual in self.duals.values():
+                    dual.mul_(self._rho_now / rho)
+            self._rho_now = rho
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state, duplicates, duals and counters; tensors are not copied."""
+        return {
+            "inner": self.inner.state_dict(),
+            "duplicates": dict(self.duplicates),
+            "duals": dict(self.duals),
+            "steps": self.steps,
+            "rho": self._rho_now,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of an optimizer of the same model.
+
+        Raises:
+            ValueError: a state of other variables than the model's.
+        """
+        for key in ("duplicates", "duals"):
+            for name, value in state_dict[key].items():
+                if name not in self.variables or value.shape != self.variables[name].shape:
+                    raise ValueError(f"the state holds {name!r}, which does not fit this model")
+        self.inner.load_state_dict(state_dict["inner"])
+        self._share()
+        for key in ("duplicates", "duals"):
+            held = {
+                n: v.to(
+                    self.variables[n].device, self.state_dtype or self.variables[n].dtype, copy=True
+                )
+                for n, v in state_dict[key].items()
+            }
+            setattr(self, key, held)
+        self.steps = state_dict["steps"]
+        self._rho_now = state_dict["rho"]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of every parameter that the inner optimizer holds."""
+        self.inner.zero_grad(set_to_none)
+
+
+# ρ × steps at the end: below it the two copies are far apart then, above it nothing moves any more.
+_PULL = 4000.0
+
+
+def rising_rho(steps: int, last: float | None) -> Callable[[int], float]:
+    """ρ by step: from zero, as the square of the progress.
+
+    Args:
+        steps: of the stage.
+        last: ρ at the end; None makes the pull, summed over all steps, the same for any length.
+    """
+    steps = max(1, steps)
+    end = _PULL / steps if last is None else last
+    return lambda step: end * (step / steps) ** 2

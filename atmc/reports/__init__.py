@@ -1,0 +1,1 @@
+"""Curves, tables and one HTML page from finished runs, and every other picture."""

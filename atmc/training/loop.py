@@ -1,0 +1,370 @@
+"""The loop that runs stages: attack, loss, step; schedules, checkpoints, resume.
+
+All randomness is derived from (seed, stage, epoch, step), so that a run that was stopped at
+any step boundary continues to the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atmc.codec import read, write
+from atmc.data.pixels import check_pixels
+from atmc.errors import TrainingError
+from atmc.factorization.layers import plain_weights
+from atmc.inference import run, seed_generators
+from atmc.messages import argument, warn
+from atmc.models.preparation import copy_model
+from atmc.training.cheap_attacks import Guard
+from atmc.training.objective import Objective
+from atmc.training.stage import EXAMPLES, Stage
+
+Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
+Loader = Iterable[Batch]
+
+_SAVED = {
+    "stage",
+    "step",
+    "steps_per_epoch",
+    "model",
+    "optimizer",
+    "extra",
+    "guard",
+    "seconds",
+}  # what a checkpoint holds
+
+
+@dataclass
+class Progress:
+    """What a step reports."""
+
+    stage: str
+    epoch: int
+    step: int
+    total_steps: int
+    loss: float
+    robust: float
+
+
+def _in_range(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether every value, and the norm of every tensor, is a float32."""
+    moved = (p for group in optimizer.param_groups for p in group["params"])
+    tensors = (t.detach() for t in (*model.state_dict().values(), *moved))
+    return all(
+        math.isfinite(float(torch.linalg.vector_norm(t.float()).square()))
+        for t in tensors
+        if t.is_floating_point()
+    )
+
+
+def derive(*parts: int) -> int:
+    """A 63-bit seed from a tuple of non-negative integers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag that the loop reads between steps; a second one stops at once."""
+    pressed = False
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _kept(save: Callable[[], None]) -> Iterator[None]:
+    """Save before whatever a stranger's code raises between steps."""
+    try:
+        yield
+    except BaseException:
+        save()
+        raise
+
+
+class Trainer:
+    """Runs the stages of a method on a model, with checkpoints.
+
+    Args:
+        model: changed in place.
+        loader: yields (x, y) with x in [0, 1], or (x, y, index) where the attack is to remember
+            each example; one pass is an epoch.
+        stages: run in order.
+        objective: the loss and its attack.
+        seed: of all randomness.
+        checkpoint: file to write checkpoints to and to resume from; None for neither.
+        every_seconds: time between checkpoints.
+        on_step: called with a :class:`Progress` after each step.
+        on_epoch: called with the model, the stage and the epoch after each epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        stages: Sequence[Stage],
+        objective: Objective,
+        *,
+        seed: tuple[int, ...] = (0,),
+        checkpoint: Path | None = None,
+        every_seconds: float = 60.0,
+        on_step: Callable[[Progress], None] | None = None,
+        on_epoch: Callable[[nn.Module, Stage, int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.loader = loader
+        self.stages = list(stages)
+        self.objective = objective
+        self.guard = Guard(objective)
+        self.seed = seed
+        self.checkpoint = checkpoint
+        self.every_seconds = every_seconds
+        self.on_step = on_step
+        self.on_epoch = on_epoch
+        self.seconds: dict[str, float] = {}
+        try:
+            self.steps_per_epoch = len(cast(Sized, loader))
+        except TypeError:  # a DataLoader of an iterable data set has the method, but no answer
+            self.steps_per_epoch = 0
+        if self.steps_per_epoch == 0:
+            raise ValueError("the train loader is empty or has no length: give a DataLoader")
+        self._refuses_one: bool | None = None  # whether batch norm does; None where not known yet
+
+    def run(self) -> None:
+        """Run all stages, from the checkpoint where there is one.
+
+        Raises:
+            ValueError: there is an attack, and the first batch's inputs are not in [0, 1].
+            TrainingError: the loss, or what a step made of the weights, is NaN or infinite, and
+                the last good checkpoint stays; a checkpoint that is damaged or of another run; a
+                loader that gives fewer batches than its length.
+            KeyboardInterrupt: after a checkpoint was written, as before whatever `on_step` or
+                `on_epoch` raises.
+        """
+        with torch.random.fork_rng(), _interruptible() as interrupted:
+            resumed = self._load()
+            first, step = (resumed["stage"], resumed["step"]) if resumed else (0, 0)
+            torch.manual_seed(derive(*self.seed))
+            device = next(self.model.parameters()).device
+            first_batch = next(iter(self.loader))[0]
+            if self.objective.attacked:
+                check_pixels(first_batch, "the train loader")
+            example = first_batch[:EXAMPLES].to(device)
+            if self._too_small(example):
+                raise ValueError(
+                    "the train loader gives batches of one example, on which batch norm cannot be "
+                    "trained: give larger ones"
+                )
+            for index in range(first):
+                self.stages[index].reshape(self.model)
+            for index in range(first, len(self.stages)):
+                stage = self.stages[index]
+                stage.reshape(self.model)
+                stage.total_steps = stage.epochs * self.steps_per_epoch
+                stage.example = example
+                if resumed:
+                    with self._fits():
+                        self.model.load_state_dict(resumed["model"])
+                optimizer = stage.start(self.model)
+                if resumed:
+                    with self._fits():
+                        # Once more: a start may have changed values (dead biases, say).
+                        self.model.load_state_dict(resumed["model"])
+                        optimizer.load_state_dict(resumed["optimizer"])
+                        stage.load_state_dict(resumed["extra"])
+                        self.guard.load_state_dict(resumed["guard"])
+                    self.seconds = dict(resumed["seconds"])
+                self._run_stage(index, stage, optimizer, step, interrupted)
+                with self._finite(stage, optimizer, stage.total_steps):
+                    stage.finish(self.model)
+                resumed, step = None, 0
+
+    def _run_stage(
+        self,
+        index: int,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        objective = self.objective
+        device = next(self.model.parameters()).device
+        started = saved = time.monotonic()
+        before = self.seconds.get(stage.name, 0.0)
+
+        def save() -> None:
+            self.seconds[stage.name] = before + time.monotonic() - started
+            self._save(index, step, stage, optimizer)
+
+        if step == 0:
+            save()  # so that there is a good state to name, however soon the loss is lost
+        while step < stage.total_steps:
+            epoch, skip = divmod(step, self.steps_per_epoch)
+            seed_generators(derive(*self.seed, index, epoch), device)
+            batches = islice(iter(self.loader), self.steps_per_epoch)
+            # Each batch is drawn under its step's own seed, skipped ones too: a loader may take
+            # its order, or what it does to a batch, from the global generator.
+            for passed in range(step - skip, step):
+                seed_generators(derive(*self.seed, index, epoch, passed), device)
+                next(batches, None)
+            while True:
+                seed_generators(derive(*self.seed, index, epoch, step), device)
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                used = batch[:3] if objective.train_attack == "atta" else batch[:2]
+                x, y, *rest = (t.to(device, non_blocking=True) for t in used)
+                which = rest[0] if rest else None
+                if self._too_small(x):
+                    step += 1
+                    stage.after_step(step)
+                    continue
+                progress = step / stage.total_steps
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.lr * stage.lr_scale(progress)
+                adv = self.guard.attack(self.model, x, y, stage.eps_scale(progress), step, which)
+                self.model.train()
+                optimizer.zero_grad()
+                # Until the gradients are there: a checkpointed layer runs again on the way back.
+                with plain_weights(self.model, graph=True):
+                    loss, logits = objective.loss(self.model, x, adv, y)
+                    penalty = stage.penalty()
+                    (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise self._lost(f"the loss is {value}", stage, step + 1)
+                with self._finite(stage, optimizer, step + 1):
+                    optimizer.step()
+                    step += 1
+                    stage.after_step(step)
+                if self.on_step is not None:
+                    robust = (logits.argmax(1) == y).float().mean().item()
+                    told = Progress(stage.name, epoch, step, stage.total_steps, value, robust)
+                    with _kept(save):
+                        self.on_step(told)
+                if interrupted():
+                    save()
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved > self.every_seconds:
+                    save()
+                    saved = time.monotonic()
+            if self.on_epoch is not None and step % self.steps_per_epoch == 0:
+                with _kept(save):
+                    self.on_epoch(self.model, stage, epoch)
+                if interrupted():
+                    save()
+                    raise KeyboardInterrupt
+            if step % self.steps_per_epoch:
+                raise TrainingError("the train loader gave fewer batches than its length")
+        self.seconds[stage.name] = before + time.monotonic() - started
+
+    def _too_small(self, x: Tensor) -> bool:
+        """Whether a batch is left out: it has one example, and batch norm refuses it."""
+        if len(x) > 1:
+            return False
+        if self._refuses_one is None:
+            self._refuses_one = False
+            if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
+                try:
+                    run(copy_model(self.model), x, training=True)
+                except ValueError:
+                    self._refuses_one = True
+                    warn(
+                        "batches of one example are left out: batch norm cannot be trained on them"
+                    )
+        return self._refuses_one
+
+    def _lost(self, what: str, stage: Stage, step: int) -> TrainingError:
+        kept = self.checkpoint is not None and self.checkpoint.exists()
+        last_good = f"; the last good state is in {self.checkpoint}" if kept else ""
+        return TrainingError(
+            f"{what} at step {step} of stage {stage.name!r}{last_good}: "
+            "lower the learning rate or eps"
+        )
+
+    @contextmanager
+    def _finite(self, stage: Stage, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
+        """Where the weights are lost, projections and codebooks refuse them before any loss."""
+        try:
+            yield
+        except ValueError as error:
+            if _in_range(self.model, optimizer):
+                raise
+            raise self._lost("the weights overflow", stage, step) from error
+
+    @contextmanager
+    def _fits(self) -> Iterator[None]:
+        """The state of another model or recipe is refused by what takes it up."""
+        try:
+            yield
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise TrainingError(
+                f"the checkpoint {self.checkpoint} is of another run ({type(error).__name__}): "
+                f"start again with {argument('overwrite', True)}, or in another folder"
+            ) from error
+
+    def _save(self, index: int, step: int, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+        # The loss tells a step late that the weights are lost: the state before stays then.
+        if self.checkpoint is None or not _in_range(self.model, optimizer):
+            return
+        buffer = io.BytesIO()
+        state = {
+            "stage": index,
+            "step": step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "extra": stage.state_dict(),
+            "guard": self.guard.state_dict(),
+            "seconds": self.seconds,
+        }
+        torch.save(state, buffer)
+        write(self.checkpoint, buffer.getvalue())
+
+    def _load(self) -> dict[str, Any] | None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        try:
+            data = io.BytesIO(read(self.checkpoint))
+            state = dict(torch.load(data, map_location="cpu", weights_only=True))
+            if missing := _SAVED - state.keys():
+                raise KeyError(*missing)
+            self.stages[state["stage"]]
+        except Exception as error:
+            raise TrainingError(
+                f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): "
+                f"start again with {argument('overwrite', True)}, or in another folder"
+            ) from error
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise TrainingError(
+                f"the checkpoint {self.checkpoint} is of a loader of {state['steps_per_epoch']} "
+                f"batches, the one given has {self.steps_per_epoch}: give that one, or start again "
+                f"with {argument('overwrite', True)}"
+            )
+        return state

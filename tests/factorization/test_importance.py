@@ -1,0 +1,106 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atmc.factorization.importance import effect, effect_per_bit, magnitude, place_bits, scores
+from atmc.factorization.layers import FactorizedWeight, factorize, factorized_weights, named_factors
+
+
+def brute_force(weight: FactorizedWeight) -> list[Tensor]:
+    """The Frobenius norm of the change of W when one entry after the other goes to zero."""
+    whole = weight.parametrization(weight.U, weight.V, weight.C)
+    found = []
+    for factor in (weight.U, weight.V, weight.C):
+        changes = torch.zeros_like(factor)
+        for place in range(factor.numel()):
+            flat = factor.view(-1)
+            kept = flat[place].clone()
+            flat[place] = 0
+            changed = weight.parametrization(weight.U, weight.V, weight.C)
+            changes.view(-1)[place] = (whole - changed).norm()
+            flat[place] = kept
+        found.append(changes)
+    return found
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(5, 3),
+        nn.Linear(3, 5),
+        nn.Conv2d(2, 4, 2),
+        nn.Conv2d(4, 6, 2, groups=2),
+        nn.ConvTranspose1d(4, 2, 3, groups=2),
+    ],
+)
+@pytest.mark.parametrize("rank", [None, 2])
+@torch.no_grad()
+def test_effect_is_the_change_of_w(layer: nn.Module, rank: int | None) -> None:
+    model = factorize(copy.deepcopy(layer).double(), rank=rank)
+    torch.manual_seed(0)
+    for factor in named_factors(model).values():
+        factor.copy_(torch.randn_like(factor))
+        factor[torch.rand_like(factor) < 0.3] = 0
+    (weight,) = factorized_weights(model)
+    for found, expected in zip(effect(weight), brute_force(weight), strict=True):
+        assert torch.allclose(found, expected, atol=1e-12)
+
+
+@torch.no_grad()
+def test_effect_of_a_column_that_the_deviation_cancels() -> None:
+    model = factorize(nn.Linear(4, 2))
+    (weight,) = factorized_weights(model)
+    weight.U[0, 0] = -1  # I + U has an empty first column: the first row of V is worth nothing
+    U, V, _ = effect(weight)
+    assert torch.count_nonzero(V[0]) == 0 and torch.count_nonzero(V[1]) == 4
+    assert torch.isfinite(U).all()
+
+
+@torch.no_grad()
+def test_scores_follow_the_order_of_the_factors() -> None:
+    model = factorize(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4)))
+    weights = factorized_weights(model)
+    for factor in named_factors(model).values():
+        factor.copy_(torch.randn_like(factor))
+    by_magnitude = scores(weights, "magnitude")
+    for score, factor in zip(by_magnitude, named_factors(model).values(), strict=True):
+        assert torch.equal(score, factor.abs())
+    by_effect = scores(weights, "effect")
+    assert [s.shape for s in by_effect] == [f.shape for f in named_factors(model).values()]
+    assert torch.equal(by_effect[5], weights[1].C.abs())
+    assert not any(score.requires_grad for score in by_magnitude + by_effect)
+    assert torch.equal(magnitude(weights[0])[1], by_magnitude[1])
+
+
+@torch.no_grad()
+def test_place_bits_are_what_counts_of_rows_and_columns_predict() -> None:
+    torch.manual_seed(0)
+    factor = torch.randn(2, 6, 9) * (torch.rand(2, 6, 1) * torch.rand(2, 1, 9) > 0.3)
+    factor[0, 2] = 0
+    rows, columns = place_bits(factor)
+    for group in range(2):
+        kept = factor[group] != 0
+        total = int(kept.sum()) + 6
+        for i in range(6):
+            for j in range(9):
+                chance = (int(kept[i].sum()) + 1) * (int(kept[:, j].sum()) + 1) / total
+                found = float(rows[group, i, 0] + columns[group, 0, j])
+                assert found == pytest.approx(-math.log2(chance), abs=1e-5)
+
+
+@torch.no_grad()
+def test_effect_per_bit_prefers_full_rows_and_columns() -> None:
+    model = factorize(nn.Linear(8, 6, bias=False))
+    (weight,) = factorized_weights(model)
+    weight.V.zero_()
+    weight.V[1, :] = 1.0
+    weight.V[:, 2] = 1.0
+    ranks = effect_per_bit(weight)[1]
+    assert ranks[1, 2] > ranks[1, 5] > ranks[3, 2] > 0  # where both are full, the row, the column
+    # All rows and columns alike: nothing but the effect counts.
+    weight.V.copy_(torch.rand(6, 8) + 0.1)
+    ratio = effect_per_bit(weight)[1] / effect(weight)[1]
+    assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))

@@ -1,0 +1,63 @@
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from atmc.errors import MissingExtraError
+from atmc.reports.figure import check, picture
+
+STARTS = {"a.png": b"\x89PNG", "b.SVG": b"<?xml", "c.pdf": b"%PDF"}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_picture_and_nothing_else_is_written(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    found = []
+    for _ in range(2):
+        with picture(tmp_path / name, 3, 2) as figure:
+            figure.suptitle("a title")
+        found.append((tmp_path / name).read_bytes())
+    assert found[0] == found[1]
+    assert found[0].startswith(STARTS[name])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_text_stays_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with picture(tmp_path / "a.svg", 3, 2) as figure:
+            figure.suptitle("$x_$ <&> größe 权")
+    assert ">$x_$ &lt;&amp;&gt; größe 权</text>" in (tmp_path / "a.svg").read_text()
+
+
+def test_a_picture_too_long_for_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with picture(tmp_path / "a.png", 0.5, 1000):
+        pass
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fails_while_it_is_drawn_leaves_the_old_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "a.svg"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), picture(path, 3, 2):
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_refused_before_the_work(tmp_path: Path, hide: Callable[..., None]) -> None:
+    for name in ("a.jpg", "a", "void/a.gif"):
+        with pytest.raises(ValueError, match=r"end it in \.svg, \.png or \.pdf"):
+            check(tmp_path / name)
+    with pytest.raises(OSError, match="there is no folder"):
+        check(tmp_path / "void" / "a.png")
+    (tmp_path / "folder.svg").mkdir()
+    with pytest.raises(OSError, match="is a folder"):
+        check(tmp_path / "folder.svg")
+    hide()
+    with pytest.raises(MissingExtraError, match=r"a plot needs matplotlib.*atmc\[report\]"):
+        check(tmp_path / "a.png")

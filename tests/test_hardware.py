@@ -1,0 +1,44 @@
+"""Memory that the process keeps: fewer page faults, the same results."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from atmc.hardware import keep_freed
+
+if sys.argv[1] == "keep" and not keep_freed():
+    sys.exit(3)
+torch.set_num_threads(1)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    # 40 MB: above what the C library would ever keep by itself.
+    return torch.ones(10**7).sum()
+for _ in range(10):  # until the heap has grown
+    work()
+before = faults()
+for _ in range(5):
+    work()
+print(faults() - before)
+"""
+
+
+def _faults(how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 3 and platform.libc_ver()[0] != "glibc":
+        pytest.skip("only the GNU C library has the setting")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    kept, returned = _faults("keep"), _faults("return")
+    assert kept * 10 < returned
