@@ -20,16 +20,31 @@ if TYPE_CHECKING:
     from atmc import quantization as quantization
     from atmc.artifact import load as load
     from atmc.artifact import save as save
+    from atmc.codec import inspect as inspect
+    from atmc.engine.compression import Result as Result
     from atmc.engine.compression import compress as compress
+    from atmc.engine.evaluation import evaluate as evaluate
+    from atmc.engine.sweep import sweep as sweep
+    from atmc.errors import AtmcError as AtmcError
+    from atmc.exporters import export as export
     from atmc.factorization import defactorize as defactorize
     from atmc.factorization import factorize as factorize
+    from atmc.reports.build import report as report
 
-_FUNCTIONS = {
+# The function of each command, and those of a loop of one's own.
+_NAMES = {
+    "AtmcError": "atmc.errors",
+    "Result": "atmc.engine.compression",
     "compress": "atmc.engine.compression",
     "defactorize": "atmc.factorization",
+    "evaluate": "atmc.engine.evaluation",
+    "export": "atmc.exporters",
     "factorize": "atmc.factorization",
+    "inspect": "atmc.codec",
     "load": "atmc.artifact",
+    "report": "atmc.reports.build",
     "save": "atmc.artifact",
+    "sweep": "atmc.engine.sweep",
 }
 _MODULES = [
     "accounting",
@@ -54,12 +69,12 @@ _MODULES = [
     "training",
 ]
 
-__all__ = [*_FUNCTIONS, *_MODULES]
+__all__ = [*_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"atmc.{name}")
     raise AttributeError(f"module 'atmc' has no attribute {name!r}")

@@ -7,8 +7,7 @@ All sizes are in bits. Paper bits are nonzeros × b, the size that papers report
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,8 +24,7 @@ from atmc.factorization.layers import (
     weight_names,
 )
 from atmc.models.preparation import copy_model
-from atmc.projection import topk_masks
-from atmc.quantization.rates import CHOICES, factor_bits, k_for_budget
+from atmc.quantization.rates import CHOICES, factor_bits
 
 
 def dense_bits(model: nn.Module) -> int:
@@ -34,6 +32,10 @@ def dense_bits(model: nn.Module) -> int:
 
     The projections inside attention and the matrices of recurrent layers are linear layers too. A
     tied weight counts once.
+
+    >>> from atmc import models
+    >>> dense_bits(models.create("lenet5"))
+    13776000
     """
     weights: dict[int, Tensor] = {}  # by identity
     with plain_weights(model):
@@ -114,46 +116,3 @@ def dense_width(
         if fixed[width] <= max(budget_bits / 3, budget_bits - most):
             return width
     return min(DENSE_WIDTHS)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A budget turned into what training is given: k, b per tensor, the dense part's width.
-
-    ``file_bits`` is the file expected of it: the dense part at its most, the factors estimated.
-    """
-
-    k: int
-    bits: dict[str, int]
-    width: int
-    budget_bits: int
-    file_bits: float
-
-
-def plan(
-    model: nn.Module,
-    scores: Sequence[Tensor],
-    budget_bits: int,
-    bits: int,
-    *,
-    meta: dict[str, Any] | None = None,
-) -> Plan:
-    """Budget → (k, b per tensor), before any training, with the file size expected of it.
-
-    Args:
-        model: factorized.
-        scores: by which the projection will rank, in the order of the factors.
-        budget_bits: N.
-        bits: b to start from.
-        meta: see :func:`atmc.artifact.to_artifact`.
-
-    Raises:
-        BudgetError: N is below the smallest possible file.
-    """
-    width = dense_width(model, budget_bits, meta=meta)
-    fixed = fixed_bits(model, width=width, meta=meta)
-    names = list(named_factors(model))
-    k = k_for_budget(scores, [bits] * len(names), budget_bits - fixed)
-    masks = topk_masks(scores, k)
-    used = sum(factor_bits(mask.numel(), int(mask.sum()), bits) for mask in masks)
-    return Plan(k, dict.fromkeys(names, bits), width, budget_bits, fixed + used)

@@ -19,6 +19,8 @@ from torch.nn.parameter import is_lazy
 from atmc import codec, models
 from atmc.errors import BudgetError
 from atmc.factorization.layers import FactorizedWeight, factorized_weights, named_state
+from atmc.files import read, write
+from atmc.messages import argument
 from atmc.models.preparation import initialize_lazy, make_plain
 
 DENSE_WIDTHS = (8, 6, 5, 4)
@@ -147,9 +149,9 @@ def save(
     if budget_bits is not None and 8 * len(data) > budget_bits:
         raise BudgetError(
             f"the file would be {8 * len(data)} bits, {8 * len(data) - budget_bits} over the "
-            f"budget of {budget_bits}: lower k or bits"
+            f"budget of {budget_bits}: lower k, bits, or {argument('width')}"
         )
-    codec.write(Path(path), data)
+    write(Path(path), data)
     return codec.measure(artifact)
 
 
@@ -171,7 +173,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
         FileNotFoundError: no such file.
         ValueError: the model given is factorized.
     """
-    return from_artifact(decode(codec.read(Path(path)), model), model)
+    return from_artifact(decode(read(Path(path)), model), model)
 
 
 def decode(data: bytes, model: nn.Module | None = None) -> codec.Artifact:

@@ -36,6 +36,13 @@ _LARGEST = 2**30  # bytes: blocks up to this size, and as much free memory, are 
 _LARGEST_OLD = 2**25  # the most that older versions take
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, of the GPU or of the processor."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 @functools.cache
 def keep_freed() -> bool:
     """Let the process keep large blocks of memory that it has freed, up to 1 GiB.

@@ -16,6 +16,9 @@ def parse_bits(value: object) -> int:
 
     B is a byte (8 bits), k is 1000 and Ki is 1024.
 
+    >>> parse_bits("17kB"), parse_bits("6 Mbit")
+    (136000, 6000000)
+
     Raises:
         ValueError: no such size, or it is not positive.
     """
@@ -34,6 +37,9 @@ def parse_bits(value: object) -> int:
 
 def parse_eps(value: object) -> float:
     """ε in pixels of [0, 1]: a number, or a fraction such as ``8/255``.
+
+    >>> parse_eps("8/255") == 8 / 255
+    True
 
     Raises:
         ValueError: no such number, or it is outside [0, 1].
@@ -69,6 +75,9 @@ def parse_bits_per_value(value: object) -> int | str:
 def parse_ratios(value: object) -> dict[str, float] | None:
     """Shares by layer: a mapping, or text such as ``conv*=0.5,fc1=1/8``.
 
+    >>> parse_ratios("conv*=0.5,fc1=1/8")
+    {'conv*': 0.5, 'fc1': 0.125}
+
     Raises:
         ValueError: neither.
     """
@@ -88,6 +97,10 @@ def parse_ratios(value: object) -> dict[str, float] | None:
 
 
 def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    """The end of a message on an unknown name: the nearest known one, and all of them."""
+    """The end of a message on an unknown name: the nearest known one, and all of them.
+
+    >>> nearest("atcm", ["atmc", "l0"])
+    ": did you mean 'atmc'? (known: atmc, l0)"
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return f": did you mean {close[0]!r}? (known: {', '.join(known)})" if close else ""

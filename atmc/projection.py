@@ -19,7 +19,6 @@ from torch import Tensor
 __all__ = [
     "project_columns",
     "project_filters",
-    "project_per_layer",
     "project_topk",
     "select",
     "topk_masks",
@@ -60,6 +59,9 @@ def topk_masks(
     Never more than ``k`` entries are kept, and fewer only where there are fewer positive scores:
     a score of zero is never kept. Ties go to the earlier tensor, then to the lower flat index.
 
+    >>> [mask.tolist() for mask in topk_masks([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], 2)]
+    [[True, False], [True]]
+
     With ``costs`` the entries are ranked by score / cost, and ``k`` is a budget in the unit of the
     costs: the longest prefix of that ranking whose total cost is at most ``k`` is kept. This is
     the greedy solution of the knapsack problem; it is exact for the ranking (no other choice of
@@ -99,7 +101,9 @@ def select(
     ``near``, or comes from a sample; where it misses, every entry is ranked.
 
     Args:
-        scores, k, costs: as in ``topk_masks``.
+        scores: as in ``topk_masks``.
+        k: likewise.
+        costs: likewise.
         near: the threshold of an earlier selection whose scores and ``k`` were similar. It changes
             the time, never the answer.
         out: contiguous bool tensors of the scores' shapes to write the masks into: for many
@@ -205,17 +209,6 @@ def project_topk(
         raise ValueError("scores must have the shapes of the tensors, one for each")
     masks = topk_masks(scores, k, costs)
     return [tensor.masked_fill(~mask, 0) for tensor, mask in zip(tensors, masks, strict=True)]
-
-
-def project_per_layer(tensors: Sequence[Tensor], ks: Sequence[int]) -> list[Tensor]:
-    """Each tensor with its own ``ks[l]`` entries of largest magnitude (Ye et al., ICCV 2019).
-
-    Ties go to the lower flat index. Raises as ``topk_masks`` does, and ValueError where ``ks`` is
-    not one number for each tensor.
-    """
-    if len(ks) != len(tensors):
-        raise ValueError(f"{len(ks)} budgets for {len(tensors)} tensors; give one for each")
-    return [project_topk([tensor], k)[0] for tensor, k in zip(tensors, ks, strict=True)]
 
 
 def project_filters(tensor: Tensor, count: int) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from atmc.engine import run as runs
-from atmc.engine.folder import new_folder
-from atmc.engine.settings import from_mapping, read_config
+from atmc.engine.compression import run
+from atmc.engine.folder import CONFIG, new_folder
+from atmc.engine.inputs import Inputs
+from atmc.engine.settings import Settings, read_config
 
 from .errors import Interrupted
 from .options import settings
@@ -52,12 +53,13 @@ def command(
         raise click.UsageError("--resume and --overwrite need --output: name the run folder")
     values = read_config(config) if config is not None else {}
     values |= {key: value for key, value in options.items() if value is not None}
-    given = from_mapping(values)
-    folder = new_folder(given.resolved()) if output is None else output
+    chosen = Settings.of(values)
+    folder = new_folder(chosen.resolved()) if output is None else output
     try:
         with watch(quiet) as progress:
-            report = runs.run(
-                given,
+            result = run(
+                chosen,
+                Inputs(),
                 folder,
                 resume=resume,
                 overwrite=overwrite,
@@ -65,12 +67,12 @@ def command(
                 on_epoch=progress.on_epoch,
             )
     except KeyboardInterrupt:
-        if not (folder / "config.yaml").is_file():
+        if not (folder / CONFIG).is_file():
             raise
         raise Interrupted(
             f"interrupted: go on with 'atmc compress --output {folder} --resume'"
         ) from None
-    _show(report, folder)
+    _show(result.report, folder)
 
 
 def _show(report: dict[str, Any], folder: Path) -> None:

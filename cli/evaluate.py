@@ -10,8 +10,8 @@ import click
 
 from atmc import messages as wording
 from atmc.attacks.losses import Loss
-from atmc.engine.evaluation import evaluate_artifact
-from atmc.engine.settings import from_mapping
+from atmc.engine.evaluation import evaluate
+from atmc.engine.settings import Settings
 from atmc.evaluation.accuracy import ATTACKS, parse_attack
 from atmc.parsing import parse_eps
 from atmc.reports import figure as pictures
@@ -133,27 +133,27 @@ def command(
             raise click.UsageError("--plot draws the ladder: give --eps-grid too")
         pictures.check(plot)
     with wording.options(named=_NAMED):
-        given = from_mapping({key: value for key, value in options.items() if value is not None})
+        given = Settings.of({key: value for key, value in options.items() if value is not None})
         given.resolved()  # refuses an unknown data set
     with about(artifact):
-        result = evaluate_artifact(
+        result = evaluate(
             artifact,
-            model=given.model,
-            dataset=None if options["dataset"] is None else given.dataset,
-            data_root=given.data_root,
-            download=given.download,
-            image_size=given.image_size,
+            model=given.start.model,
+            dataset=None if options["dataset"] is None else given.data.dataset,
+            data_root=given.data.data_root,
+            download=given.data.download,
+            image_size=given.data.image_size,
             attacks=attacks,
-            eps=given.eps,
-            steps=given.eval_steps,
-            step_size=given.eval_step_size,
+            eps=given.attack.eps,
+            steps=given.evaluation.eval_steps,
+            step_size=given.evaluation.eval_step_size,
             restarts=restarts,
-            examples=given.eval_examples,
+            examples=given.evaluation.eval_examples,
             loss=loss,
             sources=sources,
             eps_grid=eps_grid,
-            seed=given.seed,
-            device=given.device,
+            seed=given.run.seed,
+            device=given.run.device,
         )
     if plot is not None:
         ladder_plot.draw(plot, result["accuracy"]["clean"], result["ladder"], artifact.name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from atmc.exporters.write import FORMATS, check_path, export, format_of, read_source
+from atmc.exporters import FORMATS, export
 
 from .errors import about
 from .options import setting
@@ -78,37 +78,20 @@ def command(
     ARTIFACT may also be the dense.safetensors of a run folder. The file takes batches of any size,
     and is written once it has been compared with the model on random inputs.
     """
-    kind, path = _target(artifact, kind, output)
-    check_path(path, overwrite)
     with about(artifact):
-        source = read_source(artifact, input_shape, model)
-    report = export(source, path, kind, compacted=compact, overwrite=overwrite)
+        report = export(
+            artifact,
+            output,
+            kind,
+            compact=compact,
+            model=model,
+            input_shape=input_shape,
+            overwrite=overwrite,
+        )
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
         _show(report)
-
-
-def _target(artifact: Path, kind: str | None, output: Path | None) -> tuple[str, Path]:
-    """The format and the file."""
-    if output is None:
-        kind = kind or "onnx"
-        output = artifact.with_suffix(FORMATS[kind].suffix)
-    ending = format_of(output)
-    if kind is None and ending is None:
-        raise click.UsageError(
-            f"{output} has no ending that tells its format: give --format, or end it in {_ENDINGS}"
-        )
-    if kind is not None and ending not in (None, kind):
-        raise click.UsageError(
-            f"{output} ends as {ending} does: leave out --format {kind}, or end it in "
-            f"{FORMATS[kind].suffix}"
-        )
-    if output.resolve() == artifact.resolve():
-        raise click.UsageError(f"{output} is what is to be exported: give another --output")
-    found = kind or ending
-    assert found is not None
-    return found, output
 
 
 def _show(report: dict[str, Any]) -> None:

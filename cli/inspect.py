@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from atmc.codec import Artifact, FactorizedWeight, Sizes, decode, measure, read
+from atmc.codec import Inspection, Sizes, inspect
 from atmc.reports import bits_plot
 from atmc.reports import figure as pictures
 from atmc.reports.bits_plot import PARTS
@@ -32,31 +32,15 @@ def command(artifact: Path, plot: Path | None, as_json: bool) -> None:
     if plot is not None:
         pictures.check(plot)
     with about(artifact):
-        content = decode(read(artifact))
-    sizes = _sizes(content)
+        found = inspect(artifact)
+    sizes = found.sizes
     if plot is not None:
         shown, title = _printable(sizes), printable(artifact.name)
         bits_plot.draw(plot, shown, f"{title}: {sizes.file_bits:,} bits")
     if as_json:
-        totals = {
-            "meta": content.meta,
-            "file_bits": sizes.file_bits,
-            "paper_bits": sizes.paper_bits,
-            "nonzeros": sizes.nonzeros,
-            "parts": sizes.parts,
-        }
-        tensors = [asdict(tensor) | {"bits": tensor.bits} for tensor in sizes.tensors]
-        click.echo(json.dumps(totals | {"tensors": tensors}, indent=2))
+        click.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        _show(content, _printable(sizes))
-
-
-def _sizes(content: Artifact) -> Sizes:
-    """Where the bits went; a tensor without a name in the file gets its place, as in #3."""
-    sizes = measure(content)
-    if all(entry.name is not None for entry in content.entries):
-        return sizes
-    return replace(sizes, tensors=tuple(replace(t, name=f"#{t.name}") for t in sizes.tensors))
+        _show(found, _printable(sizes))
 
 
 def _printable(sizes: Sizes) -> Sizes:
@@ -64,13 +48,13 @@ def _printable(sizes: Sizes) -> Sizes:
     return replace(sizes, tensors=tensors)
 
 
-def _show(content: Artifact, sizes: Sizes) -> None:
+def _show(found: Inspection, sizes: Sizes) -> None:
     def share(bits: int) -> str:
         return f"{bits / sizes.file_bits:.2%}"
 
     parts = [part for part in PARTS if part != "header"]
     rows = []
-    for tensor, factor in zip(sizes.tensors, _are_factors(content), strict=True):
+    for tensor, factor in zip(sizes.tensors, found.factors, strict=True):
         rows.append(
             [
                 tensor.name,
@@ -100,16 +84,8 @@ def _show(content: Artifact, sizes: Sizes) -> None:
     click.echo()
     show_pairs(
         [
-            ("model", printable(str(content.meta.get("model", "not of the zoo")))),
+            ("model", printable(str(found.meta.get("model", "not of the zoo")))),
             *((part, f"{bits:,} bits") for part, bits in sizes.parts.items()),
             ("file", f"{sizes.file_bits:,} bits = {sizes.file_bits // 8:,} bytes"),
         ]
     )
-
-
-def _are_factors(content: Artifact) -> list[bool]:
-    """For each row of ``Sizes.tensors`` whether it is a U, V or C, not of the dense part."""
-    rows: list[bool] = []
-    for entry in content.entries:
-        rows += [True] * 3 if isinstance(entry.value, FactorizedWeight) else [False]
-    return rows

@@ -7,51 +7,7 @@ from typing import Any
 
 import click
 
-from atmc.engine.settings import Settings
-
-# What stands for the value of an option in the help; "" of one that is a switch.
-METAVARS = {
-    "dataset": "NAME",
-    "data_root": "DIR",
-    "download": "",
-    "image_size": "N",
-    "augment": "true|false",
-    "model": "NAME",
-    "weights": "FILE",
-    "method": "NAME",
-    "budget_bits": "N",
-    "bits": "auto|1..8|32",
-    "eps": "E",
-    "train_attack": "pgd|atta|n-fgsm|none",
-    "steps": "S",
-    "step_size": "A",
-    "clean_weight": "SHARE",
-    "distill": "SHARE",
-    "dense_epochs": "N",
-    "epochs": "N",
-    "level_epochs": "N",
-    "batch_size": "N",
-    "lr": "RATE",
-    "dense_lr": "RATE",
-    "dense_optimizer": "adam|sgd",
-    "dense_schedule": "one-cycle|constant|cosine",
-    "warmup": "SHARE",
-    "init": "NAME",
-    "inherit": "FILE",
-    "seed": "S",
-    "eval_steps": "S",
-    "eval_step_size": "A",
-    "eval_examples": "N",
-    "precision": "auto|float32|bfloat16",
-    "rdo": "true|false",
-    "state_precision": "float32|bfloat16",
-    "fast": "true|false",
-    "bpda": "true|false",
-    "ratios": "LAYER=SHARE,...",
-    "compiled": "true|false",
-    "device": "auto|cpu|cuda",
-    "threads": "N",
-}
+from atmc.engine.settings import FIELDS
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -64,17 +20,20 @@ def flag(key: str) -> str:
 def setting(
     key: str, *declarations: str, help: str | None = None, default: bool = True
 ) -> Decorator:
-    """The option of one key of Settings; its text is checked by Settings, not by click.
+    """The option of one setting; its text is checked by the settings, not by click.
 
     Args:
-        key: of Settings; the name of the parameter too.
+        key: its name, that of the parameter too.
         declarations: the option's names, where they differ from :func:`flag`.
         help: its help, where it differs.
-        default: whether the help shows the default of Settings.
+        default: whether the help shows its default.
 
     A setting without a metavar is switched on by its name alone.
     """
-    metavar, field = METAVARS[key], Settings.model_fields[key]
+    field = FIELDS[key]
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    metavar = str(extra["metavar"])
     text, usual = field.description, field.default
     shown = f" [default: {usual}]" if default and usual is not None else ""
     names = declarations or (flag(key),)
@@ -85,7 +44,7 @@ def setting(
     return click.option(*names, key, metavar=metavar, help=(help or text or "") + shown)
 
 
-def settings(keys: Iterable[str] = tuple(Settings.model_fields)) -> Decorator:
+def settings(keys: Iterable[str] = tuple(FIELDS)) -> Decorator:
     """The options of all ``keys``, in order."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

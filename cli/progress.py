@@ -11,7 +11,7 @@ import click
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from atmc.engine.run import EpochFigures
+    from atmc.engine.compression import EpochFigures
     from atmc.training.loop import Progress
 
 
@@ -113,7 +113,8 @@ def watch(quiet: bool) -> Bars:
 
 
 def _figures(figures: EpochFigures) -> dict[str, str]:
-    said = {"clean": f"{figures.clean:.3f}", "robust": f"{figures.robust:.3f}"}
+    accuracies = {"clean": figures.clean, "robust": figures.robust}
+    said = {name: f"{value:.3f}" for name, value in accuracies.items() if value is not None}
     if figures.nonzeros is not None:
         said["nonzeros"] = f"{figures.nonzeros:,}"
     if figures.file_bits is not None:

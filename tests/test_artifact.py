@@ -25,6 +25,7 @@ from atmc.factorization.layers import (
     named_factors,
     named_state,
 )
+from atmc.files import read, write
 from atmc.optim.codebooks import round_dense_part
 from atmc.quantization.codebooks import quantize, quantized_codebook
 
@@ -131,7 +132,7 @@ def test_a_zoo_model_needs_no_names(tmp_path: Path) -> None:
     save(trained, tmp_path / "a.atmc", meta=meta)
     save(trained, tmp_path / "b.atmc")
     assert (tmp_path / "a.atmc").stat().st_size < (tmp_path / "b.atmc").stat().st_size
-    artifact = codec.decode(codec.read(tmp_path / "a.atmc"))
+    artifact = codec.decode(read(tmp_path / "a.atmc"))
     assert artifact.meta == meta
     assert all(entry.name is None for entry in artifact.entries)
     assert_same(load(tmp_path / "a.atmc"), trained)
@@ -197,7 +198,7 @@ def test_a_file_that_claims_more_than_the_model_it_names_is_refused_unread(tmp_p
         name = "vgg16-w1" if "mean" in kwargs else "digits-cnn"
         meta = {"model": name, "kwargs": kwargs}
         data = codec.encode(codec.Artifact(meta, (codec.Entry(None, values),)))
-        codec.write(tmp_path / "claim.atmc", data)
+        write(tmp_path / "claim.atmc", data)
         return tmp_path / "claim.atmc"
 
     with pytest.raises(codec.AtmcFormatError, match="larger model"):

@@ -10,10 +10,11 @@ from atmc import data, models
 from atmc.accounting import dense_bits
 from atmc.data import Augmentation, Dataset, InMemory
 from atmc.engine.compression import Job
-from atmc.engine.run import run
-from atmc.engine.settings import Settings, from_mapping, read_config
+from atmc.engine.settings import Settings, read_config
 from atmc.engine.sweep import Plan, read_plan
 from atmc.training.loop import Progress
+
+from .runs import run
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
@@ -42,10 +43,10 @@ def test_config_is_valid_and_says_what_it_is(path):
     held = read_config(path)
     if "points" in held:
         plan = read_plan(path)
-        assert all(p.settings.eps is not None for p in (*plan.starts, *plan.points))
+        assert all(p.settings["eps"] is not None for p in (*plan.starts, *plan.points))
     else:
-        settings = from_mapping(held).resolved()
-        assert settings.eps is not None and settings.model is not None
+        settings = Settings.of(held).resolved()
+        assert settings["eps"] is not None and settings["model"] is not None
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
@@ -93,21 +94,21 @@ def read(paper: str) -> Plan:
 
 def points(paper: str, method: str) -> list[Settings]:
     """The settings of its points of a method, the smallest budget first."""
-    found = [p.settings for p in read(paper).points if p.settings.method == method]
-    return sorted(found, key=lambda settings: settings.budget_bits or 0)
+    found = [p.settings for p in read(paper).points if p.settings["method"] == method]
+    return sorted(found, key=lambda settings: settings["budget_bits"] or 0)
 
 
 def test_dense_starts_train(paper: str, tmp_path: Path) -> None:
     """The net of the paper, in full."""
     starts = {start.name: start for start in read(paper).starts}
     tried = [starts["starts/robust-s0"]]
-    if PAPERS[paper] == tried[0].settings.model:  # small enough for each of them
+    if PAPERS[paper] == tried[0].settings["model"]:  # small enough for each of them
         tried = list(starts.values())
     for start in tried:
         seen: list[Progress] = []
         with pytest.raises(StopError):
             run(
-                start.settings.model_copy(update=TINY),
+                start.settings.replace(TINY),
                 tmp_path / start.name,
                 on_step=stop_after_two({"dense"}, seen),
             )
@@ -127,7 +128,7 @@ def test_the_smallest_budget_is_accepted(
     with pytest.raises(StopError):
         run(points(paper, "atmc")[0], tmp_path / "run")
     with pytest.raises(ValueError, match="smallest possible"):
-        run(points(paper, "atmc")[0].model_copy(update={"budget_bits": 1000}), tmp_path / "none")
+        run(points(paper, "atmc")[0].replace({"budget_bits": 1000}), tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -139,15 +140,15 @@ def test_compression_trains(paper: str, method: str, tmp_path: Path) -> None:
     """A narrow net, in as large a share of its dense size; the full one takes a minute to start."""
     chosen, narrow = points(paper, method)[-1], PAPERS[paper]
     sizes = [
-        dense_bits(models.create(str(name), num_classes=CLASSES[chosen.dataset]))
-        for name in (narrow, chosen.model)
+        dense_bits(models.create(str(name), num_classes=CLASSES[chosen["dataset"]]))
+        for name in (narrow, chosen["model"])
     ]
-    assert chosen.budget_bits is not None
-    budget = chosen.budget_bits * sizes[0] // sizes[1]
+    assert chosen["budget_bits"] is not None
+    budget = chosen["budget_bits"] * sizes[0] // sizes[1]
     seen: list[Progress] = []
     with pytest.raises(StopError):
         run(
-            chosen.model_copy(update={**TINY, "model": narrow, "budget_bits": budget}),
+            chosen.replace({**TINY, "model": narrow, "budget_bits": budget}),
             tmp_path / "run",
             on_step=stop_after_two({"compress", "scores"}, seen),
         )

@@ -13,9 +13,8 @@ import atmc
 from atmc import data
 from atmc import messages as wording
 from atmc.data import DataError
-from atmc.engine import run
 from atmc.engine.folder import check
-from atmc.engine.settings import Settings, from_mapping
+from atmc.engine.settings import FIELDS, Settings
 from atmc.engine.sweep import make_plan, sweep
 from atmc.errors import SettingsError
 from atmc.exporters.write import ExportError, check_path
@@ -67,7 +66,7 @@ def test_the_command_names_options_and_leaves_the_style_as_it_was(tmp_path: Path
     assert "give another folder, --resume to go on with the run in it, or --overwrite to" in said
     assert not wording.are_options()
     with pytest.raises(ValueError, match="give another folder, resume=True to go on with the run"):
-        run.run({}, tmp_path / "full")
+        atmc.compress(folder=tmp_path / "full")
 
 
 def messages(call: Any, error: type[Exception]) -> tuple[str, str]:
@@ -81,7 +80,7 @@ def messages(call: Any, error: type[Exception]) -> tuple[str, str]:
 
 
 def test_what_is_said_of_a_setting() -> None:
-    assert messages(lambda: from_mapping({"budget_bits": -3}), SettingsError) == (
+    assert messages(lambda: Settings.of({"budget_bits": -3}), SettingsError) == (
         "budget_bits: a budget of -3 is not positive: give a number of bits above zero",
         "--budget-bits: a budget of -3 is not positive: give a number of bits above zero",
     )
@@ -138,5 +137,5 @@ def test_what_the_readme_says_of_python_names_no_option() -> None:
 
 
 def test_every_setting_is_described_without_options() -> None:
-    for key, field in Settings.model_fields.items():
+    for key, field in FIELDS.items():
         assert field.description and "--" not in field.description, key

@@ -17,7 +17,7 @@ from atmc import codec, models
 from atmc.artifact import decode, from_artifact, to_artifact
 from atmc.data import Batches
 from atmc.evaluation.accuracy import attack, evaluate
-from atmc.exporters.write import Source, export
+from atmc.exporters.write import Source, write_model
 from atmc.optim.codebooks import round_dense_part
 
 
@@ -85,9 +85,9 @@ def test_a_network_goes_through_everything(name: str, tmp_path: Path) -> None:
     # The parametrized products of a network whose U is zero are the weights themselves.
     assert torch.equal(trained(x), before)
     optimizer = torch.optim.SGD(trained.parameters(), 1e-3)
-    opt = atmc.optim.atmc.ATMC(trained, optimizer, k=5000, bits=4)
+    opt = atmc.optim.ATMC(trained, optimizer, k=5000, bits=4)
     for _ in range(2):
-        adversarial = atmc.attacks.gradient.pgd(trained, x, y, eps=0.03, steps=1)
+        adversarial = atmc.attacks.pgd(trained, x, y, eps=0.03, steps=1)
         loss = F.cross_entropy(trained(adversarial), y) + opt.penalty()
         opt.zero_grad()
         loss.backward()
@@ -109,7 +109,7 @@ def test_a_network_goes_through_everything(name: str, tmp_path: Path) -> None:
     report = evaluate(decoded, Batches(x, y, 4), [attack("pgd", eps=0.03, steps=2)])
     assert 0 <= report["accuracy"]["worst"] <= report["accuracy"]["clean"] <= 1
 
-    export(Source(decoded, tuple(x.shape[1:])), tmp_path / "model.onnx", "onnx")
+    write_model(Source(decoded, tuple(x.shape[1:])), tmp_path / "model.onnx", "onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     assert torch.allclose(torch.from_numpy(logits), found, rtol=0, atol=1e-4)

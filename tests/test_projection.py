@@ -12,7 +12,6 @@ from atmc import projection
 from atmc.projection import (
     project_columns,
     project_filters,
-    project_per_layer,
     project_topk,
     select,
     topk_masks,
@@ -261,14 +260,6 @@ def test_projection_keeps_dtype_and_refuses_nan():
     assert half.tolist() == [0.0, -3.0]
     with pytest.raises(ValueError, match="NaN"):
         project_topk([torch.tensor([math.nan])], 1)
-
-
-def test_per_layer():
-    tensors = [torch.tensor([[1.0, -1.0, 0.0, 2.0]]), torch.tensor(5.0), torch.zeros(0)]
-    ours = project_per_layer(tensors, [2, 0, 3])
-    assert [t.tolist() for t in ours] == [[[1.0, 0.0, 0.0, 2.0]], 0.0, []]
-    with pytest.raises(ValueError, match="2 budgets for 3"):
-        project_per_layer(tensors, [1, 1])
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (5, 2, 3, 3), (4,), (0, 3), (3, 0)])

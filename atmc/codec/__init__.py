@@ -4,7 +4,15 @@
 """
 
 from atmc.codec.container import MAX_ELEMENTS, decode, decode_meta, encode
-from atmc.codec.sizes import Sizes, TensorSize, dense_fixed_bits, largest_bits, measure
+from atmc.codec.sizes import (
+    Inspection,
+    Sizes,
+    TensorSize,
+    dense_fixed_bits,
+    inspect,
+    largest_bits,
+    measure,
+)
 from atmc.codec.tensors import (
     Artifact,
     DenseTensor,
@@ -16,7 +24,6 @@ from atmc.codec.tensors import (
     quantize_dense,
 )
 from atmc.errors import AtmcFormatError
-from atmc.files import read, write
 
 __all__ = [
     "MAX_ELEMENTS",
@@ -26,6 +33,7 @@ __all__ = [
     "Entry",
     "FactorizedWeight",
     "FloatSparseTensor",
+    "Inspection",
     "IntegerTensor",
     "Sizes",
     "SparseTensor",
@@ -34,9 +42,8 @@ __all__ = [
     "decode_meta",
     "dense_fixed_bits",
     "encode",
+    "inspect",
     "largest_bits",
     "measure",
     "quantize_dense",
-    "read",
-    "write",
 ]

@@ -71,7 +71,7 @@ def decode(data: bytes, max_elements: int = MAX_ELEMENTS) -> Artifact:
     tensors together have more than ``max_elements`` elements: an element can take 36 bytes here.
     """
     if isinstance(data, (str, PathLike)):
-        raise TypeError("decode takes the bytes of a file: give those, as of atmc.codec.read(path)")
+        raise TypeError("decode takes the bytes of a file: give those, as of atmc.read(path)")
     stream = _check_prefix(bytes(data))
     try:
         return _read_artifact(stream, Budget(max_elements))

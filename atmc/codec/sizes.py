@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from atmc.codec.container import PREFIX, Costs, encode_metered
+from atmc.codec.container import PREFIX, Costs, decode, encode_metered
 from atmc.codec.stream import PRECISION, TOTAL
 from atmc.codec.tensors import (
     Artifact,
@@ -15,6 +18,7 @@ from atmc.codec.tensors import (
     FactorizedWeight,
     FloatSparseTensor,
 )
+from atmc.files import read
 
 PARTS = ("header", "codebooks", "positions", "values", "dense")
 
@@ -147,3 +151,51 @@ def _most_bits(size: int, width: int) -> float:
     """Ideal length of a :class:`DenseTensor` without a mask: the longer of its kinds."""
     linear = 23 + size * (PRECISION - math.log2(TOTAL // (2**width - 1)))
     return linear if width < 6 else max(linear, 16 + size * width)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file tells of itself.
+
+    Attributes:
+        meta: what it says of the model.
+        sizes: where its bits went; a tensor without a name in the file has its place, as in #3.
+        factors: for each row of ``sizes.tensors`` whether it is a U, V or C, not of the dense part.
+    """
+
+    meta: Mapping[str, Any]
+    sizes: Sizes
+    factors: tuple[bool, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        sizes = self.sizes
+        return {
+            "meta": dict(self.meta),
+            "file_bits": sizes.file_bits,
+            "paper_bits": sizes.paper_bits,
+            "nonzeros": sizes.nonzeros,
+            "parts": sizes.parts,
+            "tensors": [asdict(tensor) | {"bits": tensor.bits} for tensor in sizes.tensors],
+        }
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """Where every bit of an artifact went; needs no model, no data and no torch.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        AtmcFormatError: it is no artifact.
+        OSError: it cannot be read.
+    """
+    content = decode(read(Path(path)))
+    sizes = measure(content)
+    if any(entry.name is None for entry in content.entries):
+        named = tuple(replace(tensor, name=f"#{tensor.name}") for tensor in sizes.tensors)
+        sizes = replace(sizes, tensors=named)
+    factors: list[bool] = []
+    for entry in content.entries:
+        factors += [True] * 3 if isinstance(entry.value, FactorizedWeight) else [False]
+    return Inspection(content.meta, sizes, tuple(factors))

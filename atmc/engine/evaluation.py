@@ -14,11 +14,11 @@ import torch
 from atmc import codec, data, models
 from atmc.attacks.losses import Loss
 from atmc.data import Dataset
+from atmc.engine.inputs import check_dataset
 from atmc.engine.model_files import read_model, run_config, run_record
-from atmc.engine.objects import check_dataset
-from atmc.engine.run import evaluation_batch
 from atmc.errors import ModelError, RunError
-from atmc.evaluation.accuracy import Source, attack, evaluate, parse_attack
+from atmc.evaluation import accuracy
+from atmc.evaluation.accuracy import Source, attack, evaluation_batch, parse_attack
 from atmc.evaluation.ladder import climb
 from atmc.hardware import choose_device, keep_freed
 from atmc.messages import argument
@@ -27,7 +27,7 @@ from atmc.models.sources import Model, is_own
 from atmc.parsing import parse_eps
 
 
-def evaluate_artifact(
+def evaluate(
     path: str | os.PathLike[str],
     *,
     model: str | Model | None = None,
@@ -77,8 +77,8 @@ def evaluate_artifact(
         :func:`atmc.evaluation.ladder.climb` says.
 
     Raises:
-        AtmcFormatError, DataError, MissingExtraError, ModelError, PythonPathError, RunError,
-            WeightsError, ValueError: see their messages.
+        AtmcError: the file, the model, the data or an attack cannot be had as asked for.
+        ValueError: an attack or a radius that cannot be.
     """
     keep_freed()
     where, path = choose_device(device), Path(path)
@@ -123,7 +123,7 @@ def evaluate_artifact(
             chosen.append(resolve(each))
     read = read.to(where)
     batches = loaded.test.first(examples).batches(evaluation_batch(loaded.input_shape))
-    measured = evaluate(read, batches, chosen, seed=seed)
+    measured = accuracy.evaluate(read, batches, chosen, seed=seed)
     if eps_grid:
         rung = resolve("pgd") if radius > 0 else resolve("pgd", eps=1.0, step_size=None)
         measured |= climb(read, batches, [parse_eps(each) for each in eps_grid], rung, seed=seed)

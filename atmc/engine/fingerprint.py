@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from atmc import codec
+from atmc.files import write
 
 
 def digest(model: nn.Module) -> str:
     """SHA-256 of the values of a model, with their names, types and shapes."""
     found = hashlib.sha256()
     for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
+        if is_lazy(value):
+            found.update(name.encode())
+        elif isinstance(value, torch.Tensor):
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             flat = value.detach().cpu().contiguous().flatten()
             found.update(flat.view(torch.uint8).numpy().tobytes())
@@ -28,9 +31,9 @@ def _json(facts: dict[str, Any]) -> str:
     return json.dumps(facts, indent=2, default=lambda number: number.item())
 
 
-def write(path: Path, facts: dict[str, Any]) -> None:
+def keep(path: Path, facts: dict[str, Any]) -> None:
     """Keep facts, of types that JSON has, or numbers of numpy."""
-    codec.write(path, (_json(facts) + "\n").encode())
+    write(path, (_json(facts) + "\n").encode())
 
 
 def differing(path: Path, facts: dict[str, Any]) -> str | None:

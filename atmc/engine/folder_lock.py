@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from atmc import codec
 from atmc.errors import FolderInUseError
+from atmc.files import write
 
 LOCK, PROCESS = ".atmc.lock", ".atmc.process.json"
 FILES = (LOCK, PROCESS)
@@ -76,7 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with _acquired(folder):
         process = json.dumps(asdict(Process.this())) + "\n"
-        codec.write(folder / PROCESS, process.encode())
+        write(folder / PROCESS, process.encode())
         try:
             yield
         finally:

@@ -14,8 +14,9 @@ from torch import nn
 from atmc import codec, models
 from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
-from atmc.engine.settings import from_mapping, read_config
+from atmc.engine.settings import Settings, read_config
 from atmc.errors import PythonPathError, RunError, SettingsError
+from atmc.files import read
 from atmc.messages import argument
 from atmc.models.sources import Model, build, channels_last, is_own, made
 from atmc.models.weights import load_weights, read_state, renamed
@@ -55,11 +56,11 @@ def run_config(path: Path) -> dict[str, Any]:
         held = read_config(config)
         if not held.keys() >= _ALWAYS:
             return {}
-        settings = from_mapping(held)
+        settings = Settings.of(held)
         settings.resolved()
     except SettingsError:
         return {}
-    return {key: getattr(settings, key) for key in held}
+    return {name: settings[name] for name in held}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def read_model(
             )
         model, name = _dense_model(source, path), source if isinstance(source, str) else None
     else:
-        data = codec.read(path)
+        data = read(path)
         name = _ours(codec.decode_meta(data).get("model"))
         if name is None and otherwise is not None:
             name, own = otherwise if isinstance(otherwise, str) else None, _built(otherwise)

@@ -1,19 +1,26 @@
-"""Every setting of a run, described and checked: in Python, in configs, in records.
+"""Every setting of a run, declared once: for Python, configs, the command line and the docs.
 
-On the command line each is an option: ``--budget-bits`` is ``budget_bits``.
+A setting is a field of one of the groups of :class:`Settings`. Its name is the key in a config, the
+option on the command line (``budget_bits`` is ``--budget-bits``) and the keyword of
+:func:`atmc.compress`; its description is the help of all three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import torch
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from atmc import data, methods, models
+from atmc.data.usual import EPOCHS, USUAL
 from atmc.errors import SettingsError
+from atmc.hardware import fast_bfloat16
 from atmc.messages import argument
 from atmc.methods.dense import DenseOptimizer, RateSchedule
 from atmc.models.initialize import INITIALIZATIONS
@@ -21,205 +28,313 @@ from atmc.models.sources import is_own
 from atmc.parsing import nearest, parse_bits, parse_bits_per_value, parse_eps, parse_ratios
 from atmc.training.objective import TrainAttack, usual_steps
 
-Size = Annotated[int, BeforeValidator(parse_bits)]
-Eps = Annotated[float, BeforeValidator(parse_eps)]
+
+def _number(value: object) -> object:
+    """A number as Python has it, of numpy's or a tensor's; True is none."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no number: give one")
+    if isinstance(value, (np.generic, torch.Tensor)) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+Size = Annotated[int, BeforeValidator(parse_bits), BeforeValidator(_number)]
+Eps = Annotated[float, BeforeValidator(parse_eps), BeforeValidator(_number)]
 Ratios = Annotated[dict[str, float] | None, BeforeValidator(parse_ratios)]
-BitsPerValue = Annotated[int | Literal["auto"], BeforeValidator(parse_bits_per_value)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+BitsPerValue = Annotated[
+    int | Literal["auto"], BeforeValidator(parse_bits_per_value), BeforeValidator(_number)
+]
+Positive = Annotated[Integer, Field(ge=1)]
+Count = Annotated[Integer, Field(ge=0)]
+Rate = Annotated[Real, Field(gt=0)]
+Share = Annotated[Real, Field(ge=0, le=1)]
 
 
-class Settings(BaseModel):
-    """All settings of a run, each with a description. None: the data set's or the method's usual.
+def _setting(default: Any, metavar: str, description: str) -> Any:
+    """A field: what it is if not given, what stands for its value in the help, what it does."""
+    return Field(default, description=description, json_schema_extra={"metavar": metavar})
 
-    Of a data set by its Python path the usual is known once it is loaded, and whether a data set
-    is augmented: the run fills these in.
 
-    Sizes are in bits, ε and step sizes in pixels of [0, 1].
-    """
+class _Group(BaseModel):
+    """Settings of one concern."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    dataset: str = Field(
-        "digits",
-        description=f"Data set: {', '.join((*data.names(), *data.FORMS))}.",
+
+class DataSettings(_Group):
+    """What is trained and evaluated on."""
+
+    dataset: str = _setting(
+        "digits", "NAME", f"Data set: {', '.join((*data.names(), *data.FORMS))}."
     )
-    data_root: str | None = Field(
-        None, description="Folder that holds the data sets which are files; data if not given."
+    data_root: str | None = _setting(
+        None, "DIR", "Folder that holds the data sets which are files; data if not given."
     )
-    download: bool = Field(
-        False, description="Download the data set where its files are missing (not imagenet)."
+    download: bool = _setting(
+        False, "", "Download the data set where its files are missing (not imagenet)."
     )
-    image_size: Positive | None = Field(
-        None, description="Side of the squares that images of imagefolder and imagenet become."
+    image_size: Positive | None = _setting(
+        None, "N", "Side of the squares that images of imagefolder and imagenet become."
     )
-    augment: bool | None = Field(
-        None, description="Crop and mirror in training; as usual on the data if not given."
+    augment: bool | None = _setting(
+        None, "true|false", "Crop and mirror in training; as usual on the data if not given."
     )
-    model: str | None = Field(
+    batch_size: Positive = _setting(128, "N", "Examples in a training batch.")
+    steps_per_epoch: Positive | None = _setting(
+        None, "N", "Batches in an epoch; those of one pass over the data if not given."
+    )
+
+
+class StartSettings(_Group):
+    """The model, and how its dense start is made."""
+
+    model: str | None = _setting(
         None,
-        description="Model of the zoo, classifier of torchvision, or file.py:function; the data "
-        "set's usual one if not given.",
+        "NAME",
+        "Model of the zoo, classifier of torchvision, or file.py:function; the data set's usual "
+        "one if not given.",
     )
-    weights: str | None = Field(
+    weights: str | None = _setting(
         None,
-        description="Trained weights, a run's dense.safetensors or a saved state dict; skips the "
-        "dense start.",
+        "FILE",
+        "Trained weights, a run's dense.safetensors or a saved state dict; skips the dense start.",
     )
-    method: str = Field(
-        "atmc", description=f"How the budget is reached: {', '.join(methods.names())}."
+    init: str | None = _setting(
+        None, "NAME", f"Initial weights: {', '.join(INITIALIZATIONS)}; the model's if not given."
     )
-    budget_bits: Size | None = Field(
+    inherit: str | None = _setting(
+        None, "FILE", "Start from the initial weights of a larger net: a file of its run."
+    )
+    dense_epochs: Count | None = _setting(
         None,
-        description="Ceiling for the file: bits, or bytes as in 17kB; 1 % of the dense if not "
-        "given.",
+        "N",
+        "Epochs that train the dense start, 0 for none; the data set's if not given.",
     )
-    bits: BitsPerValue = Field("auto", description="Bits per value; auto chooses them per tensor.")
-    eps: Eps | None = Field(
-        None,
-        description="Attack radius (linf), as in 0.3 or 8/255; that of the data set if not given.",
+    dense_lr: Rate | None = _setting(
+        None, "RATE", "Peak learning rate of the dense start; lr if not given."
     )
-    train_attack: TrainAttack = Field(
+    dense_optimizer: DenseOptimizer = _setting(
+        "adam", "adam|sgd", "Optimizer of the dense start; sgd has a momentum of 0.9."
+    )
+    dense_schedule: RateSchedule = _setting(
+        "one-cycle", "one-cycle|constant|cosine", "Learning rate schedule of the dense start."
+    )
+    warmup: Share = _setting(0.4, "SHARE", "Share of the dense start over which eps rises.")
+
+
+class AttackSettings(_Group):
+    """The attack in training. ε and step sizes are in pixels of [0, 1]."""
+
+    eps: Eps | None = _setting(
+        None, "E", "Attack radius (linf), as in 0.3 or 8/255; that of the data set if not given."
+    )
+    train_attack: TrainAttack = _setting(
         "pgd",
-        description="Attack in training; atta (remembered) and n-fgsm take single steps, and are "
-        "watched.",
+        "pgd|atta|n-fgsm|none",
+        "Attack in training; atta (remembered) and n-fgsm take single steps, and are watched.",
     )
-    steps: Positive | None = Field(
-        None, description="Steps of the attack in training; 7 if not given, 1 for atta."
+    steps: Positive | None = _setting(
+        None, "S", "Steps of the attack in training; 7 if not given, 1 for atta."
     )
-    step_size: Eps | None = Field(
-        None, description="Their length; 2 eps / steps if not given, eps / 2 for atta."
+    step_size: Eps | None = _setting(
+        None, "A", "Their length; 2 eps / steps if not given, eps / 2 for atta."
     )
-    clean_weight: Share = Field(0.0, description="Share of the loss on the clean batch, 0 to 1.")
-    distill: Share = Field(
-        0.5, description="Share of the loss on the dense model's predictions, 0 to 1."
+    bpda: bool = _setting(
+        False, "true|false", "Let the attack in training see past ReLUs that are off."
     )
-    dense_epochs: Count | None = Field(
-        None, description="Epochs that train the dense start; the data set's if not given."
+    compiled: bool = _setting(
+        False, "true|false", "Compile the attack in training; worth a try on a GPU."
     )
-    epochs: Positive | None = Field(
-        None, description="Epochs that compress; the data set's if not given."
+
+
+class TrainingSettings(_Group):
+    """The loss, and the stages after the dense start."""
+
+    epochs: Positive | None = _setting(
+        None, "N", "Epochs that compress; the data set's if not given."
     )
-    level_epochs: Count | None = Field(
-        None, description="Epochs that train levels alone; the data set's if not given."
+    level_epochs: Count | None = _setting(
+        None, "N", "Epochs that train levels alone; the data set's if not given."
     )
-    batch_size: Positive = Field(128, description="Examples in a training batch.")
-    lr: Rate = Field(2e-3, description="Peak learning rate.")
-    dense_lr: Rate | None = Field(
-        None, description="That of the dense start; the same if not given."
+    lr: Rate = _setting(2e-3, "RATE", "Peak learning rate.")
+    clean_weight: Share = _setting(0.0, "SHARE", "Share of the loss on the clean batch, 0 to 1.")
+    distill: Share = _setting(
+        0.5, "SHARE", "Share of the loss on the dense model's predictions, 0 to 1."
     )
-    dense_optimizer: DenseOptimizer = Field("adam", description="Optimizer of the dense start.")
-    dense_schedule: RateSchedule = Field(
-        "one-cycle", description="Learning rate schedule of the dense start."
+    precision: Literal["auto", "float32", "bfloat16"] = _setting(
+        "auto", "auto|float32|bfloat16", "Arithmetic of training; evaluation is in float32."
     )
-    warmup: Share = Field(0.4, description="Share of the dense start over which eps rises.")
-    init: str | None = Field(
-        None,
-        description=f"Initial weights: {', '.join(INITIALIZATIONS)}; the model's if not given.",
+    state_precision: Literal["float32", "bfloat16"] = _setting(
+        "float32", "float32|bfloat16", "Of ADMM's duplicates and duals."
     )
-    inherit: str | None = Field(
-        None, description="Start from the initial weights of a larger net: a file of its run."
-    )
-    seed: Count = Field(0, description="Seed of everything random.")
-    eval_steps: Positive | None = Field(
-        None, description="PGD steps of the evaluation; the data set's if not given."
-    )
-    eval_step_size: Eps | None = Field(
-        None, description="Their length; follows eps and steps if not given."
-    )
-    eval_examples: Positive | None = Field(
-        None, description="Evaluate on the first N test examples; on all if not given."
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of training; evaluation is in float32."
-    )
-    rdo: bool = Field(
-        False, description="Round values to levels of short codes where their error is worth it."
-    )
-    state_precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of ADMM's duplicates and duals."
-    )
-    fast: bool = Field(
+    fast: bool = _setting(
         True,
-        description="Train in channels_last, with faster input gradients; or as plain PyTorch.",
+        "true|false",
+        "Train in channels_last, with faster input gradients; or as plain PyTorch.",
     )
-    bpda: bool = Field(False, description="Let the attack in training see past ReLUs that are off.")
-    ratios: Ratios = Field(
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The autocast type; None for float32."""
+        if self.precision == "float32" or (self.precision == "auto" and not fast_bfloat16()):
+            return None
+        return torch.bfloat16
+
+
+class FileSettings(_Group):
+    """The file, and how it is made to fit."""
+
+    method: str = _setting(
+        "atmc", "NAME", f"How the budget is reached: {', '.join(methods.names())}."
+    )
+    budget_bits: Size | None = _setting(
+        None, "N", "Ceiling for the file: bits, or bytes as in 17kB; 1 % of the dense if not given."
+    )
+    bits: BitsPerValue = _setting(
+        "auto", "auto|1..8|32", "Bits per value; auto chooses them per tensor."
+    )
+    rdo: bool = _setting(
+        False, "true|false", "Round values to levels of short codes where their error is worth it."
+    )
+    ratios: Ratios = _setting(
         None,
-        description="What layers keep, where a method prunes layer by layer; the same for all if "
-        "not given.",
+        "LAYER=SHARE,...",
+        "What layers keep, where a method prunes layer by layer; the same for all if not given.",
     )
-    compiled: bool = Field(
-        False, description="Compile the attack in training; worth a try on a GPU."
+
+
+class EvaluationSettings(_Group):
+    """How the decoded file is evaluated on the test split."""
+
+    eval_steps: Positive | None = _setting(
+        None, "S", "PGD steps of the evaluation; the data set's if not given."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
-    threads: Positive | None = Field(
-        None, description="Threads of the arithmetic on the processor."
+    eval_step_size: Eps | None = _setting(
+        None, "A", "Their length; follows eps and steps if not given."
     )
+    eval_examples: Positive | None = _setting(
+        None, "N", "Evaluate on the first N test examples; on all if not given."
+    )
+
+
+class RunSettings(_Group):
+    """Where and how the run computes."""
+
+    seed: Count = _setting(0, "S", "Seed of everything random.")
+    device: Literal["auto", "cpu", "cuda"] = _setting("auto", "auto|cpu|cuda", "Where to compute.")
+    threads: Positive | None = _setting(None, "N", "Threads of the arithmetic on the processor.")
+
+
+class Settings(_Group):
+    """All settings of a run. None: the data set's or the method's usual."""
+
+    data: DataSettings = DataSettings()
+    start: StartSettings = StartSettings()
+    attack: AttackSettings = AttackSettings()
+    training: TrainingSettings = TrainingSettings()
+    file: FileSettings = FileSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    run: RunSettings = RunSettings()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from a mapping of their names, as a config holds.
+
+        >>> Settings.of({"eps": "8/255", "budget_bits": "17kB"}).file.budget_bits
+        136000
+
+        Raises:
+            SettingsError: an unknown name, with the nearest known one; a value that cannot be.
+        """
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in GROUPS:
+                raise SettingsError(f"unknown setting {name!r}{nearest(str(name), list(GROUPS))}")
+            groups.setdefault(GROUPS[name], {})[name] = value
+        try:
+            return cls(**groups)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = str(first["loc"][1])
+            said = str(first["msg"]).removeprefix("Value error, ")
+            raise SettingsError(f"{argument(where)}: {said}") from error
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by name."""
+        return {name: self[name] for name in GROUPS}
+
+    def given(self) -> dict[str, Any]:
+        """Those that were said, by name."""
+        groups = {group: getattr(self, group) for group in type(self).model_fields}
+        return {n: self[n] for n, group in GROUPS.items() if n in groups[group].model_fields_set}
+
+    def __getitem__(self, name: str) -> Any:
+        """One setting by its name."""
+        return getattr(getattr(self, GROUPS[name]), name)
+
+    def replace(self, values: Mapping[str, Any]) -> Settings:
+        """The same with other values, which are not checked, of some settings by name."""
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            groups.setdefault(GROUPS[name], {})[name] = value
+        update = {g: getattr(self, g).model_copy(update=v) for g, v in groups.items()}
+        return self.model_copy(update=update)
+
+    def filled(self, values: Mapping[str, Any]) -> Settings:
+        """The same with values where a setting is None."""
+        return self.replace({name: v for name, v in values.items() if self[name] is None})
 
     def resolved(self) -> Settings:
         """The same with every name checked and what is usual on the data set filled in.
 
+        Of a data set by its Python path the usual is known once it is loaded: the run fills it in.
+
         Raises:
             SettingsError: an unknown data set, model or method, with the nearest known one.
         """
-        found = data.kind(self.dataset)
-        for kind, name, known in (
-            ("data set", self.dataset if found is None else None, (*data.names(), *data.FORMS)),
-            ("method", self.method, methods.names()),
-            ("initialization", self.init, tuple(INITIALIZATIONS)),
+        kind = data.kind(self.data.dataset)
+        for what, name, known in (
+            ("data set", self.data.dataset if kind is None else None, (*data.names(), *data.FORMS)),
+            ("method", self.file.method, methods.names()),
+            ("initialization", self.start.init, tuple(INITIALIZATIONS)),
         ):
             if name is not None and name not in known:
-                raise SettingsError(f"unknown {kind} {name!r}{nearest(name, known)}")
-        if self.model is not None and not is_own(self.model):
+                raise SettingsError(f"unknown {what} {name!r}{nearest(name, known)}")
+        if self.start.model is not None and not is_own(self.start.model):
             try:
-                models.info(self.model)
+                models.info(self.start.model)
             except ValueError as error:
                 raise SettingsError(str(error)) from error
-        assert found is not None
-        usual = {**_EPOCHS[found], "steps": usual_steps(self.train_attack)}
-        if found != "own":  # the function may say it
-            usual |= data.USUAL[found]
-        filled = {key: value for key, value in usual.items() if getattr(self, key) is None}
-        return self.model_copy(update=filled)
+        assert kind is not None
+        usual = {**EPOCHS[kind], "steps": usual_steps(self.attack.train_attack)}
+        return self.filled(usual if kind == "own" else usual | USUAL[kind])
+
+    @property
+    def attacked(self) -> bool:
+        """Whether training is attacked: by its method, by a named attack, with an ε above 0."""
+        attack = self.attack
+        return (
+            methods.get(self.file.method).attacked
+            and attack.train_attack != "none"
+            and attack.eps != 0
+        )
 
 
-_EPOCHS = {
-    kind: dict(zip(("dense_epochs", "epochs", "level_epochs"), counts, strict=True))
-    for kind, counts in {
-        "cifar10": (30, 20, 2),
-        "cifar100": (30, 20, 2),
-        "digits": (30, 30, 10),
-        "fashion-mnist": (12, 8, 2),
-        "imagenet": (15, 10, 1),
-        "mnist": (12, 8, 2),
-        "svhn": (20, 12, 2),
-        "imagefolder": (30, 20, 2),
-        "npz": (30, 20, 2),
-        "own": (30, 20, 2),
-    }.items()
-}
+def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    for group, field in Settings.model_fields.items():
+        kind = field.annotation
+        assert isinstance(kind, type) and issubclass(kind, _Group)
+        for name, each in kind.model_fields.items():
+            yield group, name, each
 
 
-def from_mapping(values: Mapping[str, Any]) -> Settings:
-    """Settings from a mapping.
+GROUPS: dict[str, str] = {name: group for group, name, _ in _fields()}
+"""The group of each setting, by its name."""
 
-    Raises:
-        SettingsError: an unknown key, with the nearest known one; a value that cannot be.
-    """
-    known = list(Settings.model_fields)
-    for key in values:
-        if key not in known:
-            raise SettingsError(f"unknown setting {key!r}{nearest(str(key), known)}")
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][:1])
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise SettingsError(f"{argument(where)}: {said}") from error
+FIELDS: dict[str, FieldInfo] = {name: field for _, name, field in _fields()}
+"""The declaration of each setting, by its name."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -243,4 +358,4 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def write_config(settings: Settings) -> str:
     """The YAML that repeats a run."""
-    return yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True)

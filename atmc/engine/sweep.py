@@ -33,11 +33,11 @@ import torch
 
 from atmc import methods
 from atmc.data import Dataset
+from atmc.engine.compression import run
 from atmc.engine.folder import read_settings, write_json
 from atmc.engine.folder_lock import check_free, locked
-from atmc.engine.objects import Given
-from atmc.engine.run import run
-from atmc.engine.settings import Settings, from_mapping, read_config
+from atmc.engine.inputs import Inputs
+from atmc.engine.settings import GROUPS, Settings, read_config
 from atmc.errors import BudgetError, FolderInUseError, RunError, SettingsError, one_line
 from atmc.messages import are_options, argument, on_stderr, options
 from atmc.models.sources import Model
@@ -96,7 +96,7 @@ class Plan:
 
     starts: tuple[Point, ...]
     points: tuple[Point, ...]
-    given: Given = field(default_factory=Given)
+    given: Inputs = field(default_factory=Inputs)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def read_plan(path: Path, **given: Any) -> Plan:
     Raises:
         SettingsError: the file cannot be read, or a setting in it cannot be.
     """
-    return _plan(read_config(path), str(path), given, Given())
+    return _plan(read_config(path), str(path), given, Inputs())
 
 
 def make_plan(
@@ -135,16 +135,16 @@ def make_plan(
 
     Args:
         settings: those of all runs, ``points``, a list of blocks, and maybe ``start``.
-        model: an object instead of a name, for all runs; see :func:`atmc.engine.run.run`.
+        model: an object instead of a name, for all runs; see :func:`atmc.compress`.
         dataset: likewise.
 
     Raises:
         SettingsError: a setting cannot be, or names what is given.
     """
-    return _plan(settings, "the plan", {}, Given(model, dataset))
+    return _plan(settings, "the plan", {}, Inputs.of(model, dataset))
 
 
-def _plan(held: Mapping[str, Any], path: str, said: Mapping[str, Any], given: Given) -> Plan:
+def _plan(held: Mapping[str, Any], path: str, said: Mapping[str, Any], given: Inputs) -> Plan:
     base = dict(held)
     blocks, own = base.pop("points", None), base.pop("start", {})
     if not isinstance(blocks, (list, tuple)) or not blocks:
@@ -154,7 +154,7 @@ def _plan(held: Mapping[str, Any], path: str, said: Mapping[str, Any], given: Gi
     for block in (base, own, *blocks):
         given.refuse(block if isinstance(block, dict) else {})
     said = {**said, **given.names}
-    of_starts = from_mapping({**base, **own, **said})
+    of_starts = Settings.of({**base, **own, **said})
     for key in ("dataset", "model", "seed"):
         if key in own:
             raise SettingsError(f"{path}: start cannot set {key}: a start has that of its points")
@@ -164,10 +164,10 @@ def _plan(held: Mapping[str, Any], path: str, said: Mapping[str, Any], given: Gi
         if not isinstance(block, dict):
             raise SettingsError(f"{path}: point {number} must be a mapping of settings to values")
         for chosen in _combinations(block):
-            settings = from_mapping({**base, **chosen, **said}).resolved()
+            settings = Settings.of({**base, **chosen, **said}).resolved()
             start = None
-            itself = settings.method == "dense" and settings.bits in ("auto", 32)
-            if settings.weights is None and not (itself and _beyond_start(chosen, settings)):
+            itself = settings.file.method == "dense" and settings.file.bits in ("auto", 32)
+            if settings.start.weights is None and not (itself and _beyond_start(chosen, settings)):
                 made = _start(of_starts, settings, chosen, own)
                 _add(starts, made, path)
                 start = made.name
@@ -188,7 +188,7 @@ def _add(held: dict[str, Point], point: Point, path: str) -> None:
 def _beyond_start(chosen: Mapping[str, Any], settings: Settings) -> bool:
     """Whether a dense point sets what the shared start does not take over."""
     own = set(chosen) - {*_OF_START, "method", "bits"}
-    return bool(own - {"train_attack"} if settings.train_attack == "none" else own)
+    return bool(own - {"train_attack"} if settings.attack.train_attack == "none" else own)
 
 
 def _combinations(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -200,21 +200,23 @@ def _combinations(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _start(
     base: Settings, settings: Settings, chosen: Mapping[str, Any], own: Mapping[str, Any]
 ) -> Point:
-    natural = not methods.get(settings.method).attacked or settings.train_attack == "none"
-    taken = {key: getattr(settings, key) for key in _OF_START if key not in own}
+    natural = (
+        not methods.get(settings.file.method).attacked or settings.attack.train_attack == "none"
+    )
+    taken = {key: settings[key] for key in _OF_START if key not in own}
     if natural:
         taken |= {"train_attack": "none", "steps": None, "step_size": None}
-    made = base.model_copy(update={**taken, **_COMPRESSION_OFF}).resolved()
+    made = base.replace({**taken, **_COMPRESSION_OFF}).resolved()
     kind = "natural" if natural else "robust"
     named = {k: v for k, v in chosen.items() if k in taken and k in _OF_START and k != "seed"}
-    return Point(f"starts/{kind}-s{settings.seed}{_suffix(named)}", made)
+    return Point(f"starts/{kind}-s{settings.run.seed}{_suffix(named)}", made)
 
 
 def _name(settings: Settings, chosen: Mapping[str, Any]) -> str:
-    budget = "all" if settings.budget_bits is None else str(settings.budget_bits)
+    budget = "all" if settings.file.budget_bits is None else str(settings.file.budget_bits)
     known = ("method", "bits", "budget_bits", "seed")
     other = _suffix({key: value for key, value in chosen.items() if key not in known})
-    return f"{settings.method}-{settings.bits}-{budget}-s{settings.seed}{other}"
+    return f"{settings.file.method}-{settings.file.bits}-{budget}-s{settings.run.seed}{other}"
 
 
 def _suffix(settings: Mapping[str, Any]) -> str:
@@ -235,8 +237,8 @@ def check(plan: Plan, output: Path) -> None:
         if not (folder / "config.yaml").is_file():
             continue
         was = read_settings(folder)
-        for key in Settings.model_fields:
-            now, before = getattr(point.settings, key), getattr(was, key)
+        for key in GROUPS:
+            now, before = point.settings[key], was[key]
             filled = key in _FILLED_IN and now is None
             if key not in _FREE and not filled and now != before:
                 raise RunError(
@@ -246,9 +248,11 @@ def check(plan: Plan, output: Path) -> None:
 
 
 def sweep(
-    plan: Plan,
+    plan: Plan | Mapping[str, Any] | str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
     jobs: int = 1,
     on_outcome: OnOutcome | None = None,
 ) -> list[Outcome]:
@@ -258,8 +262,10 @@ def sweep(
     stops no other; points whose start has failed fail with it.
 
     Args:
-        plan: of the runs.
+        plan: of the runs; a mapping as :func:`make_plan` takes it; or a YAML file of one.
         output: the folder that holds their folders.
+        model: an object instead of a name, for all runs of a mapping; see :func:`atmc.compress`.
+        dataset: likewise.
         jobs: runs at a time, each in a process of its own with its share of the threads; what is
             given as an object is pickled for them.
         on_outcome: called as each run ends.
@@ -271,8 +277,13 @@ def sweep(
         FolderInUseError: another process works in the folder.
         RunError: a run in the folder was made with other settings, or what is given cannot be
             pickled, before anything is run.
+        SettingsError: a setting cannot be, or names what is given.
         KeyboardInterrupt: after checkpoints were written.
     """
+    if isinstance(plan, Mapping):
+        plan = make_plan(plan, model=model, dataset=dataset)
+    elif not isinstance(plan, Plan):
+        plan = read_plan(Path(plan))
     output = Path(output)
     check(plan, output)
     if not isinstance(jobs, int) or jobs < 1:
@@ -310,7 +321,7 @@ def _sweep(
 
 
 @contextlib.contextmanager
-def _handed_over(given: Given, jobs: int) -> Iterator[Path | None]:
+def _handed_over(given: Inputs, jobs: int) -> Iterator[Path | None]:
     """A file, of no one else, from which other processes take what is given; None for nothing.
 
     Not through their pipes: those share memory and descriptors, of which there may be too few.
@@ -318,7 +329,7 @@ def _handed_over(given: Given, jobs: int) -> Iterator[Path | None]:
     Raises:
         RunError: it cannot be pickled.
     """
-    if jobs == 1 or (given.model is None and given.dataset is None):
+    if jobs == 1 or (given.model is None and given.data is None):
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="atmc-") as folder:
@@ -337,7 +348,7 @@ def _handed_over(given: Given, jobs: int) -> Iterator[Path | None]:
 
 
 def _run_all(
-    points: list[Point], output: Path, jobs: int, given: Given, handed: Path | None
+    points: list[Point], output: Path, jobs: int, given: Inputs, handed: Path | None
 ) -> Iterator[Outcome]:
     if jobs == 1 or len(points) < 2:
         for point in points:
@@ -401,7 +412,8 @@ def _child(
     """
     os.environ.clear()
     os.environ.update(environment)
-    os.setpgrp()
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     with options(command):
         outcome = _run_handed(point, output, threads, handed)
     codes = {"interrupted": _INTERRUPTED, "kept": _KEPT, "in use": _IN_USE}
@@ -410,7 +422,7 @@ def _child(
 
 def _run_handed(point: Point, output: Path, threads: int, handed: Path | None) -> Outcome | None:
     """One run with what is handed over; None where that cannot be taken, which is noted."""
-    given = Given()
+    given = Inputs()
     try:
         if handed is not None:
             with handed.open("rb") as file:
@@ -447,7 +459,7 @@ def _outcome(point: Point, output: Path, code: int | None) -> Outcome:
     return Outcome(point, "failed", error=error)
 
 
-def run_point(point: Point, output: Path, threads: int | None, given: Given) -> Outcome:
+def run_point(point: Point, output: Path, threads: int | None, given: Inputs) -> Outcome:
     """One run, to its end or to what stops it.
 
     Args:
@@ -461,9 +473,9 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
     settings = point.settings
     if point.start is not None:
         start = output / point.start / "dense.safetensors"
-        settings = settings.model_copy(update={"weights": str(start)})
-    if settings.threads is None:
-        settings = settings.model_copy(update={"threads": threads})
+        settings = settings.replace({"weights": str(start)})
+    if settings.run.threads is None:
+        settings = settings.replace({"threads": threads})
     before = torch.get_num_threads()
     try:
         check_free(folder)
@@ -471,16 +483,9 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
             (folder / _FAILURE).unlink()
         resume = (folder / "config.yaml").is_file()
         if resume:
-            settings = read_settings(folder).model_copy(update=_moved(point.settings))
+            settings = read_settings(folder).replace(_moved(point.settings))
         # Without a config what is there was cut before anything was trained.
-        report = run(
-            settings,
-            folder,
-            model=given.model,
-            dataset=given.dataset,
-            resume=resume,
-            overwrite=not resume,
-        )
+        report = run(settings, given, folder, resume=resume, overwrite=not resume).report
     except KeyboardInterrupt:
         return Outcome(point, "interrupted")
     except FolderInUseError as error:  # nothing is noted: the folder is another's
@@ -497,7 +502,7 @@ def run_point(point: Point, output: Path, threads: int | None, given: Given) -> 
 
 def _moved(settings: Settings) -> dict[str, Any]:
     """Where the data lies now, if that is said."""
-    return {} if settings.data_root is None else {"data_root": settings.data_root}
+    return {} if settings.data.data_root is None else {"data_root": settings.data.data_root}
 
 
 def _read_failure(folder: Path) -> dict[str, Any] | None:
@@ -511,7 +516,7 @@ def _read_failure(folder: Path) -> dict[str, Any] | None:
 
 def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) -> None:
     keys = ("method", "model", "dataset", "seed", "budget_bits", "bits")
-    held = {"schema": 1, **{key: getattr(point.settings, key) for key in keys}}
+    held = {"schema": 1, **{key: point.settings[key] for key in keys}}
     for key in ("model", "dataset"):
         held[key] = held[key] and held[key].removeprefix(GIVEN)
     held |= {"error": error, "smallest_bits": smallest}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ _PACKAGES = {
     "cw-linf": "adversarial-robustness-toolbox",
     "square": "adversarial-robustness-toolbox",
 }
+_EXAMPLES, _VALUES = 500, 2**23  # of a batch at the most
 _CW_STEPS, _CW_STEP_SIZE, _SQUARE_STEPS = 50, 0.3, 1000
 
 
@@ -182,6 +185,11 @@ def parse_attack(name: str) -> tuple[str, int | None]:
     return name, None
 
 
+def evaluation_batch(shape: tuple[int, ...]) -> int:
+    """How many inputs of that shape are evaluated at a time: 500, fewer where they are large."""
+    return max(1, min(_EXAMPLES, _VALUES // math.prod(shape)))
+
+
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """The predicted class of each example, in eval mode: (n,)."""
@@ -208,7 +216,7 @@ def evaluate(
         model: a classifier of inputs in [0, 1].
         batches: pairs (x, y), in a fixed order.
         attacks: run one after the other, each on its own.
-        seed: of the random starts.
+        seed: of the random starts, which each attack, batch and restart has of its own.
         on_batch: called with the examples done so far.
 
     Returns:
@@ -252,11 +260,11 @@ def _evaluate(
     seed: int,
     on_batch: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device)
     clean = total = worst = classes = 0
     held = [0] * len(attacks)
     notes: list[str] = []
-    for x, y, *_ in batches:
+    for batch, (x, y, *_) in enumerate(batches):
         x, y = x.to(device), y.to(device)
         if total == 0:
             output = run(model, x)
@@ -267,10 +275,12 @@ def _evaluate(
         standing = right.clone()
         for index, each in enumerate(attacks):
             survives = right.clone()
-            for _ in range(each.restarts or 1):
+            for restart in range(each.restarts or 1):
                 left = survives.nonzero()[:, 0]
                 if len(left) == 0:
                     break
+                # Whatever other attacks are run, and whatever became of batches before.
+                generator.manual_seed(_seed_of(each, seed, batch, restart))
                 adv = each(model, x[left], y[left], generator)
                 survives[left] = predict(model, adv) == y[left]
             held[index] += int(survives.sum())
@@ -290,6 +300,12 @@ def _evaluate(
         accuracy[each.name] = min(count / total, math.inf if before is None else before)
     accuracy["worst"] = worst / total
     return {"accuracy": accuracy, "attacks": rows, "warnings": notes}
+
+
+def _seed_of(attack: Attack, seed: int, batch: int, restart: int) -> int:
+    """Of the random starts of one restart on one batch."""
+    name = zlib.crc32(f"{attack.name} {attack.loss}".encode())
+    return int(np.random.SeedSequence((seed, name, batch, restart)).generate_state(1)[0])
 
 
 def _notes(output: object, classes: int, attacks: Sequence[Attack]) -> list[str]:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from atmc.exporters.source import Source, read_source
-from atmc.exporters.write import FORMATS, check_path, export, format_of
+from atmc.exporters.write import FORMATS, export, write_model
 
-__all__ = ["FORMATS", "Source", "check_path", "export", "format_of", "read_source"]
+__all__ = ["FORMATS", "Source", "export", "read_source", "write_model"]

@@ -13,6 +13,7 @@ from atmc import codec, models
 from atmc.artifact import decode
 from atmc.engine.model_files import WEIGHTS_SUFFIXES, read_model, run_record
 from atmc.errors import ExportError
+from atmc.files import read
 from atmc.messages import argument
 from atmc.models.sources import Model, is_own
 
@@ -56,9 +57,9 @@ def read_source(
         ExportError: nothing tells the shape of an input.
     """
     path = Path(path)
-    read, _, name = read_model(path, model)
-    read = read.to(memory_format=torch.contiguous_format)
-    artifact = None if path.suffix in WEIGHTS_SUFFIXES else decode(codec.read(path), read)
+    found, _, name = read_model(path, model)
+    found = found.to(memory_format=torch.contiguous_format)
+    artifact = None if path.suffix in WEIGHTS_SUFFIXES else decode(read(path), found)
     if name is not None and is_own(name):
         name = None
     record = run_record(path)
@@ -71,4 +72,4 @@ def read_source(
             "nothing tells the shape of its inputs: give "
             f"{argument('input_shape', ('C', 'H', 'W'))}"
         )
-    return Source(read, input_shape, name, artifact, record.class_names)
+    return Source(found, input_shape, name, artifact, record.class_names)

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atmc import codec
-from atmc.errors import ExportError, MissingExtraError
+from atmc.errors import ExportError, SettingsError
 from atmc.exporters.check import largest_difference
 from atmc.exporters.compact.compaction import Compacted, compact
 from atmc.exporters.cost import Cost, count
@@ -25,7 +24,9 @@ from atmc.exporters.onnx import OnnxRunner, require_onnx, to_onnx
 from atmc.exporters.program import ProgramRunner, to_bytes, trace_program
 from atmc.exporters.source import Source, read_source
 from atmc.exporters.tensors import TensorsRunner, to_safetensors
+from atmc.files import write
 from atmc.messages import argument
+from atmc.models.sources import Model
 
 __all__ = [
     "FORMATS",
@@ -101,7 +102,7 @@ def check_path(path: Path, overwrite: bool = False) -> None:
         )
 
 
-def export(
+def write_model(
     source: Source,
     path: str | os.PathLike[str],
     kind: str,
@@ -164,24 +165,94 @@ def export(
         report["thin"] = list(found.thin)
         report |= _gains(source.model, found.model, shape, data if kind == "onnx" else None)
     check_path(path, overwrite)  # once more: it took a while
-    codec.write(path, data)
+    write(path, data)
     return report
 
 
 def _gains(
     before: nn.Module, after: nn.Module, shape: tuple[int, ...], file: bytes | None
 ) -> dict[str, Any]:
-    """What one example costs before and after; ``file``: the second as ONNX, if it is at hand."""
+    """What one example costs before and after; its time where ``file``, the second, is ONNX."""
     times: list[float] | tuple[None, None] = None, None
-    reason = None
-    try:
-        files = to_onnx(before, shape, {}), file or to_onnx(after, shape, {})
-        times = measure(files, shape)
-    except (ExportError, MissingExtraError) as error:  # the file itself may need no ONNX
-        reason = str(error)
+    reason = None if file else "ONNX files alone are timed"
+    if file is not None:
+        try:
+            times = measure((to_onnx(before, shape, {}), file), shape)
+        except ExportError as error:  # the whole model may have what the compact one has not
+            reason = str(error)
     sides = {"before": before, "after": after}
     gains: dict[str, Any] = {
         name: asdict(count(model, shape)) | {"latency_ms": time}
         for (name, model), time in zip(sides.items(), times, strict=True)
     }
     return gains | {"latency_error": reason}
+
+
+def export(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    format: str | None = None,
+    *,
+    compact: bool = False,
+    model: str | Model | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the decoded model of an artifact as a file for other programs.
+
+    The file takes batches of any size, and is written once it has been compared with the model on
+    random inputs.
+
+    Args:
+        path: the artifact, or the ``dense.safetensors`` of a run folder.
+        output: the file; None for one beside the artifact.
+        format: one of ``FORMATS``; None for what the ending of ``output`` says, or ONNX.
+        compact: whether dead channels are taken out first.
+        model: what to build where the file does not name a model of ours: a name, a module or a
+            function.
+        input_shape: of one input; None for that of the run, or of the model.
+        overwrite: whether a file at ``output`` may be replaced.
+
+    Returns:
+        See :func:`write_model`.
+
+    Raises:
+        AtmcError: the file cannot be read, or not be exported as asked.
+        OSError: the file cannot be written.
+    """
+    kind, where = target(Path(path), None if output is None else Path(output), format)
+    check_path(where, overwrite)
+    source = read_source(path, input_shape, model)
+    return write_model(source, where, kind, compacted=compact, overwrite=overwrite)
+
+
+def target(path: Path, output: Path | None, format: str | None) -> tuple[str, Path]:
+    """The format and the file of an export.
+
+    Raises:
+        SettingsError: there is no such format, it is not told, or contradicts the file's ending.
+    """
+    if format is not None and format not in FORMATS:
+        raise SettingsError(f"there is no format {format!r}: give one of {', '.join(FORMATS)}")
+    if output is None:
+        kind = format or "onnx"
+        output = path.with_suffix(FORMATS[kind].suffix)
+    ending = format_of(output)
+    endings = ", ".join(each.suffix for each in FORMATS.values())
+    if format is None and ending is None:
+        raise SettingsError(
+            f"{output} has no ending that tells its format: give {argument('format')}, or end it "
+            f"in {endings}"
+        )
+    if format is not None and ending not in (None, format):
+        raise SettingsError(
+            f"{output} ends as {ending} does: leave out {argument('format', format)}, or end it in "
+            f"{FORMATS[format].suffix}"
+        )
+    if output.resolve() == path.resolve():
+        raise SettingsError(
+            f"{output} is what is to be exported: give another {argument('output')}"
+        )
+    found = format or ending
+    assert found is not None
+    return found, output

@@ -76,7 +76,7 @@ def effect_per_bit(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def scores(weights: list[FactorizedWeight], importance: Importance) -> list[Tensor]:
-    """Scores of all U, V, C in the order of :func:`atmc.factorization.layers.named_factors`."""
+    """Scores of all U, V, C in the order of :func:`atmc.factorization.named_factors`."""
     function = {"effect": effect, "effect-per-bit": effect_per_bit, "magnitude": magnitude}[
         importance
     ]

@@ -25,7 +25,7 @@ from atmc.methods.closing.shares import Prunings, close, every_weight, reason
 from atmc.methods.closing.target import Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
 from atmc.methods.levels import LevelStage
-from atmc.optim.atmc import ATMC, AUTO_GUESS
+from atmc.optim.atmc import ATMC, AUTO_GUESS, cubic
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rounded
 from atmc.optim.splitting import rising_rho
@@ -147,8 +147,7 @@ class CompressStage(Stage):
     def k_at(self, step: int) -> int:
         """k at a step: a cubic down to what the budget holds."""
         horizon = self.shrink * self.total_steps
-        left = max(0.0, 1 - step / horizon) if horizon > 0 else 0.0
-        return round(self.k_target + max(0, self.k_start - self.k_target) * left**3)
+        return cubic(max(self.k_start, self.k_target), self.k_target, horizon)(step)
 
     @torch.no_grad()
     def _aim(self) -> None:

@@ -160,7 +160,9 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     classes = kwargs.get("num_classes", 10)
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 2:
         raise ValueError(f"num_classes must be an integer of at least 2, not {classes!r}")
-    return model.build(**kwargs)
+    built = model.build(**kwargs)
+    vars(built)["_created_as"] = {"model": name, **({"kwargs": kwargs} if kwargs else {})}
+    return built
 
 
 def shapes(name: str, **kwargs: Any) -> nn.Module:

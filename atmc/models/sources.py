@@ -77,6 +77,21 @@ def meta(name: str, num_classes: int | None = None) -> dict[str, object] | None:
     return {"model": name, **({"kwargs": kwargs} if kwargs else {})}
 
 
+def created_as(model: object) -> dict[str, object] | None:
+    """What an artifact says of a module that :func:`atmc.models.create` made; None for others.
+
+    So too for one that has other layers by now, or another way through them.
+    """
+    source = getattr(model, "_created_as", None)
+    if not isinstance(model, nn.Module) or source is None:
+        return None
+    changed = any(
+        "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in model.modules()
+    )
+    same = repr(model) == repr(models.shapes(source["model"], **source.get("kwargs", {})))
+    return source if same and not changed else None
+
+
 def _kwargs(name: str, num_classes: int | None) -> dict[str, int]:
     """The number of classes, where it is not the model's usual one."""
     usual = models.info(name).kwargs.get("num_classes")

@@ -148,5 +148,6 @@ def _first(names: list[str]) -> str:
 def weights_bytes(model: nn.Module) -> bytes:
     """The state dict of a model as a safetensors file."""
     # Copies: safetensors refuses tied weights, which share their memory.
-    state = {name: value.cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    held = model.state_dict().items()  # what is no tensor is no weight
+    state = {n: v.cpu().clone().contiguous() for n, v in held if isinstance(v, Tensor)}
     return save_tensors(state)

@@ -32,8 +32,13 @@ _COLD_EVERY = 10
 _LEAST_MOVE, _MOST_MOVE = 0.02, 0.5
 
 
-def cubic(start: int, end: int, steps: int) -> Callable[[int], int]:
-    """k from ``start`` to ``end`` over ``steps``, fast at first (Zhu & Gupta, 2017)."""
+def cubic(start: int, end: int, steps: float) -> Callable[[int], int]:
+    """k from ``start`` to ``end`` over ``steps``, fast at first (Zhu & Gupta, 2017).
+
+    >>> k = cubic(1000, 200, 10)
+    >>> k(0), k(5), k(10), k(20)
+    (1000, 300, 200, 200)
+    """
 
     def schedule(step: int) -> int:
         left = max(0.0, 1 - step / steps) if steps > 0 else 0.0

@@ -79,6 +79,8 @@ def round_dense_part(model: nn.Module, width: int) -> None:
 class CodebookOptimizer(torch.optim.Optimizer):
     """Trains levels, biases and norms of a model whose factors are quantized already.
 
+    It rounds them to what a file can hold, in place: at once, and after each step.
+
     Args:
         model: factorized, after ``ATMC.finalize()``.
         make: builds the inner optimizer from the masters (``lambda p: Adam(p, 1e-3)``).
@@ -166,7 +168,7 @@ class CodebookOptimizer(torch.optim.Optimizer):
         may have met or passed one another, values may round to zero.
         """
         return {
-            "inner": self.inner.state_dict(),
+            **self.inner.state_dict(),
             "parts": {
                 name: {f.name: _detached(getattr(part, f.name)) for f in fields(part)[1:]}
                 for name, part in self.parts.items()
@@ -195,6 +197,6 @@ class CodebookOptimizer(torch.optim.Optimizer):
         # Built anew: a factor whose levels have all rounded to zero since is not found by looking.
         self.parts = parts
         self.inner = self._make([part.master for part in parts.values()])
-        self.inner.load_state_dict(state_dict["inner"])
+        self.inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._share()
         self._write()

@@ -132,9 +132,12 @@ class Splitting(torch.optim.Optimizer):
             self._rho_now = rho
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state, duplicates, duals and counters; tensors are not copied."""
+        """The inner optimizer's ``state`` and ``param_groups``, duplicates, duals and counters.
+
+        Tensors are not copied.
+        """
         return {
-            "inner": self.inner.state_dict(),
+            **self.inner.state_dict(),
             "duplicates": dict(self.duplicates),
             "duals": dict(self.duals),
             "steps": self.steps,
@@ -151,7 +154,7 @@ class Splitting(torch.optim.Optimizer):
             for name, value in state_dict[key].items():
                 if name not in self.variables or value.shape != self.variables[name].shape:
                     raise ValueError(f"the state holds {name!r}, which does not fit this model")
-        self.inner.load_state_dict(state_dict["inner"])
+        self.inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._share()
         for key in ("duplicates", "duals"):
             held = {

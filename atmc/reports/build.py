@@ -15,9 +15,10 @@ from torch import nn
 from atmc import codec, data
 from atmc.artifact import decode
 from atmc.data import Dataset
-from atmc.engine.objects import Given, check_dataset
+from atmc.engine.inputs import Inputs, check_dataset
 from atmc.errors import ReportError
 from atmc.extras import require
+from atmc.files import read, write
 from atmc.messages import argument
 from atmc.models.sources import Model, build, is_own
 from atmc.python_path import GIVEN
@@ -115,7 +116,7 @@ def report(
     output.mkdir(parents=True, exist_ok=True)
     _check_files(output)  # once more: it took a while
     for name, content_of in written.items():
-        codec.write(output / name, content_of)
+        write(output / name, content_of)
     failed = sum(result.failed for result in results)
     files = tuple(output / name for name in written)
     return Report(files, len(results) - failed, failed, tuple(warnings))
@@ -166,7 +167,7 @@ class _Own:
                 raise ReportError(f"{model!r} is no model of one's own: give file.py:function")
             own.models[model] = build(model)
         elif model is not None:
-            given = Given(model)
+            given = Inputs(model)
             own.models[given.names["model"].removeprefix(GIVEN)] = given.build()
         return own
 
@@ -186,7 +187,7 @@ def _open_artifacts(
     for result in readable:
         path = result.folder / "model.atmc"
         try:
-            held = codec.read(path)
+            held = read(path)
             artifact = decode(held)
         except codec.AtmcFormatError as error:
             warnings.append(f"{path}: {error}: its bits and examples are left out")
@@ -213,5 +214,6 @@ def _open_artifacts(
                 content.sheets.append((result, sheet))
             except examples.NoSheetError as error:
                 notes[str(error)] = None
+    examples.forget()
     content.notes = list(notes)
     warnings += content.notes

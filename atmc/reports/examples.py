@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,9 +57,14 @@ class Sheet:
     classes: tuple[str, ...] | None = None
 
 
-@cache
+@lru_cache(maxsize=1)  # runs of one data set follow one another
 def _load(name: str, root: str | None, image_size: int | None) -> data.Dataset:
     return data.load(name, root, image_size=image_size)
+
+
+def forget() -> None:
+    """Let go of the data set that was looked at last."""
+    _load.cache_clear()
 
 
 def sheet(

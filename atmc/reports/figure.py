@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from atmc import codec
 from atmc.extras import require
+from atmc.files import write
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _STYLE: Any = {
@@ -84,4 +84,4 @@ def picture(path: Path, width: float, height: float) -> Iterator[Any]:
                 dpi=min(_DPI, _LONGEST / max(width, height)),
                 metadata=_METADATA[suffix],
             )
-    codec.write(path, data.getvalue())
+    write(path, data.getvalue())

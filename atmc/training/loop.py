@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atmc.codec import read, write
 from atmc.data.pixels import check_pixels
 from atmc.errors import TrainingError
 from atmc.factorization.layers import plain_weights
+from atmc.files import read, write
 from atmc.inference import run, seed_generators
 from atmc.messages import argument, warn
 from atmc.models.preparation import copy_model

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from atmc import codec
+from atmc.files import read
 
 from .conftest import TINY, contents, error
 
@@ -58,7 +59,7 @@ def wrong():
 
 
 def meta(path):
-    return codec.decode_meta(codec.read(path))
+    return codec.decode_meta(read(path))
 
 
 def done(result):

@@ -9,6 +9,7 @@ import torch
 
 import atmc as library
 from atmc import codec, data
+from atmc.files import write
 
 from .conftest import error
 
@@ -166,7 +167,7 @@ def test_the_plot(atmc, artifact, here):
 
 def test_a_model_of_ones_own_is_refused(atmc, here):
     bias = codec.quantize_dense(np.zeros(3, np.float32), 8)
-    codec.write("own.atmc", codec.encode(codec.Artifact({}, (codec.Entry("b", bias),))))
+    write("own.atmc", codec.encode(codec.Artifact({}, (codec.Entry("b", bias),))))
     assert "own.atmc" in error(atmc("evaluate", "own.atmc", "--dataset", "digits"), 1)
     assert "give it as --model" in error(atmc("evaluate", "own.atmc"), 1)
 

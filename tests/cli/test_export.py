@@ -53,7 +53,7 @@ def test_onnx_is_the_default(atmc, pruned, here):
 
 def test_compact_with_latencies(atmc, pruned, here):
     pytest.importorskip("onnxscript")
-    result = atmc("export", pruned, "--compact", "--format", "safetensors")
+    result = atmc("export", pruned, "--compact")
     found = said(result)
     assert found["parameters"].split() == ["151,306", f"{3 * 10 + 6 * 28 + 12 * 97 + 130:,}"]
     after = 64 * 9 * 3 + 16 * 9 * 3 * 6 + 96 * 12 + 120
@@ -62,7 +62,7 @@ def test_compact_with_latencies(atmc, pruned, here):
     assert times is not None and float(times[1]) > 0 and float(times[2]) > 0
     assert found["latency"] == "of a batch of one in onnxruntime, on one thread"
     assert found["thin"] == "layers  none"
-    assert load_file(here / "model.safetensors")["fc1.weight"].shape == (12, 96)
+    assert (here / "model.onnx").stat().st_size < 20_000
 
 
 def test_the_ending_says_the_format(atmc, pruned, here):
@@ -75,10 +75,10 @@ def test_the_ending_says_the_format(atmc, pruned, here):
     assert load_file("any.name")["fc1.weight"].shape == (128, 1024)
 
 
-def test_compact_without_the_extra_tells_no_latency(atmc, pruned, no_packages):
+def test_onnx_files_alone_are_timed(atmc, pruned, no_packages):
     args = ("export", pruned, "--compact", "--format", "safetensors", "--overwrite")
     shown = atmc(*args).stdout
-    assert "not measured: an ONNX file needs onnx: pip install 'atmc[onnx]'" in shown
+    assert "not measured: ONNX files alone are timed" in shown
     assert "parameters" in shown and "(ms)" not in shown
     found = json.loads(atmc(*args, "--json").stdout)
     assert found["before"]["latency_ms"] is found["after"]["latency_ms"] is None
@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_written(atmc, pruned, here, monkeypatch):
     def refused(*args):
         raise PermissionError(13, "Permission denied", "a.safetensors")
 
-    monkeypatch.setattr("atmc.codec.write", refused)
+    monkeypatch.setattr("atmc.exporters.write.write", refused)
     line = error(atmc("export", pruned, "--output", "a.safetensors"), 1)
     assert line.startswith("a.safetensors: Permission denied: change its permissions")
 

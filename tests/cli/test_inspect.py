@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from atmc import codec
+from atmc.files import write
 
 from .conftest import contents, error
 
@@ -33,7 +34,7 @@ def own(tmp_path):
     bias = codec.quantize_dense(np.linspace(-1, 1, 4, dtype=np.float32), 8)
     entries = (codec.Entry("fc.weight", weight), codec.Entry("fc.bias", bias))
     path = tmp_path / "own.atmc"
-    codec.write(path, codec.encode(codec.Artifact({}, entries)))
+    write(path, codec.encode(codec.Artifact({}, entries)))
     return path
 
 
@@ -130,7 +131,7 @@ def test_json(atmc, artifact):
 
 def with_names(path, *names):
     bias = codec.quantize_dense(np.linspace(-1, 1, 4, dtype=np.float32), 8)
-    codec.write(path, codec.encode(codec.Artifact({}, tuple(codec.Entry(n, bias) for n in names))))
+    write(path, codec.encode(codec.Artifact({}, tuple(codec.Entry(n, bias) for n in names))))
 
 
 def test_a_name_stays_on_its_line(atmc, here):

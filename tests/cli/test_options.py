@@ -2,7 +2,7 @@
 
 from atmc_cli import compress, evaluate, options
 
-from atmc.engine.settings import Settings, from_mapping
+from atmc.engine.settings import FIELDS, Settings
 
 
 def declared(command):
@@ -10,25 +10,24 @@ def declared(command):
 
 
 def test_each_setting_is_an_option_with_help():
-    assert list(options.METAVARS) == list(Settings.model_fields)
     found = declared(compress.command)
-    for key in Settings.model_fields:
+    for key in FIELDS:
         option = found[options.flag(key)]
         assert option.name == key
         assert option.type.name == "text"  # checked by Settings alone
         assert len(option.help) > 5
-        assert option.help.startswith(Settings.model_fields[key].description)
+        assert option.help.startswith(FIELDS[key].description)
 
 
 def test_the_help_shows_the_default_of_settings(atmc):
     shown = " ".join(atmc("compress", "--help").stdout.split())
-    for key, field in Settings.model_fields.items():
+    for key, field in FIELDS.items():
         if field.default is not None:
             assert f"[default: {field.default}]" in shown, key
 
 
 def test_compress_has_the_options_of_its_own():
-    own = declared(compress.command).keys() - {options.flag(key) for key in Settings.model_fields}
+    own = declared(compress.command).keys() - {options.flag(key) for key in FIELDS}
     assert own == {"--config", "--output", "--resume", "--overwrite", "--quiet"}
 
 
@@ -49,6 +48,6 @@ def test_text_as_a_person_writes_it():
         "clean_weight": "0.5",
         "lr": "1e-3",
     }
-    read = from_mapping(given)
-    assert (read.budget_bits, read.eps, read.bits) == (136_000, 8 / 255, 3)
-    assert (read.clean_weight, read.lr) == (0.5, 1e-3)
+    read = Settings.of(given)
+    assert (read["budget_bits"], read["eps"], read["bits"]) == (136_000, 8 / 255, 3)
+    assert (read["clean_weight"], read["lr"]) == (0.5, 1e-3)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from atmc_cli import progress
 
-from atmc.engine.run import EpochFigures
+from atmc.engine.compression import EpochFigures
 from atmc.training.loop import Progress
 
 

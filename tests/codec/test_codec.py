@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atmc import codec
+from atmc.files import read, write
 
 
 def relaxed(examples: int) -> settings:
@@ -596,15 +597,15 @@ def test_a_huge_claim_allocates_nothing() -> None:
 
 def test_write_and_read(tmp_path: Path) -> None:
     path = tmp_path / "model.atmc"
-    codec.write(path, b"old")
-    codec.write(str(path), b"new")
-    assert codec.read(path) == b"new"
+    write(path, b"old")
+    write(str(path), b"new")
+    assert read(path) == b"new"
     assert os.listdir(tmp_path) == ["model.atmc"]
 
 
 def test_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.atmc"
-    codec.write(path, b"old")
+    write(path, b"old")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
@@ -613,10 +614,10 @@ def test_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fail)
             with pytest.raises(OSError, match="disk full"):
-                codec.write(path, b"new")
-        assert os.listdir(tmp_path) == ["model.atmc"] and codec.read(path) == b"old"
+                write(path, b"new")
+        assert os.listdir(tmp_path) == ["model.atmc"] and read(path) == b"old"
     with pytest.raises(FileNotFoundError):
-        codec.write(tmp_path / "absent" / "model.atmc", b"new")
+        write(tmp_path / "absent" / "model.atmc", b"new")
 
 
 def test_torch_is_not_imported() -> None:

@@ -20,9 +20,10 @@ from atmc.accounting import dense_bits, smallest_bits
 from atmc.artifact import from_artifact
 from atmc.attacks.input_gradient import ThinConvolutions
 from atmc.data import Batches
-from atmc.engine.compression import Job, Training, size_report
 from atmc.engine.folder_lock import locked
-from atmc.errors import BudgetError, FolderInUseError, ModelError, TrainingError
+from atmc.engine.job import Job
+from atmc.engine.settings import Settings
+from atmc.errors import AtmcError, BudgetError, FolderInUseError, ModelError, TrainingError
 from atmc.evaluation.accuracy import attack
 from atmc.factorization.layers import factorize, factorized_weights
 from atmc.methods.atmc import CompressStage
@@ -147,7 +148,7 @@ def test_the_report(done: Any) -> None:
     first = next(iter(loader()))[0]
     assert (report["input_shape"], report["class_names"]) == (list(first.shape[1:]), None)
     assert (report["schema"], report["method"], report["model"]) == (1, "atmc", "Tiny")
-    assert (report["dataset"], report["seed"], report["budget_bits"]) == (None, 0, 3000)
+    assert (report["dataset"], report["seed"], report["budget_bits"]) == ("Batches", 0, 3000)
     assert (report["accuracy"], report["attacks"]) == (None, [])
     size = report["size"]
     assert set(size) == {"file_bits", "paper_bits", "dense_bits", "nonzeros", "parts"}
@@ -188,8 +189,8 @@ def test_methods_differ() -> None:
     assert len({compress(method=name).data for name in ("atmc", "nat-prune")}) == 2
 
 
-def test_checkpoints_resume_to_the_same_bytes(tmp_path: Path) -> None:
-    whole = compress().data
+def test_a_run_in_a_folder_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    whole = compress()
     folder = tmp_path / "a" / "b"
     for stop in (2, 4, 5):
         steps = 0
@@ -201,51 +202,64 @@ def test_checkpoints_resume_to_the_same_bytes(tmp_path: Path) -> None:
                 os.kill(os.getpid(), 2)
 
         with pytest.raises(KeyboardInterrupt):
-            compress(checkpoints=folder, on_step=stopping)
-    assert sorted(p.name for p in folder.iterdir()) == ["call.json", "compress.pt", "dense.pt"]
-    assert compress(checkpoints=folder).data == whole
+            compress(folder=folder, resume=stop != 2, on_step=stopping)
+    result = compress(folder=folder, resume=True)
+    assert result.data == whole.data == (folder / "model.atmc").read_bytes()
+    again = compress(folder=folder, resume=True)  # it is finished
+    assert (again.data, again.report) == (result.data, result.report)
+    for one, two in ((again.model, whole.model), (again.dense, whole.dense)):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, two.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
-    ("other", "named"),
+    ("other", "said"),
     [
-        ({"seed": 1}, "seed"),
-        ({"epochs": 3}, "epochs"),
-        ({"method": "l0"}, "method"),
-        ({"budget": 3008}, "budget_bits"),
-        ({"bits": 4}, "bits"),
-        ({"model": Tiny()}, "model"),
+        ({"seed": 1}, "seed 1 contradicts the run"),
+        ({"epochs": 3}, "epochs 3 contradicts"),
+        ({"method": "l0"}, "method l0 contradicts"),
+        ({"budget": 3008}, "budget_bits 3008 contradicts"),
+        ({"bits": 4}, "bits 4 contradicts"),
+        ({"model": Tiny()}, "has another model than the one given"),
     ],
 )
-def test_checkpoints_of_another_call_are_refused(
-    other: dict[str, Any], named: str, tmp_path: Path
-) -> None:
+def test_another_run_is_not_resumed(other: dict[str, Any], said: str, tmp_path: Path) -> None:
     def stop(progress: Any) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        compress(checkpoints=tmp_path, on_step=stop)
-    with pytest.raises(TrainingError, match=f"of a call with another {named}: give another folder"):
-        compress(checkpoints=tmp_path, **other)
-    fewer = list(loader())[:2]
+        compress(folder=tmp_path, on_step=stop)
+    with pytest.raises(AtmcError, match=said):
+        compress(folder=tmp_path, resume=True, **other)
+    fewer = loader(2)
     with pytest.raises(TrainingError, match="of a loader of 3 batches, the one given has 2"):
-        atmc.compress(tiny(), fewer, 3000, 0.1, checkpoints=tmp_path, **SHORT)
+        atmc.compress(tiny(), fewer, 3000, 0.1, folder=tmp_path, resume=True, **SHORT)
 
 
-def test_checkpoints_in_use_are_left_alone(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     with locked(tmp_path):
         before = sorted(tmp_path.iterdir())
         with pytest.raises(FolderInUseError, match=f"{tmp_path} is in use by process"):
-            compress(checkpoints=tmp_path)
+            compress(folder=tmp_path)
         assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["dense.pt", "compress.pt"])
-def test_checkpoints_of_no_call_are_left_alone(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"mine")
-    with pytest.raises(TrainingError, match=f"holds a {name} that is of no call of atmc.compress"):
-        compress(checkpoints=tmp_path)
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+def test_a_model_of_the_zoo_is_stored_by_its_name(tmp_path: Path) -> None:
+    images = [(torch.rand(8, 1, 8, 8), torch.arange(8)) for _ in range(2)]
+
+    def stored(model: nn.Module) -> Any:
+        return atmc.compress(model, images, "6kB", 0.1, folder=tmp_path, overwrite=True, **SHORT)
+
+    result = stored(atmc.models.create("digits-cnn", num_classes=8))
+    assert result.report["model"] == "digits-cnn"
+    loaded = atmc.load(tmp_path / "model.atmc")
+    x = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(logits(loaded, x), logits(result.model, x))
+    changed = atmc.models.create("digits-cnn")
+    changed.fc2 = nn.Sequential(changed.fc2, nn.Tanh())
+    assert stored(changed).report["model"] == type(changed).__name__
+    with pytest.raises(ValueError, match="model"):
+        atmc.load(tmp_path / "model.atmc")
 
 
 def test_attacks_by_their_names() -> None:
@@ -258,10 +272,17 @@ def test_attacks_by_their_names() -> None:
 def test_progress_is_told() -> None:
     steps: list[str] = []
     epochs: list[tuple[str, int]] = []
-    compress(
-        on_step=lambda progress: steps.append(progress.stage),
-        on_epoch=lambda model, stage, epoch: epochs.append((stage.name, epoch)),
-    )
+    seen: list[bool] = []
+
+    def on_epoch(figures: Any) -> None:
+        epochs.append((figures.stage, figures.epoch))
+        seen.append(figures.clean is not None and 0 <= figures.robust <= figures.clean)
+
+    compress(on_step=lambda progress: steps.append(progress.stage), on_epoch=on_epoch)
+    assert seen == [False] * 4
+    compress(val_loader=list(loader(seed=2)), on_epoch=on_epoch)
+    assert seen[4:] == [True] * 4
+    del epochs[4:]
     assert steps == ["dense"] * 3 + ["compress"] * 6 + ["levels"] * 3
     assert epochs == [("dense", 0), ("compress", 0), ("compress", 1), ("levels", 0)]
 
@@ -270,43 +291,46 @@ def test_progress_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "said"),
+    ("given", "said"),
     [
-        ({"budget_bits": 0}, BudgetError, "smallest possible file"),
-        ({"budget_bits": -5}, BudgetError, "smallest possible file"),
-        ({"method": "atcm"}, ValueError, "did you mean 'atmc'"),
-        ({"bits": 9}, ValueError, "use 'auto', 1 to 8, or 32"),
-        ({"bits": "many"}, ValueError, "use 'auto', 1 to 8, or 32"),
-        ({"eps": -0.1}, ValueError, "eps is -0.1"),
-        ({"eps": math.nan}, ValueError, "eps is nan"),
-        ({"steps": 0}, ValueError, "steps is 0"),
-        ({"epochs": -1}, ValueError, "epochs is -1"),
-        ({"lr": 0.0}, ValueError, "lr is 0.0"),
-        ({"lr": math.nan}, ValueError, "lr is nan"),
-        ({"clean_weight": 1.5}, ValueError, "clean_weight is 1.5"),
-        ({"distill": -0.5}, ValueError, "distill is -0.5"),
-        ({"step_size": -0.5}, ValueError, "step_size is -0.5"),
-        ({"seed": -1}, ValueError, "seed is -1"),
-        ({"precision": "half"}, ValueError, "unknown precision 'half'"),
-        ({"model": factorize(Tiny())}, ValueError, "call atmc.defactorize"),
-        ({"model": nn.Flatten()}, ValueError, "no weight to factorize"),
-        ({"model": tiny().requires_grad_(False)}, ValueError, "no parameter of the model requires"),
-        ({"model": Tiny}, ValueError, "the model is of type type: give an nn.Module"),
-        ({"eps": 8}, ValueError, "eps is 8: give a number from 0 to 1"),
-        ({"eps": "8"}, ValueError, "ε is 8: give a number from 0 to 1"),
-        ({"epochs": 1.5}, ValueError, "epochs is 1.5: give a whole number"),
-        ({"seed": "a"}, ValueError, "seed is 'a': give a whole number"),
-        ({"attacks": ["pgd-0"]}, ValueError, "unknown attack 'pgd-0'"),
-        ({"epoch": 3}, TypeError, "unknown setting 'epoch': did you mean 'epochs'"),
+        ({"budget_bits": 0}, "budget of 0 is not positive"),
+        ({"budget_bits": -5}, "budget of -5 is not positive"),
+        ({"budget_bits": 10}, "smallest possible file"),
+        ({"method": "atcm"}, "did you mean 'atmc'"),
+        ({"bits": 9}, "use auto, 1 to 8, or 32"),
+        ({"bits": "many"}, "use auto, 1 to 8, or 32"),
+        ({"eps": -0.1}, "eps: ε is -0.1"),
+        ({"eps": math.nan}, "eps: ε is nan"),
+        ({"steps": 0}, "steps: Input should be greater"),
+        ({"epochs": -1}, "epochs: Input should be greater"),
+        ({"lr": 0.0}, "lr: Input should be greater"),
+        ({"lr": math.nan}, "lr: Input should be a finite number"),
+        ({"clean_weight": 1.5}, "clean_weight: Input should be less"),
+        ({"distill": -0.5}, "distill: Input should be greater"),
+        ({"step_size": -0.5}, "step_size: ε is -0.5"),
+        ({"seed": -1}, "seed: Input should be greater"),
+        ({"seed": True}, "seed: True is no number"),
+        ({"precision": "half"}, "precision: Input should be 'auto'"),
+        ({"model": factorize(Tiny())}, "call atmc.defactorize"),
+        ({"model": nn.Flatten()}, "no weight to factorize"),
+        ({"model": tiny().requires_grad_(False)}, "no parameter of the model requires"),
+        ({"model": 3}, "the model given is of type int: give a module"),
+        ({"eps": 8}, "ε is 8: give a number from 0 to 1"),
+        ({"eps": "8"}, "ε is 8: give a number from 0 to 1"),
+        ({"epochs": 1.5}, "epochs: Input should be a valid integer"),
+        ({"seed": "a"}, "seed: Input should be a valid integer"),
+        ({"dataset": "digits"}, "the dataset is given as an object: leave it out"),
+        ({"attacks": ["pgd-0"]}, "unknown attack 'pgd-0'"),
+        ({"epoch": 3}, "unknown setting 'epoch': did you mean 'epochs'"),
     ],
     ids=lambda value: str(value)[:24],
 )
 def test_what_cannot_be_is_refused_before_training(
-    given: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+    given: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"model": tiny(), "budget_bits": 3000, "eps": 0.1, **given}
-    with pytest.raises(error, match=said) as caught:
-        atmc.compress(train_loader=Untouched(), checkpoints=tmp_path / "new", **options)
+    with pytest.raises(ValueError, match=said) as caught:
+        atmc.compress(train_loader=Untouched(), folder=tmp_path / "new", **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
 
@@ -384,7 +408,7 @@ def test_batches_that_are_refused_before_training(
     loaders[f"{which}_loader"] = [change(x, y) for x, y in loader()]
     with pytest.raises(error, match=said.format(which)) as caught:
         atmc.compress(
-            tiny(), budget_bits=3000, eps=0.1, checkpoints=tmp_path / "new", **loaders, **SHORT
+            tiny(), budget_bits=3000, eps=0.1, folder=tmp_path / "new", **loaders, **SHORT
         )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
@@ -406,7 +430,8 @@ def test_the_fast_gradient_can_be_switched_off(fast: bool, monkeypatch: pytest.M
             return super().__enter__()
 
     monkeypatch.setattr("atmc.attacks.freezing.ThinConvolutions", Watched)
-    job = Job(tiny(), loader(), 40_000, Training(0.1, fast=fast))
+    how = Settings.of({"eps": 0.1, "fast": fast, "budget_bits": 40_000}).resolved()
+    job = Job(tiny(), loader(), how)
     job._objective(None).attack(job.model, *next(iter(loader())), 1.0)
     assert bool(seen) is fast
 
@@ -457,10 +482,33 @@ def test_the_training_attack_is_reported() -> None:
     assert reported(eps=0.0) == {"name": "none", "collapses": None}
 
 
+def test_the_number_of_threads_is_put_back() -> None:
+    before = torch.get_num_threads()
+    compress(threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "where", ["dead_paths.alive_entries", "constant_units._fold", "unit_order._said"]
+)
+def test_running_out_of_memory_changes_no_file_silently(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(f"atmc.methods.closing.{where}", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        compress(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4)))
+
+
 def test_precision() -> None:
-    assert Training(0.1, precision="float32").autocast is None
-    assert Training(0.1, precision="bfloat16").autocast is torch.bfloat16
-    assert Training(0.1).autocast in (None, torch.bfloat16)
+    def autocast(**given: str) -> Any:
+        return Settings.of(given).training.autocast
+
+    assert autocast(precision="float32") is None
+    assert autocast(precision="bfloat16") is torch.bfloat16
+    assert autocast() in (None, torch.bfloat16)
     assert 8 * len(compress(precision="bfloat16", dense_epochs=0).data) <= 3000
 
 
@@ -546,32 +594,36 @@ def test_the_budget_is_kept(seed: int) -> None:
     room = dense_bits(model) * rng.choice([0.0, 0.01, 0.05, 0.1, 0.2, 0.5, 1.5])
     budget = least + round(rng.random() * room)
     bits: int | str = rng.choice(["auto", "auto", 32, *range(1, 9)])
-    training = Training(
-        eps=0.1,
-        steps=1,
-        dense_epochs=rng.randint(0, 1),
-        epochs=rng.randint(1, 2),
-        level_epochs=rng.randint(0, 1),
-        lr=10 ** rng.uniform(-4, -1.5),
-        distill=rng.choice([0.0, 0.5]),
-        seed=seed,
-        precision="float32",
-    )
+    given = {
+        "eps": 0.1,
+        "steps": 1,
+        "dense_epochs": rng.randint(0, 1),
+        "epochs": rng.randint(1, 2),
+        "level_epochs": rng.randint(0, 1),
+        "lr": 10 ** rng.uniform(-4, -1.5),
+        "distill": rng.choice([0.0, 0.5]),
+        "seed": seed,
+        "precision": "float32",
+        "bits": bits,
+        "budget_bits": budget,
+    }
     method = rng.choice(["atmc", "atmc", *methods.names()])
+    settings = Settings.of({**given, "method": method}).resolved()
     try:
-        job = Job(copy.deepcopy(model), loader(2), budget, training, method, bits)
+        job = Job(copy.deepcopy(model), loader(2), settings)
     except BudgetError as error:  # of what the method can reach: then that is promised
         assert error.smallest is not None and budget < error.smallest
         budget = error.smallest
-        job = Job(copy.deepcopy(model), loader(2), budget, training, method, bits)
-    if training.dense_epochs:
+        settings = settings.replace({"budget_bits": budget})
+        job = Job(copy.deepcopy(model), loader(2), settings)
+    if settings.start.dense_epochs:
         job.train_dense()
     weights = sum(int(p.count_nonzero()) for p in job.model.parameters() if p.dim() > 1)
     data = job.compress()
     what = f"budget {budget}, least {least}, bits {bits}, {method}"
 
     assert 8 * len(data) <= budget, what
-    sizes = size_report(job.model, job.target, data)
+    sizes = job.size_report(data)
     assert sum(sizes["parts"].values()) == sizes["file_bits"] == 8 * len(data), what
     assert sizes["nonzeros"] == codec.measure(codec.decode(data)).nonzeros, what
     assert sizes["dense_bits"] == dense_bits(model)

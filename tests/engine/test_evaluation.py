@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 
 from atmc import codec, data, models
 from atmc.artifact import load, save
-from atmc.engine.evaluation import evaluate_artifact
-from atmc.engine.run import RunError, run
-from atmc.engine.settings import from_mapping
-from atmc.errors import ModelError
+from atmc.engine.evaluation import evaluate
+from atmc.engine.settings import Settings
+from atmc.errors import ModelError, RunError
 from atmc.factorization.layers import factorize, named_factors
+
+from ..runs import run
 
 TINY: dict[str, Any] = {
     "budget_bits": 48_000,
@@ -35,7 +36,7 @@ TINY: dict[str, Any] = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "one"
-    return folder, run(from_mapping(TINY), folder)
+    return folder, run(Settings.of(TINY), folder)
 
 
 @pytest.fixture
@@ -45,12 +46,12 @@ def folder(finished: tuple[Path, Any], tmp_path: Path) -> Path:
 
 
 def found(path: Path, **given: Any) -> Any:
-    return evaluate_artifact(path, **{"attacks": ("pgd",), "examples": 96, **given})
+    return evaluate(path, **{"attacks": ("pgd",), "examples": 96, **given})
 
 
 def test_the_report_again_from_the_file(finished: tuple[Path, Any]) -> None:
     folder, report = finished
-    again = evaluate_artifact(folder / "model.atmc", examples=96)
+    again = evaluate(folder / "model.atmc", examples=96)
     assert again["accuracy"] == report["accuracy"]
     assert again["attacks"] == report["attacks"]
     assert again["size"] == report["size"]

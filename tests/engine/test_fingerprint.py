@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from atmc.engine.fingerprint import differing, digest, write
+from atmc.engine.fingerprint import differing, digest, keep
 
 
 def net() -> nn.Module:
@@ -33,7 +33,7 @@ def test_facts_are_compared_with_those_kept(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     facts: dict[str, Any] = {"seed": 1, "shape": (1, 2), "ratios": {"a": 0.5}, "steps": None}
     assert differing(path, facts) is None
-    write(path, facts)
+    keep(path, facts)
     assert differing(path, facts) is None
     assert differing(path, {}) is None
     assert differing(path, {**facts, "seed": np.int64(1)}) is None

@@ -19,13 +19,23 @@ from safetensors.torch import load_file, save_file
 from atmc import data, models
 from atmc.data import Dataset, InMemory, image_folder, streamed
 from atmc.engine import folder_lock
+from atmc.engine.compression import EpochFigures
 from atmc.engine.folder import new_folder, read_settings
 from atmc.engine.folder_lock import locked
-from atmc.engine.run import EpochFigures, RunError, evaluation_batch, run
-from atmc.engine.settings import Settings, from_mapping, read_config
-from atmc.errors import FolderInUseError, ModelError, SettingsError, TrainingError, WeightsError
+from atmc.engine.settings import FIELDS, Settings, read_config
+from atmc.errors import (
+    FolderInUseError,
+    ModelError,
+    RunError,
+    SettingsError,
+    TrainingError,
+    WeightsError,
+)
+from atmc.evaluation.accuracy import evaluation_batch
 from atmc.models.initialize import initialize
 from atmc.training.loop import derive
+
+from ..runs import run
 
 TINY: dict[str, Any] = {
     "budget_bits": 48_000,
@@ -62,7 +72,7 @@ def few_examples() -> Iterator[None]:
 
 
 def settings(**given: Any) -> Settings:
-    return from_mapping({**TINY, **given})
+    return Settings.of({**TINY, **given})
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +243,7 @@ def test_overwrite_removes_only_what_a_run_leaves(
     events = {name for name in left if name.startswith("events.out")} - set(mine)
     assert len(events) == 1
     assert left["dense.safetensors"] != dense
-    assert read_settings(folder).seed == 1
+    assert read_settings(folder)["seed"] == 1
     assert set(left) - events <= old | set(mine) | {"figures"}
 
 
@@ -268,7 +278,7 @@ def test_the_weights_of_a_run_that_is_replaced_outlive_a_kill(
     def killed(settings: Settings) -> str:
         raise StopError
 
-    monkeypatch.setattr("atmc.engine.run.write_config", killed)
+    monkeypatch.setattr("atmc.engine.folder.write_config", killed)
     with pytest.raises(StopError):
         run(settings(weights=str(folder / "dense.safetensors")), folder, overwrite=True)
     assert (folder / "dense.safetensors").read_bytes() == dense
@@ -321,7 +331,7 @@ def test_a_folder_in_use_is_left_alone(
 ) -> None:
     """Also where the other process came while this one got ready."""
     if late:
-        monkeypatch.setattr("atmc.engine.run.check_free", lambda folder: None)
+        monkeypatch.setattr("atmc.engine.folder.check_free", lambda folder: None)
     flags = {how: True}
     if how == "new":
         folder, flags = folder / "new", {}
@@ -349,7 +359,7 @@ def test_the_folder_is_looked_at_again_under_the_lock(
 
     report = (folder / "report.json").read_bytes()
     (folder / "report.json").unlink()
-    monkeypatch.setattr("atmc.engine.run.locked", late)
+    monkeypatch.setattr("atmc.engine.folder.locked", late)
     assert run({}, folder, resume=True) == finished[1]
     for overwrite, said in ((False, "is not empty"), (True, "is not the folder of a run")):
         other = tmp_path / f"new-{overwrite}"
@@ -404,20 +414,20 @@ def test_the_seed_decides_the_dense_start(finished: tuple[Path, Any], tmp_path: 
 def test_the_config_says_all_that_was_settled(finished: tuple[Path, Any]) -> None:
     folder, _ = finished
     written = read_config(folder / "config.yaml")
-    assert list(written) == list(Settings.model_fields)
+    assert list(written) == list(FIELDS)
     open_ended = {"data_root", "weights", "step_size", "eval_step_size", "eval_examples"}
-    open_ended |= {"ratios", "dense_lr", "init", "inherit", "image_size"}
+    open_ended |= {"ratios", "dense_lr", "init", "inherit", "image_size", "steps_per_epoch"}
     assert {key for key, value in written.items() if value is None} == open_ended
     chosen = read_settings(folder)
-    assert chosen == chosen.resolved() == from_mapping(written)
-    assert chosen.model_dump() | TINY == chosen.model_dump()
-    assert (chosen.device, chosen.precision) == ("cpu", "float32")
+    assert chosen == chosen.resolved() == Settings.of(written)
+    assert chosen.flat() | TINY == chosen.flat()
+    assert (chosen["device"], chosen["precision"]) == ("cpu", "float32")
 
 
 def test_the_usual_budget_is_a_hundredth_of_the_dense_size(tmp_path: Path) -> None:
     with pytest.raises(StopError):
         run(settings(budget_bits=None), tmp_path / "new", on_epoch=stop_at("dense", 0))
-    assert read_settings(tmp_path / "new").budget_bits == DENSE_BITS // 100
+    assert read_settings(tmp_path / "new")["budget_bits"] == DENSE_BITS // 100
 
 
 def test_a_config_that_was_edited_wrongly(folder: Path) -> None:
@@ -467,10 +477,10 @@ def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
     monkeypatch.setattr(data, "load", lambda *where, **how: made)
     base = {**TINY, "budget_bits": None, "method": "dense", "dataset": "mnist"}
     base |= {"init": "orthogonal"}
-    run(from_mapping({**base, "model": "lenet-w2", "seed": 3}), tmp_path / "large")
+    run(Settings.of({**base, "model": "lenet-w2", "seed": 3}), tmp_path / "large")
     source = str(tmp_path / "large" / "model.atmc")
     small = {**base, "model": "lenet-w1", "dense_lr": 1e-12, "dense_schedule": "constant"}
-    run(from_mapping({**small, "inherit": source}), tmp_path / "small")
+    run(Settings.of({**small, "inherit": source}), tmp_path / "small")
     start = load_file(tmp_path / "small" / "dense.safetensors")
     torch.manual_seed(derive(3))
     large = models.create("lenet-w2")
@@ -481,9 +491,9 @@ def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
     ]
     assert all(found)
     with pytest.raises(RunError, match="conv1 is larger here than there"):
-        run(from_mapping({**small, "model": "lenet-w4", "inherit": source}), tmp_path / "wide")
+        run(Settings.of({**small, "model": "lenet-w4", "inherit": source}), tmp_path / "wide")
     with pytest.raises(RunError, match="there is no run in"):
-        run(from_mapping({**small, "inherit": str(tmp_path / "x.atmc")}), tmp_path / "none")
+        run(Settings.of({**small, "inherit": str(tmp_path / "x.atmc")}), tmp_path / "none")
 
 
 # ---- data of one's own
@@ -524,7 +534,7 @@ def test_augmented_and_streamed_runs_resume_to_the_same_bytes(
         )
     starts = [load_file(tmp_path / name / "dense.safetensors") for name in ("whole", "plain")]
     assert not torch.equal(starts[0]["conv1.weight"], starts[1]["conv1.weight"])
-    assert read_settings(tmp_path / "plain").augment is False
+    assert read_settings(tmp_path / "plain")["augment"] is False
 
 
 def test_a_torn_image_is_found_before_the_run_starts(

@@ -62,8 +62,12 @@ points:
         "points/l0-32-90000-s0-epochs=2",
     ]
     last = plan.points[-1]
-    assert (last.settings.bits, last.settings.epochs, last.start) == (32, 2, "starts/robust-s0")
-    assert all(point.settings.dense_epochs == 1 for point in plan.points)
+    assert (last.settings["bits"], last.settings["epochs"], last.start) == (
+        32,
+        2,
+        "starts/robust-s0",
+    )
+    assert all(point.settings["dense_epochs"] == 1 for point in plan.points)
 
 
 def test_starts_are_shared_by_what_makes_them(tmp_path: Path) -> None:
@@ -86,22 +90,22 @@ points:
         *("starts/robust-s0", "starts/natural-s0"),
         *("starts/robust-s0-dense_epochs=2", "starts/robust-s3"),
     ]
-    assert starts["starts/natural-s0"].train_attack == "none"
-    assert starts["starts/robust-s0-dense_epochs=2"].dense_epochs == 2
+    assert starts["starts/natural-s0"]["train_attack"] == "none"
+    assert starts["starts/robust-s0-dense_epochs=2"]["dense_epochs"] == 2
     assert {s.method for s in starts.values()} == {"dense"}
     assert {s.clean_weight for s in starts.values()} == {0.0}
-    assert {p.settings.clean_weight for p in plan.points} == {0.5}
-    assert {p.settings.data_root for p in (*plan.starts, *plan.points)} == {"elsewhere"}
+    assert {p.settings["clean_weight"] for p in plan.points} == {0.5}
+    assert {p.settings["data_root"] for p in (*plan.starts, *plan.points)} == {"elsewhere"}
     # A dense net at 32 bits is its own start.
-    dense = [point.name for point in plan.points if point.settings.method == "dense"]
+    dense = [point.name for point in plan.points if point.settings["method"] == "dense"]
     assert dense == ["points/dense-8-all-s0"]
 
 
 def test_what_is_set_for_starts_alone(tmp_path: Path) -> None:
     text = "start: {dense_epochs: 7, warmup: 0.1}\npoints: [{method: l0, dense_epochs: [1, 2]}]"
     (start,) = plan_of(tmp_path, text).starts
-    assert (start.name, start.settings.dense_epochs) == ("starts/robust-s0", 7)
-    assert start.settings.warmup == 0.1
+    assert (start.name, start.settings["dense_epochs"]) == ("starts/robust-s0", 7)
+    assert start.settings["warmup"] == 0.1
 
 
 def test_a_dense_point_of_its_own_settings_is_no_start(tmp_path: Path) -> None:
@@ -111,7 +115,7 @@ def test_a_dense_point_of_its_own_settings_is_no_start(tmp_path: Path) -> None:
         "points/dense-auto-all-s0-eps=0.2",
     ]
     assert [point.start for point in plan.points] == [None, None]
-    assert [point.settings.eps for point in plan.points] == [0.1, 0.2]
+    assert [point.settings["eps"] for point in plan.points] == [0.1, 0.2]
 
 
 def test_a_point_may_bring_its_own_start(tmp_path: Path) -> None:
@@ -186,7 +190,7 @@ def test_a_point_that_fails_stops_no_other(swept: tuple[Path, Plan, list[Outcome
             continue
         failure = json.loads((place / "failure.json").read_text())
         assert failure["error"] == outcome.error
-        assert failure["method"] == outcome.point.settings.method
+        assert failure["method"] == outcome.point.settings["method"]
         assert (failure["smallest_bits"] is None) == (outcome.status == "failed")
     unreachable = json.loads((folder / "points/low-rank-auto-4000-s0/failure.json").read_text())
     assert unreachable["smallest_bits"] > 4000
@@ -217,14 +221,13 @@ def test_what_is_finished_is_kept_and_what_was_cut_is_resumed(
     asked = []
     genuine = module.run
     monkeypatch.setattr(
-        module, "run", lambda s, f, **k: asked.append((f.name, k)) or genuine(s, f, **k)
+        module, "run", lambda s, i, f, **k: asked.append((f.name, k)) or genuine(s, i, f, **k)
     )
     outcomes = sweep(plan, folder)
     found = statuses(outcomes)
     assert found["starts/robust-s0"] == found["points/adv-prune-auto-40000-s0"] == "kept"
     assert found["points/atmc-auto-40000-s0"] == "done"
-    how = {"model": None, "dataset": None, "resume": True, "overwrite": False}
-    assert (cut.name, how) in asked
+    assert (cut.name, {"resume": True, "overwrite": False}) in asked
     assert (cut / "model.atmc").read_bytes() == before
     (cut / "report.json").write_bytes(report)
 
@@ -239,7 +242,7 @@ def test_runs_of_other_settings_are_refused(
     less = Plan(
         plan.starts,
         tuple(
-            dataclasses.replace(p, settings=p.settings.model_copy(update={"eval_examples": None}))
+            dataclasses.replace(p, settings=p.settings.replace({"eval_examples": None}))
             for p in plan.points
         ),
     )
@@ -253,16 +256,16 @@ def test_what_a_run_fills_in_contradicts_no_plan(tmp_path: Path) -> None:
     text = "points: [{dataset: own.py:f, download: true, image_size: 8, augment: null}]"
     plan = plan_of(tmp_path, text)
     (start,), (point,) = plan.starts, plan.points
-    assert (point.settings.eps, point.settings.model) == (None, None)
-    assert start.settings.dataset == "own.py:f" and start.settings.image_size == 8
+    assert (point.settings["eps"], point.settings["model"]) == (None, None)
+    assert start.settings["dataset"] == "own.py:f" and start.settings["image_size"] == 8
     said = {"augment": True, "eps": 0.25, "eval_steps": 2, "model": "digits-cnn", "budget_bits": 9}
     folder = tmp_path / "runs" / point.name
     folder.mkdir(parents=True)
     for more in ({}, {"download": False}):
-        settings = point.settings.model_copy(update={**said, **more})
+        settings = point.settings.replace({**said, **more})
         (folder / "config.yaml").write_text(write_config(settings))
         module.check(plan, tmp_path / "runs")
-    other = point.settings.model_copy(update={**said, "image_size": 9})
+    other = point.settings.replace({**said, "image_size": 9})
     (folder / "config.yaml").write_text(write_config(other))
     with pytest.raises(RunError, match="was made with image_size 9, the sweep now says 8"):
         module.check(plan, tmp_path / "runs")
@@ -355,7 +358,7 @@ def test_a_killed_process_takes_no_other_run_with_it(
     tmp_path: Path, swept: tuple[Path, Plan, list[Outcome]]
 ) -> None:
     _, plan, _ = swept
-    points = [p for p in plan.points if p.settings.device != "cuda"][:2]
+    points = [p for p in plan.points if p.settings["device"] != "cuda"][:2]
     killed = module._outcome(points[0], tmp_path, -9)
     assert (killed.status, killed.error) == ("failed", "its process ended with status -9")
     assert (tmp_path / points[0].name / "failure.json").is_file()

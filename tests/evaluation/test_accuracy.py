@@ -116,6 +116,29 @@ def test_seeds_and_batches() -> None:
     assert [row["name"] for row in found["attacks"]] == ["fgsm", "pgd", "wrm"]
 
 
+def test_an_attack_finds_the_same_whatever_else_is_run() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    batches = [(torch.rand(40, 1, 4, 4), torch.randint(4, (40,))) for _ in range(2)]
+    batches = [(x, model(x).argmax(1)) for x, _ in batches]
+    seen: list[Tensor] = []
+
+    @dataclass(frozen=True)
+    class Kept(Attack):
+        def __call__(self, *given: Any) -> Tensor:
+            seen.append(super().__call__(*given))
+            return seen[-1]
+
+    few = Kept(**vars(attack("pgd", eps=0.05, steps=2, restarts=2)))
+    evaluate(model, batches, [few])
+    alone = list(seen)
+    seen.clear()
+    evaluate(model, batches, [attack("margin-3", eps=0.2, restarts=3), few])
+    assert len(seen) == len(alone) == 4
+    assert all(torch.equal(one, other) for one, other in zip(alone, seen, strict=True))
+    assert not torch.equal(seen[0][:5], seen[1][:5])  # each restart has a start of its own
+
+
 def test_what_was_not_run_is_null() -> None:
     x, y = examples()
     found = evaluate(Threshold(), [(x, y)], [])
@@ -210,7 +233,13 @@ def test_attacks_of_packages_are_given_all_they_need(monkeypatch: pytest.MonkeyP
     x, y = examples()
     attacks = [attack(name, eps=0.1) for name in ("autoattack", "cw-linf", "square-9")]
     found = evaluate(Threshold(), [(x, y)], attacks, seed=6)
-    assert given == {"autoattack": (0.1, 6), "cw_linf": (0.1, 50, 0.3, 6), "square": (0.1, 9, 6)}
+    first = dict(given)
+    assert {name: values[:-1] for name, values in given.items()} == {
+        **{"autoattack": (0.1,), "cw_linf": (0.1, 50, 0.3), "square": (0.1, 9)}
+    }
+    assert evaluate(Threshold(), [(x, y)], attacks, seed=6) == found and given == first
+    evaluate(Threshold(), [(x, y)], attacks, seed=7)
+    assert all(given[name] != first[name] for name in given)
     assert found["accuracy"]["cw-linf"] == found["accuracy"]["worst"] == 0.0
 
 

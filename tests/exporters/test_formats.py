@@ -12,11 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from atmc.errors import ExportError
+from atmc.exporters.compact import compact
 from atmc.exporters.latency import measure
 from atmc.exporters.onnx import OnnxRunner, to_onnx
 from atmc.exporters.program import ProgramRunner, to_bytes, trace_program
 from atmc.exporters.tensors import TensorsRunner, to_safetensors
-from atmc.exporters.write import FORMATS, ExportError, compact, format_of
+from atmc.exporters.write import FORMATS, format_of
 
 from .export_builders import emptied, lively
 

@@ -8,12 +8,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atmc import codec
-from atmc.engine.evaluation import evaluate_artifact
+from atmc.engine.evaluation import evaluate
 from atmc.engine.model_files import read_model
-from atmc.engine.run import run
-from atmc.engine.settings import from_mapping
+from atmc.engine.settings import Settings
 from atmc.errors import ModelError, PythonPathError, RunError, WeightsError
 from atmc.models.sources import build, is_own, meta
+
+from ..runs import run
 
 NET = """
 import torch
@@ -88,7 +89,7 @@ def test_what_is_no_model_is_said_in_a_line(own: str, function: str, said: str) 
 @pytest.fixture(scope="module")
 def finished(own: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "own"
-    report = run(from_mapping({**TINY, "model": f"{own}:net"}), folder)
+    report = run(Settings.of({**TINY, "model": f"{own}:net"}), folder)
     assert report["model"] == f"{own}:net"
     assert report["size"]["file_bits"] == 8 * (folder / "model.atmc").stat().st_size <= 12_000
     return folder
@@ -112,7 +113,7 @@ def test_a_run_of_a_model_of_ones_own(own: str, finished: Path) -> None:
 
 @pytest.mark.parametrize("file", ["model.atmc", "dense.safetensors"])
 def test_evaluate_is_told_the_model(own: str, finished: Path, file: str) -> None:
-    found = evaluate_artifact(finished / file, model=f"{own}:net", attacks=["fgsm"], examples=50)
+    found = evaluate(finished / file, model=f"{own}:net", attacks=["fgsm"], examples=50)
     assert set(found["accuracy"]) >= {"clean", "fgsm"}
 
 
@@ -125,9 +126,9 @@ def test_no_code_is_run_because_a_folder_names_it(finished: Path, file: str) -> 
     try:
         config.write_text(held + f"\nmodel: {trap}:net\ndataset: {trap}:net\n")
         with pytest.raises(RunError, match="give it as model"):
-            evaluate_artifact(finished / file)
+            evaluate(finished / file)
         with pytest.raises(RunError, match=r"as dataset \(.*config\.yaml says .*trap\.py:net\)"):
-            evaluate_artifact(finished / file, model=_other(finished))
+            evaluate(finished / file, model=_other(finished))
     finally:
         config.write_text(held)
     assert not (finished / "sprung").exists()
@@ -154,12 +155,12 @@ def test_weights_of_any_kind_for_a_named_model(own: str, finished: Path, tmp_pat
 
 def test_a_model_that_does_not_fit_the_data(own: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"few' knows 3 classes, data set 'digits' has 10"):
-        run(from_mapping({**TINY, "model": f"{own}:few"}), tmp_path / "run")
+        run(Settings.of({**TINY, "model": f"{own}:few"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_inherited_from_a_model_of_ones_own(finished: Path, tmp_path: Path) -> None:
-    settings = from_mapping({**TINY, "inherit": str(finished / "dense.safetensors")})
+    settings = Settings.of({**TINY, "inherit": str(finished / "dense.safetensors")})
     with pytest.raises(RunError, match=r"is of .*net\.py:net, a model of one's own: only ours"):
         run(settings, tmp_path / "run")
 
@@ -182,7 +183,7 @@ def test_a_config_of_another_program_says_nothing(
         (tmp_path / file).write_bytes((finished / file).read_bytes())
     (tmp_path / "w.safetensors").write_bytes((finished / "dense.safetensors").read_bytes())
     for file in ("w.safetensors", "model.atmc"):
-        found = evaluate_artifact(
+        found = evaluate(
             tmp_path / file, model=f"{own}:net", dataset="digits", attacks=["fgsm"], examples=20
         )
         assert found["attacks"][0]["eps"] == 0.1
@@ -215,7 +216,7 @@ class Picky(Pair):
 def test_what_a_network_must_give(tmp_path: Path, net: str, said: str) -> None:
     (tmp_path / "bad.py").write_text(BAD_NETS)
     with pytest.raises(ModelError, match=said):
-        run(from_mapping({**TINY, "model": f"{tmp_path / 'bad.py'}:{net}"}), tmp_path / "run")
+        run(Settings.of({**TINY, "model": f"{tmp_path / 'bad.py'}:{net}"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

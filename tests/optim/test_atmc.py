@@ -520,3 +520,21 @@ def test_what_another_has_pruned_is_not_drawn_back() -> None:
             assert torch.equal(optimizer.duplicates[other], duplicate)
             assert torch.equal(optimizer.duals[other], dual)
     assert optimizer.penalty() >= 0
+
+
+def test_its_state_is_laid_out_as_torch_lays_it_out() -> None:
+    model = factorize(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)))
+    optimizer = ATMC(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), k=20, bits=2)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    model(torch.rand(3, 6)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    held = optimizer.state_dict()
+    theirs = optimizer.inner.state_dict()
+    assert held.keys() >= {"state", "param_groups"}
+    assert (held["param_groups"], held["state"].keys()) == (
+        *(theirs["param_groups"], theirs["state"].keys()),
+    )
+    assert held["param_groups"][0]["lr"] == 0.05
+    optimizer.load_state_dict(held)
+    assert optimizer.param_groups[0]["lr"] == 0.05

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from atmc.optim.pruning import Projection, PruningADMM
-from atmc.projection import project_columns, project_filters, project_per_layer
+from atmc.projection import project_columns, project_filters, project_topk
 
 
 def keep(count: int) -> Projection:
-    return lambda weight: project_per_layer([weight], [count])[0]
+    return lambda weight: project_topk([weight], count)[0]
 
 
 def problem() -> tuple[nn.Linear, Tensor, Tensor]:
@@ -69,7 +69,7 @@ def test_a_step_is_the_formula() -> None:
         if Z is not None:
             gradient = gradient + rho * (W - Z + u)
         W = W - 0.1 * gradient
-        Z = project_per_layer([W + u], [5])[0]
+        Z = project_topk([W + u], 5)[0]
         u = u + W - Z
         if step == 3:
             u = u * 0.5  # u is scaled: ρ doubles, u halves

@@ -161,7 +161,7 @@ def test_an_artifact_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     run(tmp_path / "a", model_seed=0)
-    monkeypatch.setattr("atmc.codec.read", refuse)
+    monkeypatch.setattr("atmc.reports.build.read", refuse)
     (warning,) = make(tmp_path).warnings
     assert "Permission denied" in warning
 

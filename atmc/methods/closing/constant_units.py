@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.factorization.layers import FactorizedWeight, factorized_weights
+from atmc.hardware import out_of_memory
 from atmc.inference import outputs, same
 from atmc.methods.closing.unit_order import UnitOrder
 
@@ -43,7 +44,9 @@ def fold_constant_units(model: nn.Module, x: Tensor, order: UnitOrder) -> None:
         held = bias.clone(), next_bias.clone()
         try:
             kept = _fold(model, weights[one], weights[other], (bias, next_bias), modules[second], x)
-        except Exception:  # a model of one's own may call its layers in any way
+        except Exception as error:  # a model of one's own may call its layers in any way
+            if out_of_memory(error):
+                raise
             kept = False
         if not kept:
             bias.copy_(held[0])

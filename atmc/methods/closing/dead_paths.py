@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from atmc.attacks.bpda import SmoothGradients
 from atmc.factorization.layers import dense_part, factorized_weights, named_factors, plain_weights
+from atmc.hardware import out_of_memory
 from atmc.inference import as_logits, generator_of, in_mode, noise_like, outputs, same
 
 _TRIALS = 4  # the first with positive values alone: no ReLU is off, nothing cancels
@@ -159,7 +160,9 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
             return
         noise = noise_like(x, generator_of(x, 1))
         before = [outputs(model, inputs) for inputs in (x, noise)]
-    except Exception:  # a model of one's own may refuse noise, or change batches, in any way
+    except Exception as error:  # a model of one's own may refuse noise, or change batches
+        if out_of_memory(error):
+            raise
         return
     held = {name: tensors[name].clone() for name in alive}
     for name, mask in alive.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from atmc import codec
 from atmc.accounting import dense_width
 from atmc.artifact import to_artifact
+from atmc.errors import BudgetError
 from atmc.factorization.importance import scores
 from atmc.factorization.layers import factorized_weights, named_factors
 from atmc.models.preparation import tensors_of
@@ -152,7 +153,10 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
         drop = math.ceil(max(1.0, over / bits_each) * 1.5**attempt)
         _keep_best(model, max(0, nonzeros - drop))
     else:
-        raise AssertionError("the empty file is over the budget that was accepted")
+        raise BudgetError(
+            f"no file of the model fits into {target.budget_bits} bits any more: what is not "
+            "compressed of it has grown; give a larger budget"
+        )
     if before is None:
         return data
     fits, held = _nonzeros(model), _tensors(model)

@@ -28,6 +28,7 @@ from atmc.factorization.layers import (
     factorized_weights,
     named_factors,
 )
+from atmc.hardware import out_of_memory
 from atmc.inference import CLOSE, outputs, seed_generators
 from atmc.models.preparation import copy_model
 
@@ -85,7 +86,9 @@ class UnitOrder:
             pairs = [p for p in pairs if _stays(probe, [p], noise, _exchanged, False, said)]
             if not _proved(probe, pairs, noise, said):
                 pairs = [p for p in pairs if _proved(probe, [p], noise, said)]
-        except Exception:  # a model of one's own may refuse noise in any way
+        except Exception as error:  # a model of one's own may refuse noise in any way
+            if out_of_memory(error):
+                raise
             return cls(())
         return cls(tuple((first.name, second.name) for first, second in pairs))
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from atmc import codec, models
 from atmc.artifact import from_artifact, to_artifact
-from atmc.exporters.write import ExportError, compact
+from atmc.errors import ExportError
+from atmc.exporters.compact import compact
 from atmc.factorization.layers import factorize, factorized_weights
 from atmc.methods.admm import LayerSets
 

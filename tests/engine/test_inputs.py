@@ -17,17 +17,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import atmc
 from atmc.data import DataError, Dataset, from_loaders
-from atmc.engine.evaluation import evaluate_artifact
+from atmc.engine.compression import EpochFigures
+from atmc.engine.evaluation import evaluate
+from atmc.engine.inputs import Inputs
 from atmc.engine.model_files import read_model
-from atmc.engine.objects import Given
-from atmc.engine.run import EpochFigures, run
-from atmc.engine.settings import from_mapping
+from atmc.engine.settings import Settings
 from atmc.engine.sweep import make_plan, sweep
 from atmc.errors import ModelError, PythonPathError, RunError, SettingsError
-from atmc.exporters.write import ExportError, export, read_source
+from atmc.exporters.write import ExportError, read_source, write_model
 from atmc.reports.build import report
 from atmc.reports.results import find
 from atmc.training.loop import Progress
+
+from ..runs import run
 
 QUICK: dict[str, Any] = {
     "budget_bits": "500 bytes",
@@ -237,7 +239,7 @@ def test_a_model_by_name_and_data_as_an_object(tmp_path: Path) -> None:
             PythonPathError,
             r"the model given fails when it is called \(TypeError: ",
         ),
-        (lambda: atmc.factorize(Net()), {}, RunError, "given is factorized: call atmc.defac"),
+        (lambda: atmc.factorize(Net()), {}, ModelError, "given is factorized: call atmc.defac"),
     ],
 )
 def test_what_is_refused_before_the_folder_is_touched(
@@ -289,32 +291,32 @@ def test_its_file_is_evaluated_and_exported(
 ) -> None:
     folder, first = finished
     artifact = str(folder / "model.atmc")
-    found = evaluate_artifact(artifact, model=Net, dataset=mine(), eps_grid=("1/10", 0.2))
+    found = evaluate(artifact, model=Net, dataset=mine(), eps_grid=("1/10", 0.2))
     assert found["accuracy"] == first["accuracy"]
     assert found["size"] == first["size"]
     assert [rung["eps"] for rung in found["ladder"]] == [0.1, 0.2]
-    moved = evaluate_artifact(
+    moved = evaluate(
         artifact,
         model=Net(),
         dataset=mine(),
         attacks=("transfer",),
         sources=(str(folder / "dense.safetensors"),),
     )
-    one = evaluate_artifact(artifact, model=Net(), dataset=mine(), attacks="pgd-3", eps="1/20")
+    one = evaluate(artifact, model=Net(), dataset=mine(), attacks="pgd-3", eps="1/20")
     assert [(row["steps"], row["eps"]) for row in one["attacks"]] == [(3, 0.05)]
     with pytest.raises(SettingsError, match="the dataset given is of type DataLoader"):
-        evaluate_artifact(artifact, model=Net(), dataset=loader(8, 0))  # type: ignore[arg-type]
+        evaluate(artifact, model=Net(), dataset=loader(8, 0))  # type: ignore[arg-type]
     assert moved["attacks"][0]["source"].endswith("dense.safetensors")
     with pytest.raises(RunError, match="give it as model"):
-        evaluate_artifact(artifact, dataset=mine())
+        evaluate(artifact, dataset=mine())
     with pytest.raises(RunError, match="give it as dataset"):
-        evaluate_artifact(artifact, model=Net())
-    made = export(
+        evaluate(artifact, model=Net())
+    made = write_model(
         read_source(artifact, (1, 8, 8), Net), str(tmp_path / "a.safetensors"), "safetensors"
     )
     assert made["largest_difference"] == 0
     with pytest.raises(ExportError, match="there is no format 'pt2': give one of onnx"):
-        export(read_source(artifact, (1, 8, 8), Net), tmp_path / "b.pt2", "pt2")
+        write_model(read_source(artifact, (1, 8, 8), Net), tmp_path / "b.pt2", "pt2")
 
 
 # ---- sweeps
@@ -453,12 +455,12 @@ def test_plans_that_name_what_is_given(change: Callable[[dict[str, Any]], Any]) 
 
 
 def test_names_of_objects() -> None:
-    assert Given().names == {}
+    assert Inputs().names == {}
     for model, name in ((Net, "Net"), (Net(), "Net"), (mine, "mine")):
-        assert Given(model).names == {"model": f"given:{name}"}  # type: ignore[arg-type]
-    held = from_mapping({"seed": 1, "model": None})
-    assert Given(Net).named(held).model == "given:Net"
-    assert Given().named(held) == held
+        assert Inputs(model).names == {"model": f"given:{name}"}  # type: ignore[arg-type]
+    held = Settings.of({"seed": 1, "model": None})
+    assert Inputs(Net).named(held)["model"] == "given:Net"
+    assert Inputs().named(held) == held
 
 
 def test_the_example_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,9 +487,9 @@ def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A run, resumed, and what is done with its file, on a schedule that is shorter."""
     page = (Path(__file__).parents[2] / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    made, used = (block for block in blocks if "dataset=data" in block)
+    made, used = (block for block in blocks if "runs/mine" in block)
     short = {key: value for key, value in QUICK.items() if key not in ("budget_bits", "eps")}
-    shorter = made.replace('"eps": "8/255"}', f'"eps": "8/255", **{short}}}')
+    shorter = made.replace('eps="8/255")', f'eps="8/255", **{short})')
     assert shorter != made
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"Net": Net, "train_loader": loader(96, 0, shuffle=True)}

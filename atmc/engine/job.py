@@ -1,0 +1,261 @@
+"""One model on its way through a method: the dense start, the stages, the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atmc import codec
+from atmc.accounting import dense_bits, empty_artifact
+from atmc.artifact import decode, from_artifact, to_artifact
+from atmc.attacks import fgsm
+from atmc.data import Loader
+from atmc.engine.settings import Settings
+from atmc.errors import BudgetError
+from atmc.factorization.layers import never_factorized
+from atmc.hardware import keep_freed, out_of_memory
+from atmc.inference import outputs
+from atmc.messages import warn
+from atmc.methods import Schedule, Target, get
+from atmc.methods.closing.target import fit
+from atmc.methods.dense import DenseStage
+from atmc.models.preparation import copy_model
+from atmc.models.sources import channels_last
+from atmc.training.loop import Progress, Trainer
+from atmc.training.objective import Objective, usual_steps
+from atmc.training.stage import EXAMPLES, Stage
+
+_LARGE = 0.05  # of the budget, in one tensor of the dense part
+
+
+@dataclass
+class Job:
+    """One model on its way through a method, phase by phase; resumable where it has a folder.
+
+    Args:
+        model: changed in place.
+        loader: the training batches.
+        settings: resolved, the budget too.
+        meta: what the artifact says of the model, None for a model of one's own.
+        checkpoints: folder for checkpoints, or None.
+        on_step: called after each step.
+        on_epoch: called with the model, the stage and the epoch.
+        seconds: of each phase, once it has run.
+        collapses: of training on a cheap attack, over all phases.
+        memory_format: of the model.
+
+    Raises:
+        BudgetError: the budget is below the smallest possible file; with that size.
+        ValueError: a model without parameters to train, ratios where there can be none.
+    """
+
+    model: nn.Module
+    loader: Loader
+    settings: Settings
+    meta: dict[str, Any] | None = None
+    checkpoints: Path | None = None
+    on_step: Callable[[Progress], None] | None = None
+    on_epoch: Callable[[nn.Module, Stage, int], None] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    collapses: int = 0
+    memory_format: torch.memory_format = torch.preserve_format
+
+    def __post_init__(self) -> None:
+        """Refuse, before any training, what cannot be."""
+        file = self.settings.file
+        self.recipe = get(file.method)
+        self.bits = file.bits
+        if file.bits == "auto" and self.recipe.auto_bits is not None:
+            self.bits = self.recipe.auto_bits
+        parameters = list(self.model.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            raise ValueError("no parameter of the model requires a gradient: let some")
+        self.target = self._target(file.budget_bits)
+        if file.ratios is not None and not self.recipe.layerwise:
+            raise ValueError(f"{file.method} does not prune layer by layer: leave out ratios")
+        self._name_large()
+
+    def _target(self, budget_bits: int | None) -> Target:
+        rdo = self.settings.file.rdo
+        return Target.of(self.model, budget_bits, self.bits, self.meta, rdo=rdo)
+
+    def _name_large(self) -> None:
+        """Warn of tensors that take a large part of the file although nothing compresses them."""
+        budget, width = self.target.budget_bits, self.target.width
+        for name, tensor in never_factorized(self.model).items():
+            bits = width * tensor.numel()
+            if bits > _LARGE * budget:
+                warn(
+                    f"{name}, of shape {tuple(tensor.shape)}, is no weight of a layer that can be "
+                    f"factorized: it stays dense, at {width} bits a value, in {bits:,} of the "
+                    f"{budget:,} bits"
+                )
+
+    @cached_property
+    def _examples(self) -> tuple[Tensor, Tensor]:
+        """The first x and y of a pass, on the model's device; a loader may take long to start."""
+        with torch.random.fork_rng():
+            x, y = next(iter(self.loader))[:2]
+        device = next(self.model.parameters()).device
+        return x[:EXAMPLES].to(device), y[:EXAMPLES].to(device)
+
+    def lay_out(self) -> None:
+        """Lay convolutions out as processors and GPUs run them fastest, where the model allows it.
+
+        One that flattens by a view, or convolves in three dimensions, does not.
+        """
+        try:
+            outputs(channels_last(copy_model(self.model)), self._examples[0])
+        except Exception as error:  # whatever a model of one's own says to other strides
+            if out_of_memory(error):
+                raise
+            return
+        channels_last(self.model)
+        self.memory_format = torch.channels_last
+
+    def rehearse(self, own: nn.Module | None) -> None:
+        """Write, read and attack the file of an untrained model, as will be done in the end.
+
+        What cannot be done then is found out before the first step.
+
+        Args:
+            own: takes the weights of the file; None for the model that it names.
+
+        Raises:
+            AtmcFormatError, RuntimeError: the file cannot be read into the model, or run.
+        """
+        data = codec.encode(empty_artifact(self.model, self.target.width, self.target.meta))
+        into = None if own is None else copy_model(own)
+        decoded = from_artifact(decode(data, into), into)
+        x, y = (part[:1] for part in self._examples)
+        decoded = decoded.to(x.device)
+        if self.settings.attacked:
+            assert self.settings.attack.eps is not None
+            fgsm(decoded, x, y, self.settings.attack.eps)
+        else:
+            outputs(decoded, x)
+
+    def check_least(self) -> None:
+        """Refuse a budget that the method cannot reach; looks at the loader's first batch.
+
+        Raises:
+            BudgetError: with the smallest budget that it can.
+            ValueError: ratios that cannot be.
+        """
+        file = self.settings.file
+        if self.recipe.least is None or (file.budget_bits is None and file.ratios is None):
+            return
+        x = self._examples[0]
+        target, least = self.target, 0
+        # A larger budget may give the dense part more bits a value, and so ask for more again.
+        while True:
+            model = copy_model(self.model)
+            found = self.recipe.least(model, target, self.schedule, x)
+            if found <= target.budget_bits:
+                break
+            least = found
+            target = self._target(least)
+        if least > 0:
+            raise BudgetError(
+                f"a budget of {file.budget_bits} bits is too small for {file.method}: the "
+                f"smallest that it reaches here is {least} bits ({math.ceil(least / 8)} bytes)",
+                least,
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the recipe is given."""
+        t = self.settings.training
+        assert t.epochs is not None and t.level_epochs is not None
+        state = torch.bfloat16 if t.state_precision == "bfloat16" else None
+        return Schedule(t.epochs, t.level_epochs, t.lr, state, self.settings.file.ratios)
+
+    def _objective(self, teacher: nn.Module | None) -> Objective:
+        attack, training = self.settings.attack, self.settings.training
+        assert attack.eps is not None
+        steps = usual_steps(attack.train_attack) if attack.steps is None else attack.steps
+        return Objective(
+            eps=attack.eps if self.recipe.attacked else 0.0,
+            train_attack=attack.train_attack,
+            steps=steps,
+            step_size=attack.step_size,
+            clean_weight=training.clean_weight,
+            teacher=teacher,
+            distill=training.distill if teacher is not None else 0.0,
+            precision=training.autocast,
+            fast=training.fast,
+            bpda=attack.bpda,
+            compiled=attack.compiled,
+        )
+
+    def _train(self, phase: str, index: int, stages: list[Stage], objective: Objective) -> None:
+        if self.settings.training.fast:
+            keep_freed()
+        checkpoint = self.checkpoints / f"{phase}.pt" if self.checkpoints is not None else None
+        trainer = Trainer(
+            self.model,
+            self.loader,
+            stages,
+            objective,
+            seed=(self.settings.run.seed, index),
+            checkpoint=checkpoint,
+            on_step=self.on_step,
+            on_epoch=self.on_epoch,
+        )
+        trainer.run()
+        self.seconds[phase] = sum(trainer.seconds.values())
+        self.collapses += trainer.guard.collapses
+
+    def train_attack_report(self) -> dict[str, Any]:
+        """The training-time attack, and how often a cheap one collapsed (null: none is used)."""
+        name = self.settings.attack.train_attack if self.settings.attacked else "none"
+        return {"name": name, "collapses": None if name in ("none", "pgd") else self.collapses}
+
+    def train_dense(self) -> None:
+        """The dense start: the model trained under the method's attack, ε warmed up."""
+        start = self.settings.start
+        assert start.dense_epochs is not None
+        rate = self.settings.training.lr if start.dense_lr is None else start.dense_lr
+        stage = DenseStage(
+            start.dense_epochs, rate, start.warmup, start.dense_optimizer, start.dense_schedule
+        )
+        self._train("dense", 0, [stage], self._objective(None))
+
+    def compress(self) -> bytes:
+        """The method's stages from the dense start, and the artifact."""
+        teacher = copy_model(self.model) if self.settings.training.distill > 0 else None
+        stages = list(self.recipe.stages(self.target, self.schedule))
+        self._train("compress", 1, stages, self._objective(teacher))
+        return fit(self.model, self.target)
+
+    def unused(self, data: bytes) -> dict[str, Any] | None:
+        """The ``unused`` of report.json for the artifact: how many bits of the budget, and why."""
+        return self.target.unused(8 * len(data))
+
+    def size_report(self, data: bytes) -> dict[str, Any]:
+        """The ``size`` of report.json for the artifact made of the model."""
+        made_of = to_artifact(self.model, width=self.target.width, meta=self.target.meta)
+        sizes = codec.measure(made_of)
+        return {
+            "file_bits": 8 * len(data),
+            "paper_bits": sizes.paper_bits,
+            "dense_bits": dense_bits(self.model),
+            "nonzeros": sizes.nonzeros,
+            "parts": dict(sizes.parts),
+        }
+
+
+def usual_budget(model: nn.Module, method: str) -> int | None:
+    """The ceiling where none is given: 1 % of the dense size; None where the method needs none.
+
+    Raises:
+        ValueError: there is no method of that name.
+    """
+    return dense_bits(model) // 100 if get(method).bounded else None

@@ -1,0 +1,16 @@
+"""Pages that are made from the code are what the code makes now."""
+
+import importlib.util
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_settings_are_those_that_are_declared() -> None:
+    spec = importlib.util.spec_from_file_location("settings_table", DOCS / "settings_table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert (DOCS / "SETTINGS.md").read_text(encoding="utf-8") == table.page(), (
+        "run: python docs/settings_table.py"
+    )
