@@ -25,7 +25,7 @@ from atmc.models.sources import channels_last
 from atmc.optim.atmc import ATMC
 from atmc.optim.pruning import PruningADMM
 from atmc.optim.splitting import Splitting
-from atmc.projection import project_per_layer
+from atmc.projection import project_topk
 from atmc.training.cheap_attacks import Guard
 from atmc.training.objective import Objective, TrainAttack
 from atmc.training.stage import adam
@@ -89,7 +89,7 @@ def pruned(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], 
     weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
 
     def projection(kept: int) -> Callable[[Tensor], Tensor]:
-        return lambda weight: project_per_layer([weight], [kept])[0]
+        return lambda weight: project_topk([weight], kept)[0]
 
     projections = {name: projection(weight.numel() // 100) for name, weight in weights.items()}
     optimizer = PruningADMM(weights, adam(model.parameters(), 1e-4), projections)

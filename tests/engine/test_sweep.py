@@ -93,7 +93,7 @@ points:
     assert starts["starts/natural-s0"]["train_attack"] == "none"
     assert starts["starts/robust-s0-dense_epochs=2"]["dense_epochs"] == 2
     assert {s["method"] for s in starts.values()} == {"dense"}
-    assert {s.clean_weight for s in starts.values()} == {0.0}
+    assert {s["clean_weight"] for s in starts.values()} == {0.0}
     assert {p.settings["clean_weight"] for p in plan.points} == {0.5}
     assert {p.settings["data_root"] for p in (*plan.starts, *plan.points)} == {"elsewhere"}
     # A dense net at 32 bits is its own start.
