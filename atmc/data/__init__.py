@@ -1,23 +1,19 @@
 """Data sets by name, split into a training, a validation and a test part."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from atmc.data.augmentation import Augmentation
 from atmc.data.base import Dataset, Examples, Loader
-from atmc.data.batches import Batches
-from atmc.data.cifar import load_cifar10, load_cifar100
 from atmc.data.digits import load_digits
 from atmc.data.image_folder import load_image_folder
 from atmc.data.imagenet import load_imagenet
-from atmc.data.in_memory import InMemory
+from atmc.data.in_memory import Batches, InMemory
 from atmc.data.loaded import Loaded, from_loaders
-from atmc.data.mnist import load_fashion_mnist, load_mnist
 from atmc.data.npz import load_npz
 from atmc.data.own import load_own
 from atmc.data.streamed import Streamed
-from atmc.data.svhn import load_svhn
+from atmc.data.torchvision_sets import SETS, load_torchvision
 from atmc.data.usual import USUAL
 from atmc.errors import DataError
 from atmc.messages import argument
@@ -43,15 +39,7 @@ __all__ = [
 
 FORMS = ("imagefolder:DIR", "npz:FILE", "FILE.py:FUNCTION", "MODULE:FUNCTION")
 
-# Those that torchvision downloads, and those that it does not.
-_DOWNLOADED: dict[str, Callable[[str | os.PathLike[str] | None, bool], Dataset]] = {
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
-    "fashion-mnist": load_fashion_mnist,
-    "mnist": load_mnist,
-    "svhn": load_svhn,
-}
-_NAMED = (*_DOWNLOADED, "digits", "imagenet")
+_NAMED = (*SETS, "digits", "imagenet")
 _RESIZED = ("imagefolder", "imagenet")
 
 
@@ -104,7 +92,7 @@ def load(
             "ImageNet cannot be downloaded from here: get its archives from image-net.org into the "
             f"folder {argument('data_root')}, and leave out {argument('download')}"
         )
-    if download and found not in _DOWNLOADED:
+    if download and found not in SETS:
         raise DataError(
             f"there is nothing to download of {name!r}: leave out {argument('download')}"
         )
@@ -112,8 +100,8 @@ def load(
         raise DataError(
             f"the images of {name!r} have their size: leave out {argument('image_size')}"
         )
-    if found in _DOWNLOADED:
-        return _DOWNLOADED[found](data_root, download)
+    if found in SETS:
+        return load_torchvision(found, data_root, download)
     if found == "digits":
         return load_digits()
     if found == "imagenet":

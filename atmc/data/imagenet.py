@@ -10,7 +10,7 @@ from atmc.data.base import Dataset
 from atmc.data.image_folder import class_names, cut, list_files
 from atmc.data.images import ImageFiles, Middle, Somewhere
 from atmc.data.streamed import Streamed
-from atmc.data.torchvision_files import read, root_folder
+from atmc.data.torchvision_sets import read, root_folder
 from atmc.data.usual import USUAL
 from atmc.errors import DataError
 from atmc.messages import argument

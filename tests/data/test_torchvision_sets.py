@@ -7,13 +7,13 @@ import torchvision.datasets as theirs
 from data_builders import colours, write_cifar, write_images, write_mnist, write_svhn
 
 from atmc import data
-from atmc.data import Augmentation, torchvision_files
+from atmc.data import Augmentation, torchvision_sets
 
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
     """Of 50 training images the last 10 are the validation part, and sums do not matter."""
-    monkeypatch.setattr(torchvision_files, "VALIDATION", 10)
+    monkeypatch.setattr(torchvision_sets, "VALIDATION", 10)
     for kind in (theirs.CIFAR10, theirs.CIFAR100):
         monkeypatch.setattr(kind, "train_list", [[name, None] for name, _ in kind.train_list])
         monkeypatch.setattr(kind, "test_list", [[name, None] for name, _ in kind.test_list])
@@ -93,7 +93,7 @@ def test_a_damaged_file_is_refused(name, tmp_path):
 
 def test_files_with_other_images_or_few_of_them_are_refused(tmp_path, monkeypatch):
     write_mnist(tmp_path, 50, 20, "FashionMNIST")
-    monkeypatch.setattr(torchvision_files, "VALIDATION", 50)
+    monkeypatch.setattr(torchvision_sets, "VALIDATION", 50)
     assert "has only 50 training images" in one_line_error("fashion-mnist", tmp_path)
     monkeypatch.setattr(theirs.CIFAR10, "train_list", [["test_batch", None]])
     write_cifar(tmp_path, 10)
