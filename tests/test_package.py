@@ -66,6 +66,20 @@ def test_the_command_is_there(installed):
     assert callable(command.load())
 
 
+def test_what_lies_beside_the_code_is_installed_with_it():
+    root = Path(__file__).parents[1]
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    named = {
+        f"{package.replace('.', '/')}/{name.strip()}"
+        for package, names in config["options.package_data"].items()
+        for name in names.split(",")
+    }
+    found = {path.relative_to(root).as_posix() for path in (root / "atmc").rglob("*.*")}
+    beside = {name for name in found if not name.endswith((".py", ".pyc")) and "/__" not in name}
+    assert beside == named - {"atmc_cli/py.typed"}
+
+
 @pytest.mark.parametrize("package", ["atmc", "atmc_cli"])
 def test_both_packages_are_typed(installed, package):
     assert importlib.resources.files(package).joinpath("py.typed").is_file()
@@ -93,5 +107,5 @@ def test_heavy_dependencies_are_extras(installed):
     assert {"pytest", "hypothesis"} <= requirements(installed, "test")
     assert set(installed.metadata.get_all("Provides-Extra")) == {
         *extras,
-        *("all", "dev", "lint", "test"),
+        *("all", "dev", "docs", "lint", "test"),
     }

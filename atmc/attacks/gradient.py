@@ -192,11 +192,16 @@ def pgd(
         The attacked inputs, in [0, 1] and within ε of ``x``.
 
     Raises:
-        ValueError: a negative ε, a number of steps or restarts below 1, an unknown loss, or "dlr"
-            for a model of fewer than 3 classes.
+        ValueError: a negative ε, a number of steps or restarts below 1, an unknown loss, "dlr" for
+            a model of fewer than 3 classes, or ``compiled`` with ``stop_when_fooled``.
     """
     _check(eps, steps, restarts)
     step = default_step_size(eps, steps) if step_size is None else step_size
+    if compiled and stop_when_fooled:
+        raise ValueError(
+            "stop_when_fooled makes the batch smaller from step to step, which compiled passes do "
+            "not follow: leave out one of them"
+        )
     example_loss = _example_loss(loss)
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     worst = worst_loss = None

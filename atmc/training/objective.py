@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,16 @@ class Objective:
         eps = self.eps * scale
         if eps == 0:
             return x
-        return n_fgsm(model, x, y, eps, **self._how())
+        return n_fgsm(
+            model,
+            x,
+            y,
+            eps,
+            precision=self.precision,
+            fast=self.fast,
+            bpda=self.bpda,
+            compiled=self.compiled,
+        )
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
         """``x`` attacked by PGD within ``scale`` · ε."""
@@ -79,30 +88,37 @@ class Objective:
         if self.train_attack == "atta":  # those are of a visit
             steps, size = max(steps, _PGD_STEPS), None
         step = 2 * self.eps / steps if size is None else size
+        return self._pgd(model, x, y, eps, steps, step * scale)
+
+    def visit(self, model: nn.Module, x: Tensor, y: Tensor, scale: float, start: Tensor) -> Tensor:
+        """``x`` attacked by a few steps from ``start``, a point of the ball of ``scale`` · ε."""
+        size = self.eps / 2 if self.step_size is None else self.step_size
+        eps = self.eps * scale
+        return self._pgd(model, x, y, eps, self.steps, size * scale, start)
+
+    def _pgd(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        eps: float,
+        steps: int,
+        step_size: float,
+        start: Tensor | None = None,
+    ) -> Tensor:
         return pgd(
             model,
             x,
             y,
             eps,
             steps,
-            step_size=step * scale,
-            **self._how(),
+            step_size=step_size,
+            start=start,
+            precision=self.precision,
+            fast=self.fast,
+            bpda=self.bpda,
+            compiled=self.compiled,
         )
-
-    def visit(self, model: nn.Module, x: Tensor, y: Tensor, scale: float, start: Tensor) -> Tensor:
-        """``x`` attacked by a few steps from ``start``, a point of the ball of ``scale`` · ε."""
-        size = self.eps / 2 if self.step_size is None else self.step_size
-        eps = self.eps * scale
-        return pgd(model, x, y, eps, self.steps, step_size=size * scale, start=start, **self._how())
-
-    def _how(self) -> dict[str, Any]:
-        """How an attack's passes are run."""
-        return {
-            "precision": self.precision,
-            "fast": self.fast,
-            "bpda": self.bpda,
-            "compiled": self.compiled,
-        }
 
     def _one(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         loss = F.cross_entropy(logits, y)

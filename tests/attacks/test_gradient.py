@@ -337,6 +337,8 @@ def test_errors() -> None:
             fgsm(model, x, y, eps)
     with pytest.raises(ValueError, match="steps is 0"):
         pgd(model, x, y, 0.1, 0)
+    with pytest.raises(ValueError, match="compiled passes do not follow"):
+        pgd(model, x, y, 0.1, compiled=True, stop_when_fooled=True)
     with pytest.raises(ValueError, match="restarts is 0"):
         pgd(model, x, y, 0.1, restarts=0)
     with pytest.raises(ValueError, match="unknown attack loss 'hinge'"):
