@@ -76,7 +76,7 @@ def report(
             adversarial examples, and says so.
         dataset: one's own, by its name in the runs or as it is: examples of no other of one's own
             are attacked, since no code is run because a file says so.
-        model: likewise, by its name or as :func:`atmc.engine.run.run` takes it.
+        model: likewise, by its name or as :func:`atmc.compress` takes it.
         sheets: for how many runs, at most, there are adversarial examples.
 
     Raises:
