@@ -11,6 +11,10 @@ import torch
 from atmc.errors import RunError
 from atmc.messages import argument
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_LARGEST = 2**30  # bytes: blocks up to this size, and as much free memory, are kept
+_LARGEST_OLD = 2**25  # the most that older versions take
+
 
 @functools.cache
 def fast_bfloat16() -> bool:
@@ -29,11 +33,6 @@ def matrix_units() -> bool:
 def _capability(name: str) -> bool:
     tell = getattr(torch.cpu, name, None)
     return bool(tell()) if tell is not None else False
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_LARGEST = 2**30  # bytes: blocks up to this size, and as much free memory, are kept
-_LARGEST_OLD = 2**25  # the most that older versions take
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -189,7 +189,7 @@ class LoaderData(Data):
             raise SettingsError("there is no train_loader: give one, or a dataset")
         self.loaders = {"train": train, "validation": val, "test": test}
         self.name = type(getattr(train, "dataset", train)).__name__
-        self._looked_at = self._checked("train", pixels=False)
+        self._train = self._checked("train", pixels=False)  # until the settings are known
 
     def _checked(self, title: str, *, pixels: bool, **more: Any) -> Checked:
         loader = self.loaders[title]
@@ -199,7 +199,7 @@ class LoaderData(Data):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of the inputs of the first batch."""
-        return tuple(self._looked_at.first[0].shape[1:])
+        return tuple(self._train.first[0].shape[1:])
 
     def complete(self, settings: Settings) -> Settings:
         """With what is usual on small colour images."""
@@ -300,8 +300,8 @@ class Inputs:
         names: dict[str, Any] = {}
         if self.model is not None:
             kind = type(self.model).__name__
-            made = kind if self.trained else getattr(self.model, "__name__", kind)
-            names["model"] = GIVEN + (str(self.meta["model"]) if self.meta else made)
+            name = kind if self.trained else getattr(self.model, "__name__", kind)
+            names["model"] = GIVEN + (str(self.meta["model"]) if self.meta else name)
         if self.data is not None:
             names |= {"dataset": GIVEN + self.data.name, "data_root": None}
             names |= {"download": False, "image_size": None}
@@ -330,6 +330,9 @@ class Inputs:
                 objects = key in ("model", "dataset")
                 what = f"the {key} is" if objects else f"the dataset, and with it {key}, is"
                 raise SettingsError(f"{what} given as an object: leave it out of the settings")
+        for key in ("batch_size", "eval_examples") if isinstance(self.data, LoaderData) else ():
+            if said.get(key) is not None:
+                raise SettingsError(f"the loaders decide {key}: leave it out")
         for key in ("init", "inherit") if self.trained else ():
             if said.get(key) is not None:
                 raise SettingsError(

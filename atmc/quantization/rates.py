@@ -16,17 +16,11 @@ from torch import Tensor
 from atmc.quantization.codebooks import quantized_codebook
 
 FLOAT_BITS = 32  # values kept as they are, no codebook
-
 _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
-
 CHOICES = range(1, 9)  # bits a value
-
 _LEAST_MORE, _MOST_MORE = 2, 5  # bits of a level beyond those of its index
-
 _AHEAD = 2  # bits beyond those that a tensor has, looked at for the next step
-
 _HALF = 16  # bits of a float32, taken at a time
-
 _TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
 
 Curve = Callable[[int], tuple[float, float]]  # error and rate of a tensor, by bits a value

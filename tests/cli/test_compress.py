@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -138,8 +137,6 @@ def four(tmp_path_factory, atmc, finished):
 def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, four, here):
     process = started("--config", four[0], "--output", "cut")
     for line in process.stderr:
-        if line.startswith("compress epoch 1"):
-            refused(atmc, "cut", process.pid)
         if line.startswith("compress epoch 2"):
             process.send_signal(signal.SIGINT)
             break
@@ -167,14 +164,25 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, four, here):
     assert not [path for path in (here / "cut").iterdir() if path.name.startswith(".")]
 
 
-def refused(atmc, folder, process):
-    """A second run in a folder, while a process is at work in it."""
-    for flag in ([], ["--overwrite"], ["--resume"]):
-        line = error(atmc("compress", "--output", folder, *flag), 1)
-        assert line.startswith(
-            f"{folder} is in use by process {process} on {platform.node()}: wait until it ends"
-        )
-    assert not Path(folder, "report.json").exists()
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, four, here):
+    process = started("--config", four[0], "--output", "one")
+    try:
+        for line in process.stderr:
+            if line.startswith("compress epoch 1"):
+                break
+        said = f"one is in use by process {process.pid} on {platform.node()}: wait until it ends"
+        for flag in ([], ["--overwrite"], ["--resume"]):
+            line = error(atmc("compress", "--output", "one", *flag), 1)
+            assert line.startswith(said)
+        assert not (here / "one" / "report.json").exists()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (here / "one" / ".atmc.lock").exists()
+    resumed = atmc("compress", "--output", "one", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert (here / "one/model.atmc").read_bytes() == four[1]
+    assert not [path for path in (here / "one").iterdir() if path.name.startswith(".")]
 
 
 def test_two_that_replace_a_run_at_once_are_not_mixed(run, here):

@@ -391,6 +391,17 @@ def data():
 """
 
 
+def test_several_jobs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_of_jobs.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_of_jobs  # type: ignore[import-not-found]
+
+    points = {**POINTS, "points": [{"method": "l0", "budget_bits": [4000, 100]}]}
+    plan = make_plan(points, model=own_of_jobs.net, dataset=own_of_jobs.data())
+    found = sweep(plan, tmp_path / "runs", jobs=2)
+    assert [outcome.status for outcome in found] == ["done", "done", "unreachable"]
+
+
 MAIN = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -452,6 +463,13 @@ def test_what_no_other_process_can_take(tmp_path: Path) -> None:
 def test_plans_that_name_what_is_given(change: Callable[[dict[str, Any]], Any]) -> None:
     with pytest.raises(SettingsError, match="is given as an object: leave it out of the settings"):
         make_plan(change(POINTS), model=Net, dataset=mine())
+
+
+@pytest.mark.parametrize("setting", [{"batch_size": 4}, {"eval_examples": 3}])
+def test_what_loaders_decide_is_no_setting(setting: dict[str, int]) -> None:
+    said = f"the loaders decide {next(iter(setting))}: leave it out"
+    with pytest.raises(SettingsError, match=said):
+        atmc.compress(Net, loader(20, 0), test_loader=loader(20, 1), **setting)
 
 
 def test_names_of_objects() -> None:

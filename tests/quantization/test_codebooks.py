@@ -101,8 +101,8 @@ def test_error_on_a_lattice_with_an_atom(levels):
 
 
 def test_many_levels():
-    values = torch.from_numpy(np.random.default_rng(0).laplace(size=1500))
-    for count in (300, 750, 1490):
+    values = torch.from_numpy(np.random.default_rng(0).laplace(size=3000))
+    for count in (600, 1500, 2990):
         levels, codes = codebook(values, count)
         check(values, levels, codes, count)
         _, best = kmeans1d.cluster(np.sort(values.numpy()), count)
