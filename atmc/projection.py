@@ -59,15 +59,17 @@ def topk_masks(
     Never more than ``k`` entries are kept, and fewer only where there are fewer positive scores:
     a score of zero is never kept. Ties go to the earlier tensor, then to the lower flat index.
 
-    >>> [mask.tolist() for mask in topk_masks([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], 2)]
-    [[True, False], [True]]
-
     With ``costs`` the entries are ranked by score / cost, and ``k`` is a budget in the unit of the
     costs: the longest prefix of that ranking whose total cost is at most ``k`` is kept. This is
     the greedy solution of the knapsack problem; it is exact for the ranking (no other choice of
     the same cost has a larger total score), but may leave less than one entry's cost unspent. The
     total is formed in float64: the number kept at each distinct cost times that cost, added in the
     order in which the costs first appear. Costs of 1 give the plain result.
+
+    Examples:
+        >>> masks = topk_masks([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], 2)
+        >>> [mask.tolist() for mask in masks]
+        [[True, False], [True]]
 
     Args:
         scores: nonnegative float tensors of any shape, dtype and device; infinity is allowed. They

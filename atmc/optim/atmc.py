@@ -35,9 +35,10 @@ _LEAST_MOVE, _MOST_MOVE = 0.02, 0.5
 def cubic(start: int, end: int, steps: float) -> Callable[[int], int]:
     """k from ``start`` to ``end`` over ``steps``, fast at first (Zhu & Gupta, 2017).
 
-    >>> k = cubic(1000, 200, 10)
-    >>> k(0), k(5), k(10), k(20)
-    (1000, 300, 200, 200)
+    Examples:
+        >>> k = cubic(1000, 200, 10)
+        >>> k(0), k(5), k(10), k(20)
+        (1000, 300, 200, 200)
     """
 
     def schedule(step: int) -> int:

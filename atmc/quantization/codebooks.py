@@ -42,9 +42,10 @@ def codebook(values: Tensor, levels: int, init: Tensor | None = None) -> tuple[T
     of the optimum's for up to 512 levels (mostly within 0.1 %), a few percent beyond, where the
     program gives way to the density alone. Deterministic, and the same on every device.
 
-    >>> levels, codes = codebook(torch.tensor([0.9, 1.1, 0.0, -2.0]), 2)
-    >>> levels.tolist(), codes.tolist()
-    ([-2.0, 1.0], [1, 1, 0])
+    Examples:
+        >>> levels, codes = codebook(torch.tensor([0.9, 1.1, 0.0, -2.0]), 2)
+        >>> levels.tolist(), codes.tolist()
+        ([-2.0, 1.0], [1, 1, 0])
 
     Args:
         values: float tensor of any shape.
