@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -14,12 +15,13 @@ Importance = Literal["effect", "effect-per-bit", "magnitude"]
 _VALUE_BITS = 4.0  # of a nonzero, its sign included
 
 
-def magnitude(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
+def magnitude(weight: FactorizedWeight, out: Sequence[Tensor]) -> None:
     """|θ| for U, V, C: the projection of the ATMC paper, the nearest k-sparse point."""
-    return weight.U.abs(), weight.V.abs(), weight.C.abs()
+    for factor, scores in zip(weight.factors.values(), out, strict=True):
+        torch.abs(factor.to(scores.dtype), out=scores)
 
 
-def effect(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
+def effect(weight: FactorizedWeight, out: Sequence[Tensor]) -> None:
     """By how much W changes, in Frobenius norm, when the entry goes to zero.
 
     |U_ij| · ‖V_j·‖, |V_jk| · ‖U_·j‖ and |C_ij|, with U or V taken whole, identity included:
@@ -35,9 +37,9 @@ def effect(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
         rows = rows + 2 * V.diagonal(dim1=-2, dim2=-1) + 1
     # The two extra terms can leave a rounding error below zero.
     columns, rows = columns.clamp(min=0).sqrt(), rows.clamp(min=0).sqrt()
-    # In place: for large layers each pass over memory counts.
-    scores_U, scores_V = U.abs().mul_(rows[..., None, :]), V.abs().mul_(columns[..., :, None])
-    return scores_U, scores_V, weight.C.abs()
+    magnitude(weight, out)
+    out[0].mul_(rows[..., None, :])
+    out[1].mul_(columns[..., :, None])
 
 
 def place_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,24 +62,41 @@ def place_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
     return total.log2() - rows.log2(), -columns.log2()
 
 
-def effect_per_bit(weight: FactorizedWeight) -> tuple[Tensor, Tensor, Tensor]:
+def effect_per_bit(weight: FactorizedWeight, out: Sequence[Tensor]) -> None:
     """Effect over the square root of what an entry costs in the file: squared error for each bit.
 
     That is the order in which a budget of bits is best spent. Entries in full rows and columns are
     cheap, those in empty ones dear: so nonzeros gather.
     """
-    ranked = []
-    for score, factor in zip(effect(weight), weight.factors.values(), strict=True):
+    effect(weight, out)
+    for factor, scores in zip(weight.factors.values(), out, strict=True):
         rows, columns = place_bits(factor.detach())
         # No place is cheaper than nothing.
-        ranked.append(score.mul_((rows + columns).clamp_(min=0).add_(_VALUE_BITS).rsqrt_()))
-    return ranked[0], ranked[1], ranked[2]
+        scores.mul_((rows + columns).clamp_(min=0).add_(_VALUE_BITS).rsqrt_())
+
+
+_SCORES: dict[Importance, Callable[[FactorizedWeight, Sequence[Tensor]], None]] = {
+    "effect": effect,
+    "effect-per-bit": effect_per_bit,
+    "magnitude": magnitude,
+}
 
 
 @torch.no_grad()
-def scores(weights: list[FactorizedWeight], importance: Importance) -> list[Tensor]:
-    """Scores of all U, V, C in the order of :func:`atmc.factorization.named_factors`."""
-    function = {"effect": effect, "effect-per-bit": effect_per_bit, "magnitude": magnitude}[
-        importance
-    ]
-    return [score for weight in weights for score in function(weight)]
+def scores(
+    weights: Sequence[FactorizedWeight],
+    importance: Importance,
+    out: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Scores of all U, V, C in the order of :func:`atmc.factorization.named_factors`.
+
+    Args:
+        weights: of a model.
+        importance: "magnitude", "effect" or "effect-per-bit".
+        out: tensors of the factors' shapes to write the scores into.
+    """
+    factors = [factor for weight in weights for factor in weight.factors.values()]
+    ranks = [torch.empty_like(factor) for factor in factors] if out is None else list(out)
+    for index, weight in enumerate(weights):
+        _SCORES[importance](weight, ranks[3 * index : 3 * index + 3])
+    return ranks

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.layers import FactorizedWeight, factorized_weights
+from atmc.factorization.layers import FactorizedWeight, factorize, factorized_weights
 from atmc.methods.base import Schedule, register
-from atmc.methods.closing.shares import ShareStage, Values, put
+from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, pruned_bits, put
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
 from atmc.methods.magnitude import MaskedStage
@@ -28,9 +28,8 @@ from atmc.projection import project_columns, project_filters, project_topk
 from atmc.training.stage import Stage, adam
 
 _PRUNED = {"irregular": "weights", "column": "columns", "filter": "filters"}
-
-
 _AIMS = 5  # how often the share is chosen anew
+_DUPLICATES = 50  # of a stage
 
 
 class AdmmStage(ShareStage):
@@ -44,9 +43,7 @@ class AdmmStage(ShareStage):
         lr: peak rate of Adam.
         target: the budget.
         sets: what each layer may keep.
-        rho: the penalty weight at the end; it rises from zero as the square of the progress.
-            None makes the pull, summed over all steps, the same for any length.
-        duplicate_every: steps between Z and u; None for a fiftieth of the stage.
+        state_dtype: of duplicates and duals, None for that of the weights.
     """
 
     name = "admm"
@@ -57,39 +54,26 @@ class AdmmStage(ShareStage):
         lr: float,
         target: Target,
         sets: LayerSets,
-        *,
-        rho: float | None = None,
-        duplicate_every: int | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(epochs, lr, target)
         self.sets = sets
-        self.rho = rho
-        self.duplicate_every = duplicate_every
         self.state_dtype = state_dtype
-
-    def take(self, model: nn.Module) -> None:
-        """Check the table of ratios.
-
-        Raises:
-            ValueError: it names no layer.
-        """
-        super().take(model)
-        self.sets.check(model)
-        self.carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
 
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """PruningADMM around Adam, on the factors that are W."""
-        self.take(model)
+        self.model = model
+        self.search = ShareSearch(model, self.target, self.example)
         steps = max(1, self.total_steps)
-        carried = {id(factor) for factor in self.carriers.values()}
-        empty = {id(f) for w in factorized_weights(model) for f in w.factors.values()} - carried
+        weights = factorized_weights(model)
+        carriers = {w.carrier: w.factors[w.carrier] for w in weights}
+        empty = {id(f) for w in weights for n, f in w.factors.items() if n != w.carrier}
         self.optimizer = PruningADMM(
-            self.carriers,
+            carriers,
             adam((p for p in model.parameters() if id(p) not in empty), self.lr),
-            self.sets.projections(model, self.share),
-            rho=rising_rho(steps, self.rho),
-            duplicate_every=self.duplicate_every or max(1, steps // 50),
+            self.sets.projections(model, 1.0),
+            rho=rising_rho(steps),
+            duplicate_every=max(1, steps // _DUPLICATES),
             state_dtype=self.state_dtype,
         )
         self.aim()
@@ -97,13 +81,13 @@ class AdmmStage(ShareStage):
 
     def values_at(self, share: float) -> Values:
         """The projections of the weights."""
-        projections = self.sets.projections(self.model, share)
-        return {n: projections[n](f.detach().clone()) for n, f in self.carriers.items()}
+        return self.sets.project(self.model, share)
 
-    def aim(self) -> None:
+    def aim(self) -> float:
         """The share, and the projections that follow from it."""
-        super().aim()
-        self.optimizer.projections = self.sets.projections(self.model, self.share)
+        share = super().aim()
+        self.optimizer.projections = self.sets.projections(self.model, share)
+        return share
 
     def after_step(self, step: int) -> None:
         """Choose the share anew now and then."""
@@ -112,20 +96,20 @@ class AdmmStage(ShareStage):
 
     def finish(self, model: nn.Module) -> None:
         """The hard pruning."""
-        self.aim()
-        put(model, self.values_at(self.share))
-        if self.share == 1 and self.sets.ratios is not None:
+        share = self.aim()
+        put(model, self.values_at(share))
+        if share == 1 and self.sets.ratios is not None:
             self.target.outcome.whole = "the ratios keep no more"
 
     def measure(self) -> dict[str, int]:
         """Nonzeros that the pruning would leave now."""
-        values = self.values_at(self.share).values()
+        values = self.values_at(self.search.share).values()
         return {"nonzeros": sum(int(torch.count_nonzero(value)) for value in values)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`."""
         super().load_state_dict(state)
-        self.optimizer.projections = self.sets.projections(self.model, self.share)
+        self.optimizer.projections = self.sets.projections(self.model, self.search.share)
 
 
 Structure = Literal["irregular", "column", "filter"]
@@ -159,9 +143,14 @@ class LayerSets:
         return None
 
     def projections(self, model: nn.Module, share: float) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The projection of every weight's carrier, by the carrier's name."""
+        """The projection of every weight's carrier, by the carrier's name.
+
+        Raises:
+            ValueError: a pattern of the ratios names no layer.
+        """
         weights = factorized_weights(model)
-        found = {}
+        self._check(weights)
+        projections = {}
         for weight in weights:
             ratio = self.ratio(weight, weight is weights[-1])
             layout = weight.parametrization.layout
@@ -170,19 +159,21 @@ class LayerSets:
                 "column": layout.rest,
                 "filter": layout.rows,
             }[self.structure]
-            kept = 1.0 if ratio is None else min(1.0, share * ratio)
-            found[weight.carrier] = _projection(
-                self.structure, max(1, math.floor(kept * size + 1e-9))
-            )
-        return found
+            part = 1.0 if ratio is None else min(1.0, share * ratio)
+            count = max(1, math.floor(part * size + 1e-9))
+            projections[weight.carrier] = _projection(self.structure, count)
+        return projections
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse a table that names no layer of the model.
+    def project(self, model: nn.Module, share: float) -> Values:
+        """The weights of a model, projected, by the carriers' names."""
+        projections = self.projections(model, share)
+        return {
+            weight.carrier: projections[weight.carrier](weight.factors[weight.carrier].detach())
+            for weight in factorized_weights(model)
+        }
 
-        Raises:
-            ValueError: a pattern without a layer.
-        """
-        names = [weight.name for weight in factorized_weights(model)]
+    def _check(self, weights: Sequence[FactorizedWeight]) -> None:
+        names = [weight.name for weight in weights]
         layers = [name.rpartition(".")[0] for name in names]
         for pattern in self.ratios or ():
             if not any(fnmatchcase(name, pattern) for name in (*names, *layers)):
@@ -212,7 +203,7 @@ def _method(structure: Structure) -> None:
 
     def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
         sets = LayerSets(structure, schedule.ratios)
-        return AdmmStage(0, 0.0, target, sets).least_bits(model, x)
+        return pruned_bits(model, target, x, sets.project(factorize(model), 0.0))
 
     @register(f"admm-{structure}", least=least, layerwise=True)
     def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:

@@ -6,7 +6,6 @@ NeurIPS 2019; here under a budget of file bits.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from atmc import codec
 from atmc.accounting import fixed_bits
-from atmc.factorization.importance import Importance, scores
+from atmc.factorization.importance import Importance
 from atmc.factorization.layers import dense_part, factorize, factorized_weights, named_factors
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.constant_units import fold_constant_units
@@ -52,44 +51,20 @@ class CompressStage(Stage):
         epochs: length.
         lr: peak rate of Adam.
         target: the budget.
-        importance: how entries are ranked.
-        shrink: share of the stage over which k shrinks; 0 prunes at the first step.
-        rho: the penalty weight at the end; it rises from zero as the square of the progress.
-            None sets it so that the pull towards the levels, summed over all steps, is the
-            same for a short stage as for a long one. 0: no pull, codebooks at the end alone.
-        prune_only: only the factor that starts as W may hold nonzeros; U and V stay the
-            identity and C empty, so that W itself is pruned.
-        warmup: share of the stage over which ε rises.
-        duplicate_every: steps between duplicates.
-        distortion: the error of quantization that chosen bits may leave, as a share of all.
         state_dtype: of duplicates and duals, None for that of the factors.
     """
 
     name = "compress"
+    importance: Importance = "effect-per-bit"
+    prune_only = False  # W itself is pruned: U and V stay the identity, C empty; no duplicates
+    shrink = 0.6  # share of the stage over which k shrinks
+    duplicate_every = 10  # steps
 
     def __init__(
-        self,
-        epochs: int,
-        lr: float,
-        target: Target,
-        *,
-        importance: Importance = "effect",
-        shrink: float = 0.6,
-        rho: float | None = None,
-        prune_only: bool = False,
-        warmup: float = 0.0,
-        duplicate_every: int = 10,
-        distortion: float = DISTORTION,
-        state_dtype: torch.dtype | None = None,
+        self, epochs: int, lr: float, target: Target, state_dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(epochs, lr, warmup)
+        super().__init__(epochs, lr)
         self.target = target
-        self.importance: Importance = importance
-        self.shrink = shrink
-        self.rho = rho
-        self.prune_only = prune_only
-        self.duplicate_every = duplicate_every
-        self.distortion = distortion
         self.state_dtype = state_dtype
         self.k_start = 0
         self.k_target = 0
@@ -106,20 +81,19 @@ class CompressStage(Stage):
         self.model = model
         self.order = UnitOrder.of(model, self.example)
         self.prunings = Prunings(model, self.example, self.order)
-        self.names = list(named_factors(model))
-        carriers = [w.carrier for w in factorized_weights(model)]
-        self.allowed = carriers if self.prune_only else self.names
-        bits = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
-        costs = {name: 1.0 if name in self.allowed else math.inf for name in self.names}
+        weights = factorized_weights(model)
+        carriers = [weight.carrier for weight in weights]
+        factors = carriers if self.prune_only else list(named_factors(model))
+        fixed = {id(f) for n, f in named_factors(model).items() if n not in factors}
         self.optimizer = ATMC(
             model,
-            adam(model.parameters(), self.lr),
+            adam((p for p in model.parameters() if id(p) not in fixed), self.lr),
             self.k_at,
-            bits,
-            rho=rising_rho(self.total_steps, self.rho),
-            duplicate_every=self.duplicate_every if self.rho != 0 else sys.maxsize,
+            AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits),
+            rho=rising_rho(self.total_steps),
+            duplicate_every=sys.maxsize if self.prune_only else self.duplicate_every,
             importance=self.importance,
-            costs=costs if self.prune_only else None,
+            factors=factors,
             rdo=self.target.rdo,
             state_dtype=self.state_dtype,
         )
@@ -158,13 +132,8 @@ class CompressStage(Stage):
         fold_constant_units(self.model, self.example, self.order)
         drop_dead_paths(self.model, self.example)
         self.optimizer.forget_zeros()
-        ranks = [
-            rank if name in self.allowed else torch.zeros_like(rank)
-            for name, rank in zip(
-                self.names, scores(self.optimizer.weights, self.importance), strict=True
-            )
-        ]
-        bits = [self.optimizer.bits[name] for name in self.names]
+        ranks = list(self.optimizer.scores().values())
+        bits = list(self.optimizer.bits.values())
         values = self._value_bits()
         fixed = self.overhead + self._dense_now()
         for trial in range(_TRIALS):
@@ -183,11 +152,10 @@ class CompressStage(Stage):
     def _value_bits(self) -> list[float]:
         """Bits a code takes, by factor: measured on the last duplicate where it is large enough."""
         found = []
-        for name in self.names:
-            bits = self.optimizer.bits[name]
+        for name, bits in self.optimizer.bits.items():
             duplicate = self.optimizer.duplicates.get(name)
             value = float(bits)
-            if self.rho == 0 and bits != FLOAT_BITS:
+            if self.prune_only and bits != FLOAT_BITS:
                 duplicate, _ = rounded(self.optimizer.factors[name], bits, rdo=self.target.rdo)
             if duplicate is not None and bits != FLOAT_BITS:
                 kept = duplicate[duplicate != 0]
@@ -208,7 +176,7 @@ class CompressStage(Stage):
 
     def _settle_bits(self, final: bool = True) -> None:
         table = self.optimizer.rate_distortion(self.k_target)
-        bits = table.choose(self.distortion)
+        bits = table.choose(DISTORTION)
         self.optimizer.set_bits(bits)
         self.chosen = final
         self._aim()
@@ -293,7 +261,7 @@ class CompressStage(Stage):
         """Nonzeros now, and the file they would make, estimated."""
         sizes = [factor.numel() for factor in self.optimizer.factors.values()]
         counts = [int(torch.count_nonzero(f)) for f in self.optimizer.factors.values()]
-        bits = [self.optimizer.bits[name] for name in self.names]
+        bits = self.optimizer.bits.values()
         factors = sum(map(factor_bits, sizes, counts, bits, self._value_bits()))
         total = self.rate * (factors + self.overhead + self._dense_now())
         return {"nonzeros": sum(counts), "file_bits": round(total)}
@@ -308,26 +276,29 @@ class CompressStage(Stage):
             setattr(self, name, state[name])
 
 
+class ProjectStage(CompressStage):
+    """Global l0 projection of W after every step; codebooks at the end alone.
+
+    Gui et al., NeurIPS 2019, section 4.
+    """
+
+    importance = "magnitude"
+    prune_only = True
+
+
 @register("atmc")
 def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
     """All three kinds of compression under attack; then the levels."""
-    compress = CompressStage(
-        schedule.epochs,
-        schedule.lr,
-        target,
-        importance="effect-per-bit",
-        state_dtype=schedule.state_dtype,
-    )
-    return [compress, LevelStage(schedule.level_epochs, schedule.lr / 2, target)]
+    return [
+        CompressStage(schedule.epochs, schedule.lr, target, schedule.state_dtype),
+        LevelStage(schedule.level_epochs, schedule.lr / 2, target),
+    ]
 
 
 @register("l0")
 def project(target: Target, schedule: Schedule) -> Sequence[Stage]:
-    """Global l0 projection of W after every step: the pruning-only ancestor of ATMC.
-
-    Gui et al., NeurIPS 2019, section 4. k shrinks as a cubic; codebooks come at the end.
-    """
-    prune = CompressStage(
-        schedule.epochs, schedule.lr, target, importance="magnitude", rho=0.0, prune_only=True
-    )
-    return [prune, LevelStage(schedule.level_epochs, schedule.lr / 2, target)]
+    """The pruning-only ancestor of ATMC; then the levels."""
+    return [
+        ProjectStage(schedule.epochs, schedule.lr, target),
+        LevelStage(schedule.level_epochs, schedule.lr / 2, target),
+    ]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.layers import factorized_weights
+from atmc.factorization.layers import factorize, factorized_weights
 from atmc.methods.base import Schedule, register
-from atmc.methods.closing.shares import ShareStage, Values, put
+from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, pruned_bits
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
 from atmc.methods.magnitude import MaskedStage
@@ -122,16 +122,13 @@ class ScoreStage(ShareStage):
     def __init__(self, epochs: int, target: Target) -> None:
         super().__init__(epochs, _LR, target)
 
-    def take(self, model: nn.Module) -> None:
-        """A score for every weight, all weights shown."""
-        super().take(model)
-        carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
-        whole = {name: carrier.numel() for name, carrier in carriers.items()}
-        self.optimizer = ScoreOptimizer(carriers, whole, self.lr)
-
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD on the scores."""
-        self.take(model)
+        """SGD on a score for every weight."""
+        carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
+        entries = {name: carrier.numel() for name, carrier in carriers.items()}
+        self.optimizer = ScoreOptimizer(carriers, entries, self.lr)
+        self.search = ShareSearch(model, self.target, self.example)
+        self.model = model
         self.aim()
         return self.optimizer
 
@@ -143,10 +140,11 @@ class ScoreStage(ShareStage):
         """The weights of every layer that score best."""
         return self.optimizer.shown(self._counts(share))
 
-    def aim(self) -> None:
+    def aim(self) -> float:
         """The share, and how many weights are shown."""
-        super().aim()
-        self.optimizer.show(self._counts(self.share))
+        share = super().aim()
+        self.optimizer.show(self._counts(share))
+        return share
 
     def lr_scale(self, progress: float) -> float:
         """A cosine, without a warm-up."""
@@ -155,7 +153,6 @@ class ScoreStage(ShareStage):
     def finish(self, model: nn.Module) -> None:
         """What scores best stays."""
         self.aim()
-        put(model, self.optimizer.shown(self.optimizer.counts))
 
     def measure(self) -> dict[str, int]:
         """Weights shown."""
@@ -164,7 +161,9 @@ class ScoreStage(ShareStage):
 
 def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
     """The size with one weight a layer."""
-    return ScoreStage(0, target).least_bits(model, x)
+    weights = factorized_weights(factorize(model))
+    values = {w.carrier: project_topk([w.factors[w.carrier].detach()], 1)[0] for w in weights}
+    return pruned_bits(model, target, x, values)
 
 
 @register("hydra", least=least)

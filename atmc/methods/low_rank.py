@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from atmc.factorization.layers import FactorizedWeight, defactorize, factorize, factorized_weights
 from atmc.methods.base import Schedule, register
-from atmc.methods.closing.shares import ShareStage, Values, close, put
+from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, close, pruned_bits, put
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
 from atmc.training.stage import Stage, adam
 
 _CUTS = 10  # how often ranks are lowered on the way to the target
+_SHRINK = 0.6  # share of the stage over which they are
 
 
 def as_products(model: nn.Module) -> nn.Module:
@@ -85,72 +86,67 @@ def ranks_at(spectra: list[Spectrum], share: float) -> list[int]:
     return [max(1, rank) for rank in ranks]
 
 
+def values_at(weights: Sequence[FactorizedWeight], spectra: list[Spectrum], share: float) -> Values:
+    """U and V of the ranks that hold a share of the numbers, by name; C empty."""
+    values: dict[str, Tensor] = {}
+    for weight, spectrum, rank in zip(weights, spectra, ranks_at(spectra, share), strict=True):
+        U, V = spectrum.factors(rank, weight)
+        values |= dict(zip(weight.factors, (U, V, torch.zeros_like(weight.C)), strict=True))
+    return values
+
+
 class LowRankStage(ShareStage):
     """U and V trained under attack while ranks fall to what the budget holds.
 
-    Ranks fall in steps, as a cubic, over the first share ``shrink`` of the stage: at each, W = U V
-    is cut to the singular directions that rank best over all layers.
+    Ranks fall in steps, as a cubic: at each, W = U V is cut to the singular directions that rank
+    best over all layers.
 
     Args:
         epochs: length.
         lr: peak rate of Adam.
         target: the budget.
-        shrink: share of the stage over which the ranks fall.
     """
 
     name = "low-rank"
-
-    def __init__(self, epochs: int, lr: float, target: Target, shrink: float = 0.6) -> None:
-        super().__init__(epochs, lr, target)
-        self.shrink = shrink
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize at full rank, without the identity."""
         as_products(model)
 
-    def take(self, model: nn.Module) -> None:
-        """Decompose every weight."""
-        super().take(model)
-        self.weights = factorized_weights(model)
-        self.spectra = [Spectrum.of(weight) for weight in self.weights]
-
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """Adam on U, V and the dense part."""
-        self.take(model)
+        self.model = model
+        self.weights = factorized_weights(model)
+        self.search = ShareSearch(model, self.target, self.example)
+        self._decompose()
         self.aim()
-        self._cut(1.0)
+        put(model, self.values_at(1.0))
         fixed = {id(weight.C) for weight in self.weights}
         self.optimizer = adam((p for p in model.parameters() if id(p) not in fixed), self.lr)
         return self.optimizer
 
-    def values_at(self, share: float) -> Values:
-        """U and V of the ranks that hold a share of the numbers; C empty."""
-        found: dict[str, Tensor] = {}
-        ranks = ranks_at(self.spectra, share)
-        for weight, spectrum, rank in zip(self.weights, self.spectra, ranks, strict=True):
-            U, V = spectrum.factors(rank, weight)
-            empty = torch.zeros_like(weight.C)
-            found |= dict(zip(weight.factors, (U, V, empty), strict=True))
-        return found
+    def _decompose(self) -> None:
+        self.spectra = [Spectrum.of(weight) for weight in self.weights]
 
-    def _cut(self, share: float) -> None:
-        put(self.model, self.values_at(share))
+    def values_at(self, share: float) -> Values:
+        """The factors of the weights as they were decomposed last."""
+        return values_at(self.weights, self.spectra, share)
 
     def after_step(self, step: int) -> None:
         """Lower the ranks now and then; what Adam remembers is of other axes then."""
-        horizon = self.shrink * self.total_steps
+        horizon = _SHRINK * self.total_steps
         every = max(1, math.ceil(horizon / _CUTS))
         if step % every == 0 and step < horizon + every:
             left = max(0.0, 1 - step / horizon) ** 3
-            self.take(self.model)
-            self._cut(self.share + (1 - self.share) * left)
+            self._decompose()
+            share = self.search.share
+            put(self.model, self.values_at(share + (1 - share) * left))
             self.optimizer.state.clear()
 
     def finish(self, model: nn.Module) -> None:
         """The ranks that the file holds, codebooks, the budget."""
-        self.take(model)
-        self.aim()
-        self._cut(self.share)
+        self._decompose()
+        put(model, self.values_at(self.aim()))
         close(model, self.target, self.example, "singular directions")
 
     def measure(self) -> dict[str, int]:
@@ -161,7 +157,9 @@ class LowRankStage(ShareStage):
 
 def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
     """The size at rank 1."""
-    return LowRankStage(0, 0.0, target).least_bits(model, x)
+    weights = factorized_weights(as_products(model))
+    spectra = [Spectrum.of(weight) for weight in weights]
+    return pruned_bits(model, target, x, values_at(weights, spectra, 0.0))
 
 
 @register("low-rank", least=least)

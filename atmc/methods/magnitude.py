@@ -16,36 +16,26 @@ from torch import Tensor, nn
 
 from atmc.factorization.layers import factorize, factorized_weights, named_factors
 from atmc.methods.base import Schedule, register
-from atmc.methods.closing.shares import ShareStage, Values, close, put
+from atmc.methods.closing.shares import ShareSearch, Values, close, put
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
-from atmc.projection import topk_masks
+from atmc.projection import project_topk
 from atmc.training.stage import Stage, adam
 
 Pruning = Callable[[nn.Module, Target, Tensor], None]
 
 
-class _ByMagnitude(ShareStage):
-    """The largest weights of all layers together."""
-
-    def take(self, model: nn.Module) -> None:
-        super().take(model)
-        carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
-        self.whole = {name: carrier.detach().clone() for name, carrier in carriers.items()}
-
-    def values_at(self, share: float) -> Values:
-        scores = [value.abs() for value in self.whole.values()]
-        masks = topk_masks(scores, round(share * sum(score.numel() for score in scores)))
-        return {n: v * mask for (n, v), mask in zip(self.whole.items(), masks, strict=True)}
-
-
 def prune_by_magnitude(model: nn.Module, target: Target, x: Tensor) -> None:
-    """Keep the largest weights of all layers together, as many as the budget holds, in place."""
-    family = _ByMagnitude(0, 0.0, target)
-    family.example = x
-    family.take(model)
-    family.aim()
-    put(model, family.values_at(family.share))
+    """Leave the largest weights of all layers together, as many as the budget holds, in place."""
+    carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
+    weights = {name: carrier.detach().clone() for name, carrier in carriers.items()}
+    entries = sum(weight.numel() for weight in weights.values())
+
+    def values_at(share: float) -> Values:
+        pruned = project_topk(list(weights.values()), round(share * entries))
+        return dict(zip(weights, pruned, strict=True))
+
+    put(model, values_at(ShareSearch(model, target, x).run(values_at)))
 
 
 class MaskedStage(Stage):

@@ -13,10 +13,11 @@ from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
 from atmc.methods.low_rank import Spectrum, as_products
 from atmc.methods.magnitude import MaskedStage, prune_by_magnitude
+from atmc.optim.atmc import AUTO_GUESS
 from atmc.quantization.rates import factor_bits
 from atmc.training.stage import Stage
 
-_GUESS = 4  # bits a value, where they are chosen later
+_ENERGY = 0.9  # share of ‖W‖² that the rank must leave
 
 
 class SvdStage(MaskedStage):
@@ -25,19 +26,9 @@ class SvdStage(MaskedStage):
     A layer becomes W = U V where the factors (which inherit the empty rows and columns of W) are
     estimated to cost less than its nonzeros; else C = W. Then all of it is trained with zeros held,
     and rounded to codebooks.
-
-    Args:
-        epochs: length.
-        lr: peak rate of Adam.
-        target: the budget.
-        energy: share of ‖W‖² that the rank must keep.
     """
 
     name = "svd"
-
-    def __init__(self, epochs: int, lr: float, target: Target, energy: float = 0.9) -> None:
-        super().__init__(epochs, lr, target)
-        self.energy = energy
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize at full rank, without the identity."""
@@ -61,7 +52,7 @@ class SvdStage(MaskedStage):
             return
         spectrum = Spectrum.of(weight)
         energy = spectrum.values.square().reshape(-1, spectrum.values.shape[-1]).sum(0).cumsum(0)
-        rank = 1 + int((energy < self.energy * energy[-1]).sum())
+        rank = 1 + int((energy < _ENERGY * energy[-1]).sum())
         U, V = spectrum.factors(rank, weight)
         if self._bits(U, rank) + self._bits(V, rank) < self._bits(matrix, None):
             weight.U.copy_(U)
@@ -69,7 +60,7 @@ class SvdStage(MaskedStage):
             weight.C.zero_()
 
     def _bits(self, factor: Tensor, rank: int | None) -> float:
-        bits = _GUESS if self.target.bits == "auto" else int(self.target.bits)
+        bits = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
         size = factor.numel()
         if rank is not None:  # a file holds the inner size that is used
             size = size // min(factor.shape[-2:]) * rank

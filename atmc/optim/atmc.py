@@ -10,7 +10,7 @@ DESIGN of the step (θ is any of U, V, C; Gui et al., NeurIPS 2019, algorithm 1)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,7 +20,7 @@ from atmc.factorization.importance import Importance, scores
 from atmc.factorization.layers import factorized_weights
 from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
 from atmc.optim.splitting import Penalty, Schedule, Splitting, at
-from atmc.projection import Selection, select, topk_masks
+from atmc.projection import select
 from atmc.quantization.rates import FLOAT_BITS, RateDistortion
 
 Bits = int | Literal["auto"] | Mapping[str, int]
@@ -48,6 +48,15 @@ def cubic(start: int, end: int, steps: float) -> Callable[[int], int]:
     return schedule
 
 
+def _views(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parts of a flat tensor in the shapes of others, by their names."""
+    parts = torch.split(flat, [tensor.numel() for tensor in like.values()])
+    return {
+        name: part.view(tensor.shape)
+        for part, (name, tensor) in zip(parts, like.items(), strict=True)
+    }
+
+
 class ATMC(Splitting):
     """Any torch optimizer, under k nonzeros and 2^b levels a tensor.
 
@@ -70,7 +79,8 @@ class ATMC(Splitting):
         duplicate_every: steps between duplicates.
         importance: "magnitude" ranks entries by |θ| (the paper's projection), "effect" by
             what they change in W, "effect-per-bit" by that for what they cost in the file.
-        costs: cost of an entry by tensor name; then k is a budget in that unit.
+        factors: names of those that may hold nonzeros; None for all. The others must be zero, and
+            the optimizer must not move them.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.
         rdo: round with an eye to the length of the codes, too
             (:mod:`atmc.quantization.entropy_constrained`); False: to the nearest level.
@@ -92,7 +102,7 @@ class ATMC(Splitting):
         rho: float | Schedule = 1.0,
         duplicate_every: int = 10,
         importance: Importance = "magnitude",
-        costs: Mapping[str, float] | None = None,
+        factors: Collection[str] | None = None,
         penalty: Penalty | None = None,
         rdo: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -100,42 +110,53 @@ class ATMC(Splitting):
         self.weights = factorized_weights(model)
         if not self.weights:
             raise ValueError("the model has no factors: call atmc.factorize(model) first")
-        self.factors = {n: f for weight in self.weights for n, f in weight.factors.items()}
+        whole = {n: f for weight in self.weights for n, f in weight.factors.items()}
+        names = list(whole) if factors is None else list(factors)
+        if unknown := [name for name in names if name not in whole]:
+            raise ValueError(f"factors names {unknown[0]!r}, which is no factor of the model")
         if duplicate_every < 1:
             raise ValueError(f"duplicate_every is {duplicate_every}: give at least 1")
         if importance not in get_args(Importance):
             known = ", ".join(get_args(Importance))
             raise ValueError(f"unknown importance {importance!r}: use one of {known}")
+        self.factors = {name: factor for name, factor in whole.items() if name in names}
         super().__init__(self.factors, optimizer, rho=rho, penalty=penalty, state_dtype=state_dtype)
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if free := [n for n, f in whole.items() if n not in self.factors and id(f) in moved]:
+            raise ValueError(f"the optimizer moves {free[0]!r}, which factors leaves out")
         self.k = k
         self.duplicate_every = duplicate_every
         self.importance: Importance = importance
-        self.costs = self._by_name(costs, "costs") if costs is not None else None
         self.rdo = rdo
         self.auto = bits == "auto"
         self._chosen_at = 0  # nonzeros when bits were chosen last
         self.set_bits(AUTO_GUESS if bits == "auto" else bits)
         self.finalized = False
-        self._selection: Selection | None = None  # the last one: the next starts from it
+        # Scores and support of all factors, flat: one selection for all of them.
+        double = any(factor.dtype == torch.float64 for factor in whole.values())
+        size = sum(factor.numel() for factor in whole.values())
+        device = next(iter(whole.values())).device
+        kind = torch.float64 if double else torch.float32
+        self._flat_scores = torch.empty(size, dtype=kind, device=device)
+        self._flat_support = torch.empty(size, dtype=torch.bool, device=device)
+        self._scores = _views(self._flat_scores, whole)
+        self._support = _views(self._flat_support, whole)
+        self._threshold = 0.0  # of the last projection: the next starts from it
         self._moves = _LEAST_MOVE
         self._centroids: dict[str, Tensor] = {}  # of the last codebooks
-
-    def _by_name(self, values: Mapping[str, Any], what: str) -> dict[str, Any]:
-        if unknown := [name for name in values if name not in self.factors]:
-            raise ValueError(f"{what} names {unknown[0]!r}, which is no factor of the model")
-        if missing := [name for name in self.factors if name not in values]:
-            raise ValueError(f"{what} says nothing of {missing[0]!r}: name every factor")
-        return dict(values)
 
     def set_bits(self, bits: int | Mapping[str, int]) -> None:
         """Change the bits a value; takes effect with the next duplicate."""
         if isinstance(bits, int):
             bits = dict.fromkeys(self.factors, bits)
-        bits = self._by_name(bits, "bits")
+        if unknown := [name for name in bits if name not in self.factors]:
+            raise ValueError(f"bits names {unknown[0]!r}, which is no factor of the model")
+        if missing := [name for name in self.factors if name not in bits]:
+            raise ValueError(f"bits says nothing of {missing[0]!r}: name every factor")
         for name, b in bits.items():
             if b not in (*range(1, 9), FLOAT_BITS):
                 raise ValueError(f"bits of {name} is {b}: use 1 to 8, or 32 for no codebook")
-        self.bits: dict[str, int] = bits
+        self.bits = dict(bits)
 
     @torch.no_grad()
     def choose_bits(self, k: int, distortion: float = DISTORTION) -> dict[str, int]:
@@ -151,12 +172,23 @@ class ATMC(Splitting):
     @torch.no_grad()
     def rate_distortion(self, k: int) -> RateDistortion:
         """What the ``k`` entries that rank best now would lose and cost at any b."""
-        masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
-        kept = {
-            name: factor.detach() * mask
-            for (name, factor), mask in zip(self.factors.items(), masks, strict=True)
-        }
-        return rate_distortion(self.weights, kept, rdo=self.rdo)
+        masks = self._best(k)
+        best = {name: factor.detach() * masks[name] for name, factor in self.factors.items()}
+        return rate_distortion(self.weights, best, rdo=self.rdo)
+
+    @torch.no_grad()
+    def scores(self) -> dict[str, Tensor]:
+        """Scores of the factors as they are now, by name; the next call overwrites them."""
+        scores(self.weights, self.importance, list(self._scores.values()))
+        for name, rank in self._scores.items():
+            if name not in self.factors:
+                rank.zero_()
+        return {name: self._scores[name] for name in self.factors}
+
+    def _best(self, k: int) -> dict[str, Tensor]:
+        """Masks of the ``k`` entries that rank best now, by name."""
+        self.scores()
+        return _views(select(self._flat_scores, k).mask, self._scores)
 
     def _follow_nonzeros(self) -> None:
         nonzeros = self.nonzeros
@@ -183,19 +215,16 @@ class ATMC(Splitting):
             self._set_rho(float(at(self.rho, self.steps)))
         return loss
 
-    def _costs(self) -> list[float] | None:
-        return None if self.costs is None else [self.costs[name] for name in self.factors]
-
     def _project(self, k: int) -> None:
-        ranks = scores(self.weights, self.importance)
-        last = self._selection
-        near, out = (0.0, None) if last is None else (last.threshold, last.masks)
-        self._selection = select(ranks, k, self._costs(), near, out, self._moves)
-        if 0 < near < math.inf:  # the next move should be like this one
-            move = abs(self._selection.threshold / near - 1)
+        self.scores()
+        last = self._threshold
+        selection = select(self._flat_scores, k, last, self._moves, self._flat_support)
+        self._threshold = selection.threshold
+        if 0 < last < math.inf:  # the next move should be like this one
+            move = abs(self._threshold / last - 1)
             self._moves = min(max(2 * move, _LEAST_MOVE), _MOST_MOVE)
-        for (name, factor), mask in zip(self.factors.items(), self._selection.masks, strict=True):
-            off = ~mask
+        for name, factor in self.factors.items():
+            off = ~self._support[name]
             factor.masked_fill_(off, 0)
             if name in self.duplicates:
                 self.duplicates[name].masked_fill_(off, 0)
@@ -226,11 +255,11 @@ class ATMC(Splitting):
     @torch.no_grad()
     def quantized(self, k: int) -> dict[str, Tensor]:
         """The duplicate of the factors projected onto ``k``, by name; changes nothing."""
-        found = {}
-        masks = topk_masks(scores(self.weights, self.importance), k, self._costs())
-        for name, mask in zip(self.factors, masks, strict=True):
-            found[name], _ = rounded(self._shifted(name) * mask, self.bits[name], rdo=self.rdo)
-        return found
+        masks = self._best(k)
+        return {
+            name: rounded(self._shifted(name) * masks[name], self.bits[name], rdo=self.rdo)[0]
+            for name in self.factors
+        }
 
     @torch.no_grad()
     def finalize(self, k: int | None = None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from atmc.factorization.importance import effect
+from atmc.factorization.importance import scores
 from atmc.factorization.layers import FactorizedWeight
 from atmc.quantization.codebooks import quantize, quantized_codebook
 from atmc.quantization.rates import FLOAT_BITS, RateDistortion, level_bits
@@ -53,7 +53,7 @@ def rate_distortion(
     """
     sensitivity: dict[str, float] = {}
     for weight in weights:
-        effects = [float(e.square().sum()) for e in effect(weight)]
+        effects = [float(score.square().sum()) for score in scores([weight], "effect")]
         for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
             energy = float(factor.square().sum())
             sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0

@@ -176,13 +176,10 @@ class Splitting(torch.optim.Optimizer):
 _PULL = 4000.0
 
 
-def rising_rho(steps: int, last: float | None) -> Callable[[int], float]:
+def rising_rho(steps: int) -> Callable[[int], float]:
     """ρ by step: from zero, as the square of the progress.
 
-    Args:
-        steps: of the stage.
-        last: ρ at the end; None makes the pull, summed over all steps, the same for any length.
+    The pull towards the duplicates, summed over all steps, is the same for any number of them.
     """
     steps = max(1, steps)
-    end = _PULL / steps if last is None else last
-    return lambda step: end * (step / steps) ** 2
+    return lambda step: _PULL / steps * (step / steps) ** 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.importance import effect, effect_per_bit, magnitude, place_bits, scores
+from atmc.factorization.importance import place_bits, scores
 from atmc.factorization.layers import FactorizedWeight, factorize, factorized_weights, named_factors
 
 
@@ -45,7 +45,7 @@ def test_effect_is_the_change_of_w(layer: nn.Module, rank: int | None) -> None:
         factor.copy_(torch.randn_like(factor))
         factor[torch.rand_like(factor) < 0.3] = 0
     (weight,) = factorized_weights(model)
-    for found, expected in zip(effect(weight), brute_force(weight), strict=True):
+    for found, expected in zip(scores([weight], "effect"), brute_force(weight), strict=True):
         assert torch.allclose(found, expected, atol=1e-12)
 
 
@@ -54,7 +54,7 @@ def test_effect_of_a_column_that_the_deviation_cancels() -> None:
     model = factorize(nn.Linear(4, 2))
     (weight,) = factorized_weights(model)
     weight.U[0, 0] = -1  # I + U has an empty first column: the first row of V is worth nothing
-    U, V, _ = effect(weight)
+    U, V, _ = scores([weight], "effect")
     assert torch.count_nonzero(V[0]) == 0 and torch.count_nonzero(V[1]) == 4
     assert torch.isfinite(U).all()
 
@@ -72,7 +72,10 @@ def test_scores_follow_the_order_of_the_factors() -> None:
     assert [s.shape for s in by_effect] == [f.shape for f in named_factors(model).values()]
     assert torch.equal(by_effect[5], weights[1].C.abs())
     assert not any(score.requires_grad for score in by_magnitude + by_effect)
-    assert torch.equal(magnitude(weights[0])[1], by_magnitude[1])
+    out = [torch.empty_like(score) for score in by_effect]
+    for score, expected in zip(scores(weights, "effect", out), by_effect, strict=True):
+        assert torch.equal(score, expected)
+    assert torch.equal(out[0], by_effect[0])
 
 
 @torch.no_grad()
@@ -98,9 +101,9 @@ def test_effect_per_bit_prefers_full_rows_and_columns() -> None:
     weight.V.zero_()
     weight.V[1, :] = 1.0
     weight.V[:, 2] = 1.0
-    ranks = effect_per_bit(weight)[1]
+    ranks = scores([weight], "effect-per-bit")[1]
     assert ranks[1, 2] > ranks[1, 5] > ranks[3, 2] > 0  # where both are full, the row, the column
     # All rows and columns alike: nothing but the effect counts.
     weight.V.copy_(torch.rand(6, 8) + 0.1)
-    ratio = effect_per_bit(weight)[1] / effect(weight)[1]
+    ratio = scores([weight], "effect-per-bit")[1] / scores([weight], "effect")[1]
     assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))

@@ -15,7 +15,7 @@ from atmc.data import Batches
 from atmc.errors import BudgetError
 from atmc.factorization.layers import dense_part, factorize, factorized_weights, named_factors
 from atmc.methods import Target
-from atmc.methods.atmc import CompressStage
+from atmc.methods.atmc import CompressStage, ProjectStage
 from atmc.methods.closing.dead_paths import drop_dead_biases
 from atmc.methods.closing.target import fit
 from atmc.methods.closing.unit_order import UnitOrder
@@ -95,7 +95,8 @@ def test_the_target_refuses_bits_that_cannot_be(bits: Any) -> None:
 @pytest.mark.parametrize("shrink", [0.0, 0.5, 1.0])
 def test_k_is_a_cubic_from_the_dense_count_to_the_target(shrink: float) -> None:
     model = net()
-    stage = CompressStage(1, 1e-2, Target.of(model, 4_500, 4, None), shrink=shrink)
+    stage = CompressStage(1, 1e-2, Target.of(model, 4_500, 4, None))
+    stage.shrink = shrink
     stage.total_steps = 100
     stage.example = torch.rand(4, 1, 8, 8)
     stage.reshape(model)
@@ -114,7 +115,13 @@ def test_k_is_a_cubic_from_the_dense_count_to_the_target(shrink: float) -> None:
     assert {stage.k_at(step) for step in range(101)} == {stage.k_start + 50}
 
 
-class Recorded(CompressStage):
+class Short(CompressStage):
+    """Duplicates that a few steps reach."""
+
+    duplicate_every = 2
+
+
+class Recorded(Short):
     """Keeps the k that the projection of each step was given."""
 
     asked: dict[int, int]
@@ -128,7 +135,7 @@ class Recorded(CompressStage):
 def test_nonzeros_are_never_above_k(bits: int | str) -> None:
     model = net()
     target = Target.of(model, 4_500, bits, None)
-    stage = Recorded(1, 1e-2, target, duplicate_every=2)
+    stage = Recorded(1, 1e-2, target)
     stage.asked = {}
     counts: list[tuple[int, int]] = []
     train(model, stage, 16, lambda step: counts.append((nonzeros(model), stage.asked[step])))
@@ -139,7 +146,7 @@ def test_nonzeros_are_never_above_k(bits: int | str) -> None:
     assert file_bits(model, target) <= 4_500
 
 
-class Wild(CompressStage):
+class Wild(Short):
     """Aims at all the entries there are, whatever the budget."""
 
     def _aim(self) -> None:
@@ -149,7 +156,7 @@ class Wild(CompressStage):
 def test_a_wrong_aim_does_not_empty_the_model() -> None:
     model = net()
     target = Target.of(model, 2_500, 4, None)
-    train(model, Wild(1, 1e-2, target, duplicate_every=2), 4)
+    train(model, Wild(1, 1e-2, target), 4)
     assert 0.8 * 2_500 < file_bits(model, target) <= 2_500
     assert nonzeros(model) > 0
 
@@ -157,7 +164,7 @@ def test_a_wrong_aim_does_not_empty_the_model() -> None:
 def test_auto_bits_are_chosen_and_then_fixed() -> None:
     model = net()
     target = Target.of(model, 4_500, "auto", None)
-    stage = CompressStage(1, 1e-2, target, duplicate_every=2)
+    stage = Short(1, 1e-2, target)
     chosen: list[tuple[bool, dict[str, int]]] = []
     train(model, stage, 30, lambda step: chosen.append((stage.chosen, dict(stage.optimizer.bits))))
     # Half of the shrinking goes by before the first choice; the last is made as it ends.
@@ -172,7 +179,7 @@ def test_auto_bits_are_chosen_and_then_fixed() -> None:
 
 def test_given_bits_are_kept() -> None:
     model = net()
-    stage = CompressStage(1, 1e-2, Target.of(model, 4_500, 3, None), duplicate_every=2)
+    stage = Short(1, 1e-2, Target.of(model, 4_500, 3, None))
     seen: list[set[int]] = []
     train(model, stage, 12, lambda step: seen.append(set(stage.optimizer.bits.values())))
     assert seen == [{3}] * 12
@@ -193,7 +200,7 @@ def test_bits_are_chosen_where_a_factor_has_lost_its_partner() -> None:
         weight.U.fill_(0.5)
         weight.V.zero_()
         weight.C.zero_()
-    bits = stage.optimizer.choose_bits(stage.k_target, stage.distortion)
+    bits = stage.optimizer.choose_bits(stage.k_target)
     assert bits.keys() == stage.optimizer.factors.keys()
     assert all(1 <= b <= 8 for b in bits.values())
 
@@ -201,16 +208,16 @@ def test_bits_are_chosen_where_a_factor_has_lost_its_partner() -> None:
 def test_the_penalty_rises_as_the_square() -> None:
     model = net()
     target = Target.of(model, 4_500, 2, None)
-    stage = CompressStage(1, 1e-2, target, rho=0.7, duplicate_every=2)
+    stage = Short(1, 1e-2, target)
     weights: list[float] = []
     train(model, stage, 10, lambda step: weights.append(stage.optimizer._rho_now))
-    assert weights == pytest.approx([0.7 * (step / 10) ** 2 for step in range(1, 11)])
+    assert weights == pytest.approx([400 * (step / 10) ** 2 for step in range(1, 11)])
 
 
 def test_what_is_told_of_the_size() -> None:
     model = net()
     target = Target.of(model, 4_500, 3, None)
-    stage = CompressStage(1, 1e-2, target, duplicate_every=2)
+    stage = Short(1, 1e-2, target)
     told: list[tuple[int, dict[str, int]]] = []
     train(model, stage, 12, lambda step: told.append((nonzeros(model), dict(stage.measure()))))
     assert all(count == size["nonzeros"] for count, size in told)
@@ -219,12 +226,11 @@ def test_what_is_told_of_the_size() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, "auto"])
-def test_prune_only_keeps_every_factor_but_the_carrier_empty(bits: int | str) -> None:
+def test_projection_keeps_every_factor_but_the_carrier_empty(bits: int | str) -> None:
     model = net()
     target = Target.of(model, 4_500, bits, None)
-    stage = CompressStage(
-        *(1, 1e-2, target), importance="magnitude", shrink=0.0, prune_only=True, duplicate_every=2
-    )
+    stage = ProjectStage(1, 1e-2, target)
+    stage.shrink = 0.0
 
     def others() -> int:
         return sum(
@@ -246,15 +252,11 @@ def test_prune_only_keeps_every_factor_but_the_carrier_empty(bits: int | str) ->
         assert torch.equal(matrix, carrier)
 
 
-def test_prune_only_is_at_the_target_from_the_first_step() -> None:
+def test_projection_is_at_the_target_from_the_first_step() -> None:
     model = net()
     before = model.wide.weight.detach().clone()
-    stage = CompressStage(
-        *(1, 0.0, Target.of(model, 4_500, 32, None)),
-        importance="magnitude",
-        shrink=0.0,
-        prune_only=True,
-    )
+    stage = ProjectStage(1, 0.0, Target.of(model, 4_500, 32, None))
+    stage.shrink = 0.0
     kept: list[Tensor] = []
     train(model, stage, 2, lambda step: kept.append(model.wide.weight.detach().clone()), eps=0.0)
     mask = kept[0] != 0
@@ -475,7 +477,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 def test_the_level_stage_moves_levels_and_nothing_else(bits: int | str) -> None:
     model = net()
     target = Target.of(model, 4_500, bits, None)
-    train(model, CompressStage(1, 1e-2, target, duplicate_every=2), 10)
+    train(model, Short(1, 1e-2, target), 10)
     before = {name: f.detach().clone() for name, f in named_factors(model).items()}
     biases = {n: t.detach().clone() for n, t in dense_part(model).items()}
     train(model, LevelStage(1, 1e-2, target), 10)

@@ -25,7 +25,6 @@ from atmc.methods.closing.shares import (
     fill_codebooks,
     largest_share,
     pruned_bits,
-    settle_bits,
 )
 from atmc.methods.closing.target import UNBOUNDED, fit
 from atmc.methods.closing.unit_order import UnitOrder
@@ -33,6 +32,7 @@ from atmc.methods.hydra import ScoreOptimizer, ScoreStage
 from atmc.methods.low_rank import LowRankStage, Spectrum, as_products, ranks_at
 from atmc.methods.magnitude import MaskedStage, prune_by_magnitude
 from atmc.methods.sequential import SvdStage
+from atmc.optim.rounding import DISTORTION, rate_distortion
 from atmc.training.loop import Trainer
 from atmc.training.objective import Objective
 
@@ -150,8 +150,10 @@ def test_pruning_by_magnitude_keeps_the_largest_of_all_layers(bits: int | str) -
     gone = torch.cat([whole[n][v == 0].abs() for n, v in held.items()])
     assert len(left) > 0 and len(gone) > 0
     assert left.min() >= gone.max()
-    size = pruned_bits(model, aim, X, {})
-    assert 0.9 * aim.budget_bits < size <= 1.02 * aim.budget_bits
+    # The end of a stage, which cuts what is over the budget, finds hardly anything to cut.
+    close(model, aim, X)
+    assert 0.9 * aim.budget_bits < file_bits(model, aim) <= aim.budget_bits
+    assert sum(int(v.count_nonzero()) for v in carriers(model).values()) >= 0.9 * len(left)
 
 
 @pytest.mark.parametrize("bits", [4, 32])
@@ -183,12 +185,13 @@ def test_zeros_stay_zeros_and_the_file_fits(bits: int, monkeypatch: pytest.Monke
 def test_codebooks_are_finer_where_the_budget_leaves_room() -> None:
     model = factorize(net())
     roomy, tight = target("auto", 60_000), target("auto", 6_500)
-    usual = settle_bits(model, roomy)
+    table = rate_distortion(factorized_weights(model), named_factors(model))
+    near = table.choose(DISTORTION)
     finer, coarser = fill_codebooks(model, roomy).bits, fill_codebooks(model, tight).bits
-    assert all(finer[name] >= usual[name] for name in usual)
-    assert sum(finer.values()) > sum(usual.values())
+    assert all(finer[name] >= near[name] for name in near)
+    assert sum(finer.values()) > sum(near.values())
     # One tensor may get what another could not use.
-    assert any(coarser[name] < usual[name] for name in usual)
+    assert any(coarser[name] < near[name] for name in near)
 
 
 def one_large_tensor() -> nn.Module:
@@ -359,9 +362,9 @@ def test_admm_ends_in_its_sets_within_the_budget(structure: Any) -> None:
     aim = target()
     stage = AdmmStage(2, 1e-2, aim, LayerSets(structure))
     train(model, stage)
-    assert 0 < stage.share < 1
+    assert 0 < stage.search.share < 1
     held = carriers(model)
-    projections = LayerSets(structure).projections(model, stage.share)
+    projections = LayerSets(structure).projections(model, stage.search.share)
     for name, value in held.items():
         assert torch.equal(projections[name](value.clone()), value)
     assert not any(bool(factor.any()) for factor in others(model))
@@ -378,12 +381,18 @@ def test_admm_draws_the_weights_to_their_set() -> None:
         class Last(AdmmStage):
             distance = 0.0
 
+            def start(self, model: nn.Module) -> torch.optim.Optimizer:
+                optimizer = super().start(model)
+                self.optimizer.rho = lambda step: rho * (step / self.total_steps) ** 2
+                return optimizer
+
             def after_step(self, step: int) -> None:
                 super().after_step(step)
-                pairs = [(f, self.values_at(self.share)[n]) for n, f in self.carriers.items()]
-                self.distance = sum(float((a.detach() - b).square().sum()) for a, b in pairs)
+                values = self.values_at(self.search.share)
+                pairs = [(f.detach(), values[n]) for n, f in self.optimizer.variables.items()]
+                self.distance = sum(float((a - b).square().sum()) for a, b in pairs)
 
-        stage = Last(4, 1e-2, aim, LayerSets("irregular"), rho=rho)
+        stage = Last(4, 1e-2, aim, LayerSets("irregular"))
         train(model, stage)
         return stage.distance
 
@@ -426,7 +435,7 @@ def test_the_score_stage_leaves_weights_and_biases_as_they_were() -> None:
         whole = before[f"{layer}.weight"].reshape(value.shape)
         assert torch.equal(value[value != 0], whole[value != 0])
         share = value.count_nonzero() / value.numel()
-        assert share == pytest.approx(stage.share, abs=1.01 / value.numel())
+        assert share == pytest.approx(stage.search.share, abs=1.01 / value.numel())
         assert torch.equal(model.get_parameter(f"{layer}.bias"), before[f"{layer}.bias"])
     assert pruned_bits(model, stage.target, X, {}) <= 1.02 * stage.target.budget_bits
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atmc.factorization.importance import Importance
 from atmc.factorization.layers import factorize, named_factors
 from atmc.optim.atmc import ATMC, cubic
 from atmc.quantization.rates import level_bits
@@ -142,20 +143,20 @@ def least_squares(
     factorize(model)
     X = torch.linalg.qr(torch.randn(12, 5))[0]
     Y = X @ TARGET.T
-    costs = {"weight.U": math.inf, "weight.V": 1.0, "weight.C": math.inf}  # V alone: convex
+    V = named_factors(model)["weight.V"]
     optimizer = ATMC(
         model,
-        make(model.parameters()),
+        make([V]),
         k=8,
         bits=1,
         rho=rho,
         duplicate_every=5,
-        costs=costs,
+        factors=["weight.V"],  # V alone: convex
         penalty=penalty,  # type: ignore[arg-type]
         state_dtype=kept,
     )
     with torch.no_grad():  # the start must not decide the support
-        named_factors(model)["weight.V"].copy_(TARGET + 0.1 * torch.randn(3, 5))
+        V.copy_(TARGET + 0.1 * torch.randn(3, 5))
     for _ in range(400):
         loss = 0.5 * (model(X) - Y).square().sum() + optimizer.penalty()
         optimizer.zero_grad()
@@ -284,10 +285,9 @@ def test_momentum_is_the_memory_by_which_entries_come_back() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 0.9, 0.5, 0.0]]))
     factorize(model)
-    costs = {"weight.U": math.inf, "weight.V": 1.0, "weight.C": math.inf}
-    inner = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    optimizer = ATMC(model, inner, k=2, costs=costs, duplicate_every=1000)
-    V = optimizer.factors["weight.V"]
+    V = named_factors(model)["weight.V"]
+    inner = torch.optim.SGD([V], 0.1, momentum=0.9)
+    optimizer = ATMC(model, inner, k=2, factors=["weight.V"], duplicate_every=1000)
     target = torch.tensor([[1.2, 0.0, 0.0, 3.0]])
     alive = []
     for _ in range(10):
@@ -301,15 +301,22 @@ def test_momentum_is_the_memory_by_which_entries_come_back() -> None:
     assert int(torch.count_nonzero(buffer)) == 4
 
 
-def test_costs_are_kept() -> None:
+@pytest.mark.parametrize("importance", ["magnitude", "effect", "effect-per-bit"])
+def test_factors_that_are_left_out_stay_as_they_are(importance: Importance) -> None:
     model = network()
-    costs = dict(zip(named_factors(model), (1, 2, 3, 4, 5, math.inf), strict=True))
-    optimizer = ATMC(model, adam(model.parameters()), k=100, costs=costs, duplicate_every=2)
+    factors = named_factors(model)
+    allowed = ["0.weight.V", "2.weight.C"]
+    free = {id(f) for name, f in factors.items() if name not in allowed}
+    before = {name: f.detach().clone() for name, f in factors.items()}
+    inner = adam([p for p in model.parameters() if id(p) not in free])
+    optimizer = ATMC(model, inner, k=12, factors=allowed, importance=importance, duplicate_every=2)
     train(model, optimizer, 0, 5)
-    counts = {n: int(torch.count_nonzero(f)) for n, f in optimizer.factors.items()}
-    spent = sum(costs[n] * count for n, count in counts.items() if count)
-    assert 95 <= spent <= 100
-    assert counts["2.weight.C"] == 0
+    assert list(optimizer.factors) == allowed
+    assert optimizer.nonzeros == 12
+    optimizer.finalize(7)
+    assert sum(int(torch.count_nonzero(f)) for f in optimizer.factors.values()) == 7
+    for name, factor in factors.items():
+        assert name in allowed or torch.equal(factor, before[name])
 
 
 def test_no_codebook_at_32_bits() -> None:
@@ -460,8 +467,10 @@ def test_errors() -> None:
         build(bits={"fc.U": 3})
     with pytest.raises(ValueError, match=r"bits says nothing of 'weight.V'"):
         build(bits={"weight.U": 3})
-    with pytest.raises(ValueError, match=r"costs says nothing of 'weight.U'"):
-        build(costs={})
+    with pytest.raises(ValueError, match=r"factors names 'fc.U', which is no factor"):
+        build(factors=["fc.U"])
+    with pytest.raises(ValueError, match=r"the optimizer moves 'weight.U', which factors leaves"):
+        build(factors=["weight.V"])
     with pytest.raises(ValueError, match="duplicate_every is 0"):
         build(duplicate_every=0)
     with pytest.raises(ValueError, match="unknown importance 'lamp'"):

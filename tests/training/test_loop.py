@@ -103,12 +103,18 @@ class Sgd(Stage):
         return torch.optim.SGD(model.parameters(), self.lr)
 
 
+class Compress(CompressStage):
+    """Duplicates that a few steps reach."""
+
+    duplicate_every = 2
+
+
 def recipe(model: nn.Module) -> list[Stage]:
     """All kinds of stages, of more than one epoch where a cut may fall in the second."""
     target = Target.of(model, 5000, "auto", None)
     return [
         Stage(2, 1e-2, warmup=0.4),
-        CompressStage(3, 1e-2, target, duplicate_every=2),
+        Compress(3, 1e-2, target),
         LevelStage(1, 5e-3, target),
     ]
 
@@ -430,7 +436,7 @@ def test_weights_that_overflow_in_a_step(kind: str, rate: float, tmp_path: Path)
     model = net()
     target = Target.of(model, 20_000, 4, None)
     if kind == "compress":
-        stage: Stage = CompressStage(2, rate, target, duplicate_every=2)
+        stage: Stage = Compress(2, rate, target)
     else:
         factorize(model)
         stage = LevelStage(2, rate, target)

@@ -22,13 +22,12 @@ from atmc.models.preparation import copy_model, tensors_of
 from atmc.optim.atmc import AUTO_GUESS
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
-from atmc.quantization.rates import RateDistortion
+from atmc.quantization.rates import CHOICES, RateDistortion
 from atmc.training.stage import Stage
 
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
 _ROUNDS = 24
-_COARSER = [2 ** (i / 2) for i in range(7)]  # times the usual distortion
 _STUCK = 4  # tensors whose next codebook may be too large, before the search for others ends
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
@@ -38,33 +37,6 @@ _PLACE_BITS = 2  # what the place of a nonzero takes, guessed before the first f
 _ALL: Mapping[str, int] = {}  # as many levels as b allows
 
 Values = Mapping[str, Tensor]
-
-
-def usual_bits(model: nn.Module, target: Target) -> dict[str, int]:
-    """b for every factor: the target's, or by the usual distortion of the factors as they are."""
-    factors = named_factors(model)
-    if target.bits != "auto":
-        return dict.fromkeys(factors, int(target.bits))
-    table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
-    return table.choose(DISTORTION)
-
-
-def settle_bits(model: nn.Module, target: Target) -> dict[str, int]:
-    """b for every factor: the target's, or chosen so that the file keeps the budget.
-
-    Where it would be over, coarser codebooks are tried before entries go.
-    """
-    factors = named_factors(model)
-    if target.bits != "auto":
-        return dict.fromkeys(factors, int(target.bits))
-    table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
-    bits: dict[str, int] = {}
-    for scale in _COARSER:
-        last, bits = bits, table.choose(scale * DISTORTION)
-        # The file of the same bits was too large already.
-        if bits != last and _rounded_bits(model, target, bits) <= _AIM * target.budget_bits:
-            break
-    return bits
 
 
 @dataclass
@@ -218,9 +190,10 @@ def _rounded(
 
 
 def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
-    """The real size of the file that ``values`` would make, dead paths dropped and rounded."""
+    """The real size of the smallest file of ``values``, dead paths dropped and rounded."""
     probe = Prunings(model, x, UnitOrder.of(model, x)).of(values)
-    return _rounded_bits(probe, target, settle_bits(probe, target))
+    bits = min(CHOICES) if target.bits == "auto" else int(target.bits)
+    return _rounded_bits(probe, target, dict.fromkeys(named_factors(probe), bits))
 
 
 @torch.no_grad()
@@ -264,71 +237,59 @@ def largest_share(over: Callable[[float], float], near: float) -> float:
     return 0.0 if low is None else low[0]
 
 
-class ShareStage(Stage, ABC):
-    """A stage whose pruning has one knob: a share, from the least that it can leave to everything.
+class ShareSearch:
+    """The largest share of a family of prunings whose file keeps the budget.
 
-    A subclass says what the factors hold at a share; the share is the one that the file holds.
+    A family has one knob, a share, from the least that it can leave to everything.
 
     Args:
-        epochs: length.
-        lr: peak rate.
+        model: factorized; what it holds at the time of a search is pruned.
         target: the budget.
+        x: a few inputs, (n, ...).
+
+    Attributes:
+        share: the last one that was found.
+        bits: b for every factor, to which that share was found.
     """
 
-    def __init__(self, epochs: int, lr: float, target: Target) -> None:
-        super().__init__(epochs, lr)
-        self.target = target
-        self.share = 1.0
-        self.bits: dict[str, int] = {}
-        self.order: UnitOrder | None = None
+    def __init__(self, model: nn.Module, target: Target, x: Tensor) -> None:
+        self.model, self.target, self.x = model, target, x
+        self.order = UnitOrder.of(model, x)
+        guess = AUTO_GUESS if target.bits == "auto" else int(target.bits)
+        self.bits = dict.fromkeys(named_factors(model), guess)
+        entries = sum(w.factors[w.carrier].numel() for w in factorized_weights(model))
+        self.share = min(1.0, target.budget_bits / (guess + _PLACE_BITS) / entries)
 
-    def reshape(self, model: nn.Module) -> None:
-        """Factorize; of the factors the one that starts as W is pruned, the others stay empty."""
-        factorize(model)
+    def run(self, values_at: Callable[[float], Values]) -> float:
+        """Search again, from the last share on.
 
-    def take(self, model: nn.Module) -> None:
-        """Look at the model before anything of it is moved."""
-        self.model = model
+        The budget is overshot a little, for :func:`close` to cut. Where b is chosen, it is chosen
+        for the share found, and the share searched again.
 
-    @abstractmethod
-    def values_at(self, share: float) -> Values:
-        """What the factors hold at a share, by name."""
-
-    def aim(self) -> None:
-        """Set the share to the largest whose file keeps the budget, weights as they are now.
-
-        The budget is overshot a little, for :func:`close` to cut. Where b is ours to choose, it is
-        chosen for the share found, and the share looked for again.
+        Args:
+            values_at: what the factors hold at a share, by name.
         """
-        if not self.bits:
-            guess = AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits)
-            self.bits = dict.fromkeys(named_factors(self.model), guess)
-            whole = sum(w.factors[w.carrier].numel() for w in factorized_weights(self.model))
-            self.share = min(1.0, self.target.budget_bits / (guess + _PLACE_BITS) / whole)
-        near = self.share if self.share > 0 else 1.0
-        if self.order is None:
-            self.order = UnitOrder.of(self.model, self.example)
-        prunings = Prunings(self.model, self.example, self.order)
+        prunings = Prunings(self.model, self.x, self.order)
 
         def over(share: float) -> float:
-            probe = prunings.of(self.values_at(share))
+            probe = prunings.of(values_at(share))
             return _rounded_bits(probe, self.target, self.bits) / (_AIM * self.target.budget_bits)
 
+        start = self.share if self.share > 0 else 1.0
         for _ in range(_TRIALS):
-            self.share = largest_share(over, near)
+            self.share = largest_share(over, start)
             if self.target.bits != "auto" or self.share == 0:
-                return
-            near = self.share
-            chosen = usual_bits(prunings.of(self.values_at(self.share)), self.target)
-            if chosen == self.bits:
-                return
-            self.bits = chosen
-
-    def least_bits(self, model: nn.Module, x: Tensor) -> int:
-        """The size in bits at share 0, of a dense model, which is factorized."""
-        self.reshape(model)
-        self.take(model)
-        return pruned_bits(model, self.target, x, self.values_at(0.0))
+                break
+            start = self.share
+            probe = prunings.of(values_at(self.share))
+            table = rate_distortion(
+                factorized_weights(probe), named_factors(probe), rdo=self.target.rdo
+            )
+            bits = table.choose(DISTORTION)
+            if bits == self.bits:
+                break
+            self.bits = bits
+        return self.share
 
     def state_dict(self) -> dict[str, Any]:
         """The share, and b."""
@@ -337,6 +298,42 @@ class ShareStage(Stage, ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`."""
         self.share, self.bits = state["share"], dict(state["bits"])
+
+
+class ShareStage(Stage, ABC):
+    """A stage that prunes by the share that the file holds.
+
+    Args:
+        epochs: length.
+        lr: peak rate.
+        target: the budget.
+    """
+
+    search: ShareSearch
+
+    def __init__(self, epochs: int, lr: float, target: Target) -> None:
+        super().__init__(epochs, lr)
+        self.target = target
+
+    def reshape(self, model: nn.Module) -> None:
+        """Factorize; of the factors the one that starts as W is pruned, the others stay empty."""
+        factorize(model)
+
+    @abstractmethod
+    def values_at(self, share: float) -> Values:
+        """What the factors hold at a share, by name."""
+
+    def aim(self) -> float:
+        """The largest share whose file keeps the budget, with the weights as they are now."""
+        return self.search.run(self.values_at)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The share, and b."""
+        return self.search.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        self.search.load_state_dict(state)
 
 
 def close(model: nn.Module, target: Target, x: Tensor, pruned: str = "weights") -> None:
