@@ -18,13 +18,14 @@ from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, pruned_
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
 from atmc.methods.magnitude import MaskedStage
+from atmc.optim.splitting import Wrapping
 from atmc.projection import project_topk
 from atmc.training.stage import Stage
 
 _LR, _MOMENTUM = 0.1, 0.9  # of the scores' own SGD, as in the paper
 
 
-class ScoreOptimizer(torch.optim.Optimizer):
+class ScoreOptimizer(Wrapping):
     """SGD on a score for every weight; the weights stay, but for those that do not score.
 
     A layer shows the ``counts`` weights of largest score; the gradient goes straight through that
@@ -42,14 +43,8 @@ class ScoreOptimizer(torch.optim.Optimizer):
         self.weights = dict(weights)
         self.whole = {name: weight.detach().clone() for name, weight in weights.items()}
         self.scores = {name: nn.Parameter(_scaled(w)) for name, w in self.whole.items()}
-        self.inner = torch.optim.SGD(self.scores.values(), lr, momentum=_MOMENTUM)
-        super().__init__(self.inner.param_groups, self.inner.defaults)
-        self._share()
+        super().__init__(torch.optim.SGD(self.scores.values(), lr, momentum=_MOMENTUM))
         self.show(counts)
-
-    def _share(self) -> None:
-        self.param_groups = self.inner.param_groups
-        self.state = self.inner.state
 
     @torch.no_grad()
     def shown(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
@@ -86,7 +81,7 @@ class ScoreOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Scores, the whole weights, counts and momentum."""
         return {
-            "inner": self.inner.state_dict(),
+            **super().state_dict(),
             "scores": {name: score.detach() for name, score in self.scores.items()},
             "whole": dict(self.whole),
             "counts": dict(self.counts),
@@ -98,8 +93,7 @@ class ScoreOptimizer(torch.optim.Optimizer):
         for name, whole in self.whole.items():
             whole.copy_(state_dict["whole"][name])
             self.scores[name].copy_(state_dict["scores"][name])
-        self.inner.load_state_dict(state_dict["inner"])
-        self._share()
+        super().load_state_dict(state_dict)
         self.show(state_dict["counts"])
 
 

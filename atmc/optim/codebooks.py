@@ -8,15 +8,17 @@ will be decoded. The gradient of a level is the sum over the entries that share 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from atmc.codec import quantize_dense
 from atmc.factorization.layers import dense_part, named_factors
+from atmc.optim.splitting import Wrapping
 from atmc.quantization.codebooks import round_levels
 
 MAX_LEVELS = 256
@@ -52,31 +54,38 @@ class _Factor:
 
 @dataclass
 class _Dense:
-    """One tensor of the dense part; ``alive`` is 0 where a value is held at zero."""
+    """One tensor of the dense part; ``alive`` is 0 where a value stays zero."""
 
     tensor: Tensor
     alive: Tensor
-    width: int
     master: nn.Parameter
 
     def gradient(self) -> Tensor:
         assert self.tensor.grad is not None
         return self.tensor.grad * self.alive
 
-    def write(self) -> None:
-        values = (self.master.detach() * self.alive).cpu().numpy()
-        self.tensor.detach().copy_(torch.from_numpy(quantize_dense(values, self.width).dense()))
+
+@torch.no_grad()
+def _write_rounded(tensors: Sequence[Tensor], values: Sequence[Tensor], width: int) -> None:
+    """Write values into tensors, rounded to what a file can hold; one trip to the host for all."""
+    if not tensors:
+        return
+    sizes = [value.numel() for value in values]
+    flat = torch.cat([value.detach().reshape(-1).float() for value in values]).cpu().numpy()
+    parts = np.split(flat, np.cumsum(sizes)[:-1])
+    rounded = np.concatenate([quantize_dense(part, width).dense() for part in parts])
+    flat_rounded = torch.from_numpy(rounded).to(tensors[0].device)
+    for tensor, part in zip(tensors, torch.split(flat_rounded, sizes), strict=True):
+        tensor.detach().copy_(part.view(tensor.shape))
 
 
 def round_dense_part(model: nn.Module, width: int) -> None:
     """Round biases, norms and float buffers to what the file can hold, in place."""
-    with torch.no_grad():
-        for tensor in dense_part(model).values():
-            values = tensor.detach().cpu().float().numpy()
-            tensor.detach().copy_(torch.from_numpy(quantize_dense(values, width).dense()))
+    tensors = list(dense_part(model).values())
+    _write_rounded(tensors, tensors, width)
 
 
-class CodebookOptimizer(torch.optim.Optimizer):
+class CodebookOptimizer(Wrapping):
     """Trains levels, biases and norms of a model whose factors are quantized already.
 
     It rounds them to what a file can hold, in place: at once, and after each step.
@@ -119,22 +128,22 @@ class CodebookOptimizer(torch.optim.Optimizer):
             if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
                 master = nn.Parameter(tensor.detach().clone())
                 alive = (tensor.detach() != 0).to(tensor.dtype)
-                self.parts[name] = _Dense(tensor, alive, width, master)
+                self.parts[name] = _Dense(tensor, alive, master)
         self._make = make
         self._tensors: dict[str, Tensor] = {**named_factors(model), **dense_part(model)}
-        self.inner = make([part.master for part in self.parts.values()])
-        super().__init__(self.inner.param_groups, self.inner.defaults)
-        self._share()
+        super().__init__(make([part.master for part in self.parts.values()]))
         self._write()
-
-    def _share(self) -> None:
-        self.param_groups = self.inner.param_groups
-        self.state = self.inner.state
 
     @torch.no_grad()
     def _write(self) -> None:
+        dense = []
         for part in self.parts.values():
-            part.write()
+            if isinstance(part, _Dense):
+                dense.append(part)
+            else:
+                part.write()
+        values = [part.master * part.alive for part in dense]
+        _write_rounded([part.tensor for part in dense], values, self.width)
 
     @torch.no_grad()
     def write_finer(self, more: int) -> None:
@@ -168,7 +177,7 @@ class CodebookOptimizer(torch.optim.Optimizer):
         may have met or passed one another, values may round to zero.
         """
         return {
-            **self.inner.state_dict(),
+            **super().state_dict(),
             "parts": {
                 name: {f.name: _detached(getattr(part, f.name)) for f in fields(part)[1:]}
                 for name, part in self.parts.items()
@@ -196,7 +205,6 @@ class CodebookOptimizer(torch.optim.Optimizer):
             parts[name] = _Factor(tensor, **moved) if factor else _Dense(tensor, **moved)
         # Built anew: a factor whose levels have all rounded to zero since is not found by looking.
         self.parts = parts
-        self.inner = self._make([part.master for part in parts.values()])
-        self.inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        self._share()
+        self._wrap(self._make([part.master for part in parts.values()]))
+        super().load_state_dict(state_dict)
         self._write()

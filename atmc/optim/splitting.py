@@ -25,7 +25,37 @@ def at(value: float | Schedule, step: int) -> float:
     return value(step) if callable(value) else value
 
 
-class Splitting(torch.optim.Optimizer):
+class Wrapping(torch.optim.Optimizer):
+    """An optimizer around another one, whose groups and state schedulers and loops see as its own.
+
+    Args:
+        inner: moves the parameters.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, inner.defaults)
+        self._wrap(inner)
+
+    def _wrap(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        self.param_groups = inner.param_groups
+        self.state = inner.state
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of every parameter that the inner optimizer moves."""
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's ``state`` and ``param_groups``; tensors are not copied."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the inner optimizer's state."""
+        self.inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self._wrap(self.inner)
+
+
+class Splitting(Wrapping):
     """A torch optimizer over parameters, some of which have a duplicate and a dual.
 
     The penalty is part of the loss for plain gradient methods (add :meth:`penalty` to it).
@@ -56,8 +86,8 @@ class Splitting(torch.optim.Optimizer):
         penalty: Penalty | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if missing := [name for name, variable in variables.items() if id(variable) not in held]:
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        if missing := [name for name, variable in variables.items() if id(variable) not in groups]:
             raise ValueError(
                 f"the optimizer does not hold {missing[0]}: build it from model.parameters() "
                 "after atmc.factorize(model)"
@@ -70,7 +100,6 @@ class Splitting(torch.optim.Optimizer):
             plain = isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD))
             penalty = "loss" if plain else "decoupled"
         self.variables = dict(variables)
-        self.inner = optimizer
         self.rho = rho
         self.penalty_kind: Penalty = penalty
         self.state_dtype = state_dtype
@@ -78,15 +107,12 @@ class Splitting(torch.optim.Optimizer):
         self.duplicates: dict[str, Tensor] = {}
         self.duals: dict[str, Tensor] = {}
         self._rho_now = float(at(rho, 0))
-        super().__init__(optimizer.param_groups, optimizer.defaults)
-        self._share()
+        super().__init__(optimizer)
 
-    def _share(self) -> None:
-        """One set of groups and state for the inner optimizer, schedulers and us."""
-        self.param_groups = self.inner.param_groups
-        self.state = self.inner.state
-        held = {id(p): group for group in self.param_groups for p in group["params"]}
-        self._groups = {name: held[id(variable)] for name, variable in self.variables.items()}
+    def _wrap(self, inner: torch.optim.Optimizer) -> None:
+        super()._wrap(inner)
+        groups = {id(p): group for group in inner.param_groups for p in group["params"]}
+        self._groups = {name: groups[id(variable)] for name, variable in self.variables.items()}
 
     def penalty(self) -> Tensor:
         """(ρ/2) Σ ‖θ - θ' + u‖², to add to the loss; zero where it is applied decoupled."""
@@ -132,12 +158,9 @@ class Splitting(torch.optim.Optimizer):
             self._rho_now = rho
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's ``state`` and ``param_groups``, duplicates, duals and counters.
-
-        Tensors are not copied.
-        """
+        """The inner optimizer's state, duplicates, duals and counters; tensors are not copied."""
         return {
-            **self.inner.state_dict(),
+            **super().state_dict(),
             "duplicates": dict(self.duplicates),
             "duals": dict(self.duals),
             "steps": self.steps,
@@ -154,22 +177,16 @@ class Splitting(torch.optim.Optimizer):
             for name, value in state_dict[key].items():
                 if name not in self.variables or value.shape != self.variables[name].shape:
                     raise ValueError(f"the state holds {name!r}, which does not fit this model")
-        self.inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        self._share()
+        super().load_state_dict(state_dict)
         for key in ("duplicates", "duals"):
-            held = {
-                n: v.to(
-                    self.variables[n].device, self.state_dtype or self.variables[n].dtype, copy=True
-                )
-                for n, v in state_dict[key].items()
-            }
-            setattr(self, key, held)
+            copies = {}
+            for name, value in state_dict[key].items():
+                variable = self.variables[name]
+                kind = self.state_dtype or variable.dtype
+                copies[name] = value.to(variable.device, kind, copy=True)
+            setattr(self, key, copies)
         self.steps = state_dict["steps"]
         self._rho_now = state_dict["rho"]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of every parameter that the inner optimizer holds."""
-        self.inner.zero_grad(set_to_none)
 
 
 # ρ × steps at the end: below it the two copies are far apart then, above it nothing moves any more.

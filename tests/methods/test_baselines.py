@@ -425,6 +425,26 @@ def test_scores_start_as_scaled_weights_and_move_by_the_straight_through_gradien
     assert torch.equal(weight.detach().flatten(), expected)
 
 
+def test_the_state_of_scores_is_that_of_a_torch_optimizer() -> None:
+    def scored(lr: float) -> tuple[nn.Parameter, ScoreOptimizer]:
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(4, 6))
+        optimizer = ScoreOptimizer({"w": weight}, {"w": 10}, lr)
+        weight.grad = torch.randn(4, 6)
+        return weight, optimizer
+
+    weight, optimizer = scored(0.5)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    assert {"state", "param_groups"} <= state.keys()
+    optimizer.step()
+    other, resumed = scored(0.1)
+    resumed.load_state_dict(state)
+    assert resumed.param_groups[0]["lr"] == 0.5
+    resumed.step()
+    assert torch.equal(other, weight)
+
+
 def test_the_score_stage_leaves_weights_and_biases_as_they_were() -> None:
     model = net()
     before = copy.deepcopy(model.state_dict())
