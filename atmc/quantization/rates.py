@@ -20,7 +20,7 @@ _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there
 CHOICES = range(1, 9)  # bits a value
 _LEAST_MORE, _MOST_MORE = 2, 5  # bits of a level beyond those of its index
 _AHEAD = 2  # bits beyond those that a tensor has, looked at for the next step
-_HALF = 16  # bits of a float32, taken at a time
+_DIGITS = ((20, 11), (10, 10), (0, 10))  # shift and width in bits of the parts of a float32
 _TENSOR_BITS = 40  # counts, exponent and flags of one factor, rounded up
 
 Curve = Callable[[int], tuple[float, float]]  # error and rate of a tensor, by bits a value
@@ -80,8 +80,8 @@ def k_for_budget(
     """A k whose factors fit ``available_bits`` where those of k + 1 would not, estimated.
 
     The k best of ``scores`` fall where they fall: tensors are charged by how many of their
-    entries are among them, ties going to the earlier tensor. Two histograms of the scores, of the
-    first and of the last half of their bits, serve all k that are tried.
+    entries are among them, ties going to the earlier tensor. Three histograms of the scores, of
+    one third of their bits after the other, serve all k that are tried.
 
     Args:
         scores: of every factor, as the projection ranks them; compared in float32.
@@ -105,8 +105,8 @@ def k_for_budget(
     if fits(kept):
         return int(kept.sum())
     kept[:] = 0
-    for shift in (_HALF, 0):
-        digits = [(patterns >> shift) & (1 << _HALF) - 1 for patterns in rest]
+    for shift, width in _DIGITS:
+        digits = [(patterns >> shift) & (1 << width) - 1 for patterns in rest]
         counts = _histograms(digits)
         # Column d: how many entries have digit d or a larger one; the last column has none.
         down_to = kept[:, None] + np.pad(counts[:, ::-1].cumsum(axis=1)[:, ::-1], ((0, 0), (0, 1)))
