@@ -1,4 +1,4 @@
-"""Methods by name: each a short recipe of stages, in one file with the stages of its own."""
+"""Methods by name: each a recipe of stages, in one file with its stages."""
 
 from __future__ import annotations
 

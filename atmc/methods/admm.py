@@ -124,7 +124,7 @@ class LayerSets:
     layer is exempt: its rows are the classes.
 
     Args:
-        structure: what is kept or dropped as one.
+        structure: what is pruned as one.
         ratios: by layer name or pattern; the first that matches counts, and a layer that none
             names stays whole. None: the same ratio, 1, for all.
     """

@@ -127,7 +127,7 @@ class CompressStage(Stage):
     def _aim(self) -> None:
         """Set k to what the budget holds, entries ranked as they are now.
 
-        Every few times the file is really made, and says what it takes for a bit of the estimate.
+        Every few aims a real file is encoded; it corrects the rate of bits to estimated bits.
         """
         fold_constant_units(self.model, self.example, self.order)
         drop_dead_paths(self.model, self.example)
@@ -151,18 +151,18 @@ class CompressStage(Stage):
 
     def _value_bits(self) -> list[float]:
         """Bits a code takes, by factor: measured on the last duplicate where it is large enough."""
-        found = []
+        rates = []
         for name, bits in self.optimizer.bits.items():
             duplicate = self.optimizer.duplicates.get(name)
             value = float(bits)
             if self.prune_only and bits != FLOAT_BITS:
                 duplicate, _ = rounded(self.optimizer.factors[name], bits, rdo=self.target.rdo)
             if duplicate is not None and bits != FLOAT_BITS:
-                kept = duplicate[duplicate != 0]
-                if kept.numel() > 4 * 2**bits:
-                    value = code_bits(torch.unique(kept, return_inverse=True)[1])
-            found.append(value)
-        return found
+                nonzeros = duplicate[duplicate != 0]
+                if nonzeros.numel() > 4 * 2**bits:
+                    value = code_bits(torch.unique(nonzeros, return_inverse=True)[1])
+            rates.append(value)
+        return rates
 
     def after_step(self, step: int) -> None:
         """Aim again now and then; choose b where it is ours to choose, once k has settled."""
@@ -195,13 +195,13 @@ class CompressStage(Stage):
                 self._aim()
 
     def penalty(self) -> Tensor:
-        """The optimizer's own term."""
+        """The penalty of the splitting."""
         return self.optimizer.penalty()
 
     def finish(self, model: nn.Module) -> None:
         """The quantized duplicate becomes the model, at the largest k whose file fits.
 
-        Where all nonzeros fit and leave room, codebooks are made finer.
+        Where all nonzeros fit and leave room, codebooks become finer.
         """
         if not self.chosen:
             self._settle_bits()

@@ -1,4 +1,4 @@
-"""What a method is."""
+"""The registry of methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atmc.training.stage import Stage
 
 @dataclass(frozen=True)
 class Schedule:
-    """Lengths and rates that a recipe is given.
+    """Lengths and rates of a recipe's stages.
 
     Args:
         epochs: of all stages that compress, together.
@@ -50,12 +50,12 @@ class Method:
         name: as the setting ``method`` has it.
         stages: the recipe after the dense start.
         attacked: whether the model is attacked while it is trained, its dense start included.
-        least: the size in bits of the file in which every layer has the least that the method
-            can leave it, of a dense model (it may be changed) and for a few inputs; refuses
-            a schedule that cannot be. None where that is the empty file.
-        auto_bits: what "auto" means, where b is not chosen.
+        least: the size in bits of the smallest file, in which every layer has the least that the
+            method can leave, for a dense model (which it may change) and a few inputs; raises
+            ValueError for a bad schedule. None where that is the empty file.
+        auto_bits: b for "auto", where the method does not choose it.
         layerwise: whether it takes ratios.
-        bounded: whether there is a budget at all where none is given.
+        bounded: whether there is a default budget.
     """
 
     name: str
@@ -71,7 +71,7 @@ _METHODS: dict[str, Method] = {}
 
 
 def register(name: str, **traits: Any) -> Callable[[Recipe], Recipe]:
-    """Make the recipe that it decorates the method of a name.
+    """Register the decorated recipe as a method.
 
     Args:
         name: as the setting ``method`` has it.

@@ -1,6 +1,6 @@
-"""The dense start as it is: adversarial training alone, the line that others are held against.
+"""Adversarial training alone: the baseline without compression.
 
-32 bits a weight unless fewer are asked for; then codebooks are all the compression there is.
+32 bits a weight by default; with fewer, codebooks are the only compression.
 """
 
 from __future__ import annotations

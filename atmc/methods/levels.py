@@ -1,4 +1,4 @@
-"""Levels, biases and norms trained alone."""
+"""The stage that trains levels, biases and norms alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LevelStage(Stage):
         """Round the norms' statistics; the file must still fit."""
         round_dense_part(model, self.target.width)
         self._write_finer(model)
-        order = cache(lambda: UnitOrder.of(model, self.example))  # found where it is needed, once
+        order = cache(lambda: UnitOrder.of(model, self.example))  # at most once, and only if needed
         fit(model, self.target, lambda model: order().sort(model))
 
     def _write_finer(self, model: nn.Module) -> None:
@@ -68,7 +68,7 @@ class LevelStage(Stage):
             written = more
 
     def state_dict(self) -> dict[str, Any]:
-        """What the stage before has said of the file."""
+        """How the stage before closed the file."""
         return {"outcome": asdict(self.target.outcome)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

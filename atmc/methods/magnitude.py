@@ -1,7 +1,8 @@
 """Pruned once by magnitude, over all layers, then trained on under the mask.
 
 ``adv-prune`` does so to a robust net under attack, the baseline "AP" of Gui et al., NeurIPS 2019;
-``nat-prune`` to a naturally trained net on clean inputs alone ("NAP"): what robustness is lost to.
+``nat-prune`` to a naturally trained net on clean inputs alone ("NAP"), the baseline without
+robustness.
 Codebooks come at the end.
 """
 
@@ -98,7 +99,7 @@ class MaskedStage(Stage):
         return {"nonzeros": sum(int(torch.count_nonzero(f)) for f in self.factors.values())}
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks, and what the stage before has said of the file."""
+        """The masks, and how the stage before closed the file."""
         return {"masks": dict(self.masks), "outcome": asdict(self.target.outcome)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Prune, then SVD, then k-means, one after the other: what a unified method must beat."""
+"""Prune, then SVD, then k-means: the sequential baseline of a unified method."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SvdStage(MaskedStage):
     """Each pruned layer by its SVD, of the least rank that keeps most of its energy, or as it is.
 
     A layer becomes W = U V where the factors (which inherit the empty rows and columns of W) are
-    estimated to cost less than its nonzeros; else C = W. Then all of it is trained with zeros held,
-    and rounded to codebooks.
+    estimated to cost less than its nonzeros; else C = W. Then it is trained with zeros fixed, and
+    rounded to codebooks.
     """
 
     name = "svd"

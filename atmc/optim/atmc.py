@@ -163,7 +163,7 @@ class ATMC(Splitting):
         """b per tensor by rate and distortion, for the ``k`` entries that rank best now.
 
         Args:
-            k: nonzeros that will be kept.
+            k: nonzeros of the result.
             distortion: the squared error allowed, as a share of the whole; the error of a layer
                 is relative to the layer, so that layers of small weights count as much.
         """

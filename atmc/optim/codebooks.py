@@ -149,7 +149,7 @@ class CodebookOptimizer(Wrapping):
     def write_finer(self, more: int) -> None:
         """Write levels with so many bits more than they are trained at, up to 16; no step follows.
 
-        Levels that rounding has made equal part again.
+        Levels that became equal by rounding may differ again.
         """
         for part in self.parts.values():
             if isinstance(part, _Factor):
@@ -192,18 +192,18 @@ class CodebookOptimizer(Wrapping):
             ValueError: a state of other tensors than the model's.
         """
         parts: dict[str, _Factor | _Dense] = {}
-        for name, held in state_dict["parts"].items():
+        for name, saved in state_dict["parts"].items():
             tensor = self._tensors.get(name)
-            if tensor is None or held.get("alive", tensor).shape != tensor.shape:
+            if tensor is None or saved.get("alive", tensor).shape != tensor.shape:
                 raise ValueError(f"the state does not fit this model: {name!r} differs")
             moved: dict[str, Any] = {
                 key: value.to(tensor.device, copy=True) if isinstance(value, Tensor) else value
-                for key, value in held.items()
+                for key, value in saved.items()
             }
             moved["master"] = nn.Parameter(moved["master"])
-            factor = "positions" in held
+            factor = "positions" in saved
             parts[name] = _Factor(tensor, **moved) if factor else _Dense(tensor, **moved)
-        # Built anew: a factor whose levels have all rounded to zero since is not found by looking.
+        # From the state alone: a factor whose levels all rounded to zero since has no nonzeros.
         self.parts = parts
         self._wrap(self._make([part.master for part in parts.values()]))
         super().load_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""Factors rounded to codebooks: b bits a value, given or chosen by rate and distortion."""
+"""Factors rounded to codebooks: b bits a value, fixed or chosen by rate and distortion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rounded(
     rdo: bool = False,
     levels: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """A tensor near by of at most 2^bits levels, and what the next search may start from.
+    """A tensor near by of at most 2^bits levels, and centroids to start the next search from.
 
     Zeros stay. With 32 bits there is no codebook: a copy, and None. With ``rdo`` it is not the
     nearest, but the best for the error and the length of the codes. ``levels``: fewer than 2^bits.
@@ -40,15 +40,13 @@ def rounded(
 
 @torch.no_grad()
 def rate_distortion(
-    weights: Sequence[FactorizedWeight], kept: Mapping[str, Tensor], *, rdo: bool = False
+    weights: Sequence[FactorizedWeight], factors: Mapping[str, Tensor], *, rdo: bool = False
 ) -> RateDistortion:
-    """What factors would lose and cost at any b; the error of a layer is relative to the layer.
-
-    So layers of small weights count as much as others.
+    """The error and the size of factors at any b; the error of a layer is relative to the layer.
 
     Args:
-        weights: of the model, as they are now: they say what an error in a factor is worth.
-        kept: the factors by name, zeros where they are (to be) pruned.
+        weights: of the model; they weigh the errors of its factors.
+        factors: the factors by name, zeros where they are (to be) pruned.
         rdo: how they will be rounded, as of :func:`rounded`.
     """
     sensitivity: dict[str, float] = {}
@@ -57,4 +55,4 @@ def rate_distortion(
         for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
             energy = float(factor.square().sum())
             sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
-    return RateDistortion.of(kept, sensitivity, rdo=rdo)
+    return RateDistortion.of(factors, sensitivity, rdo=rdo)

@@ -26,7 +26,7 @@ def at(value: float | Schedule, step: int) -> float:
 
 
 class Wrapping(torch.optim.Optimizer):
-    """An optimizer around another one, whose groups and state schedulers and loops see as its own.
+    """An optimizer around another one; both share their groups and state.
 
     Args:
         inner: moves the parameters.

@@ -17,7 +17,7 @@ _BLOCK = 2**16  # values that are worked on at a time, so that they stay in the 
 
 
 def _ordered(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-    """Integers ordered as the values are; its own inverse, up to the type."""
+    """Integers ordered as the values are; it is its inverse, up to the type."""
     return _flip(values.view(np.int32))
 
 
@@ -43,10 +43,10 @@ class Buckets:
             self._index[block] -= np.int32(self._first)
         counts = np.bincount(self._index)
         sums = np.bincount(self._index, weights=values)
-        self._held = np.flatnonzero(counts)
-        self.counts: _Ints = counts[self._held]
-        self.points: _Floats = sums[self._held] / self.counts
-        patterns = ((self._held + self._first) << _DROPPED).astype(np.int32)
+        self._filled = np.flatnonzero(counts)
+        self.counts: _Ints = counts[self._filled]
+        self.points: _Floats = sums[self._filled] / self.counts
+        patterns = ((self._filled + self._first) << _DROPPED).astype(np.int32)
         self._lowest = _flip(patterns).view(np.float32)
         self._highest = _flip(patterns | np.int32((1 << _DROPPED) - 1)).view(np.float32)
 
@@ -63,8 +63,8 @@ class Buckets:
         """
         ends = (self._lowest, self._highest)
         low, high = (np.searchsorted(borders, end, side="left") for end in ends)
-        table = np.zeros(int(self._held[-1]) + 1, dtype=np.int32)
-        table[self._held] = np.where(low == high, low, -1)
+        table = np.zeros(int(self._filled[-1]) + 1, dtype=np.int32)
+        table[self._filled] = np.where(low == high, low, -1)
         codes = table[self._index].astype(np.int64)
         open_ = np.flatnonzero(codes < 0)
         codes[open_] = np.searchsorted(borders, self.values[open_], side="left")

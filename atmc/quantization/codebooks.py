@@ -2,7 +2,7 @@
 
 Every function is pure. The nonzeros of a tensor are taken in flat (row-major) order; zeros are
 never coded. A codebook's search runs on the host in float64, so that it gives the same levels
-whatever the device; the codes are found where the values are.
+whatever the device; the codes are computed on the values' device.
 """
 
 import math
@@ -173,7 +173,7 @@ def quantized_codebook(
         init: see :func:`codebook`.
         rdo: rate-distortion optimized: a value takes a level of a shorter code where that is worth
             its error (:mod:`atmc.quantization.entropy_constrained`), and codebooks may be smaller.
-            Values that ``levels`` levels hold exactly are kept. False: the nearest level is the
+            Values that ``levels`` levels represent exactly stay. False: the nearest level is the
             cheapest.
     """
     if levels < 1:
@@ -210,22 +210,22 @@ def _rate_distortion_optimized(
 def _used(integers: Tensor, exponent: int, codes: Tensor, centroids: Tensor) -> QuantizedCodebook:
     """The codebook without the levels that no code names."""
     used = torch.bincount(codes, minlength=integers.numel()).cpu() > 0
-    held = integers[used].to(codes.device)
+    levels = integers[used].to(codes.device)
     if not bool(used.all()):
         codes = (used.cumsum(0) - 1).to(codes.device)[codes]
-    return QuantizedCodebook(held, exponent, codes, centroids)
+    return QuantizedCodebook(levels, exponent, codes, centroids)
 
 
 class _Nonzeros:
-    """The nonzeros of a tensor in flat order, and what its codebooks are made from."""
+    """The nonzeros of a tensor in flat order, and the input of the search for its codebooks."""
 
     def __init__(self, values: Tensor) -> None:
         if not values.is_floating_point():
             raise ValueError(f"values must be a float tensor, got {values.dtype}; convert it first")
         flat = values.detach().reshape(-1)
-        self._kept = flat[flat != 0]
+        self._values = flat[flat != 0]
         wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-        self._host = self._kept.to("cpu", wide).numpy()
+        self._host = self._values.to("cpu", wide).numpy()
         # Sums of the ends are finite where both are; NaN wins every comparison.
         with np.errstate(over="ignore", invalid="ignore"):
             ends = self._host[:0] if not self._host.size else [self._host.min(), self._host.max()]
@@ -259,9 +259,9 @@ class _Nonzeros:
     def levels(self, count: int, init: Tensor | None = None) -> Tensor:
         """At most ``count`` levels in the values' type, on the host."""
         if self._host.size == 0:
-            return self._kept.cpu()
+            return self._values.cpu()
         line, bounds = self.split(count, init)
-        chosen = torch.from_numpy(line.centroids(bounds)).to(self._kept.dtype)
+        chosen = torch.from_numpy(line.centroids(bounds)).to(self._values.dtype)
         if bool((chosen == 0).any()):
             # Values of both signs share this level: those next to zero are its members.
             below = self._host[self._host < 0].max()
@@ -275,6 +275,6 @@ class _Nonzeros:
 
     def between(self, borders: Tensor) -> Tensor:
         """How many of the ascending ``borders`` lie below each nonzero, where the values are."""
-        if self._buckets is None or self._kept.device.type != "cpu":
-            return torch.bucketize(self._kept.double(), borders.to(self._kept.device))
+        if self._buckets is None or self._values.device.type != "cpu":
+            return torch.bucketize(self._values.double(), borders.to(self._values.device))
         return torch.from_numpy(self._buckets.between(borders.numpy()))

@@ -21,7 +21,7 @@ _SEARCHED = 512
 # Refinement: steps to either side that a bound may move at a time; relative gain that ends it.
 _WINDOW = 6
 _CONVERGED = 1e-6
-_WARM_CONVERGED = 1e-4  # the same from levels that are given, after two joint moves
+_WARM_CONVERGED = 1e-4  # the same when started from levels, after two joint moves
 
 
 def partition(line: "Line", count: int, init: Floats | None = None) -> Ints:
@@ -45,7 +45,7 @@ def partition(line: "Line", count: int, init: Floats | None = None) -> Ints:
 class Line:
     """Distinct points, ascending, with their counts; the squared error of any run of them.
 
-    A partition is given by its bounds: indices into ``points``, from 0 to their number, ascending.
+    A partition is described by its bounds: ascending indices into ``points``, from 0 to their number.
 
     Attributes:
         points: the points.

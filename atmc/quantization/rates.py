@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atmc.quantization.codebooks import quantized_codebook
 
-FLOAT_BITS = 32  # values kept as they are, no codebook
+FLOAT_BITS = 32  # float values, no codebook
 _FREQUENCY_BITS = 3  # of a level: its entry in the frequency table, where there is one
 CHOICES = range(1, 9)  # bits a value
 _LEAST_MORE, _MOST_MORE = 2, 5  # bits of a level beyond those of its index
@@ -39,7 +39,7 @@ def level_bits(bits: int, nonzeros: int) -> int:
 
 
 def position_bits(size: int, nonzeros: int) -> float:
-    """The zeroth-order entropy of which ``nonzeros`` of ``size`` entries are kept."""
+    """The zeroth-order entropy of the positions of ``nonzeros`` among ``size`` entries."""
     if nonzeros in (0, size):
         return 0.0
     p = nonzeros / size
@@ -51,7 +51,7 @@ def factor_bits(size: int, nonzeros: int, bits: int, value_bits: float | None = 
 
     Args:
         size: its entries.
-        nonzeros: how many are kept.
+        nonzeros: how many there are.
         bits: b; 32 for no codebook.
         value_bits: bits a code really takes (its entropy), b if not known.
 
@@ -91,42 +91,44 @@ def k_for_budget(
     """
     values = [None] * len(bits) if value_bits is None else value_bits
 
-    def fits(kept: Iterable[int]) -> bool:
+    def fits(selected: Iterable[int]) -> bool:
         costs = (
             factor_bits(score.numel(), int(n), b, v)
-            for score, n, b, v in zip(scores, kept, bits, values, strict=True)
+            for score, n, b, v in zip(scores, selected, bits, values, strict=True)
         )
         return sum(costs) <= available_bits
 
     # Patterns of floats that are not negative are ordered as the floats are.
     rest = [score.detach().reshape(-1).float().view(torch.int32) for score in scores]
     rest = [patterns[patterns > 0] for patterns in rest]
-    kept = np.array([patterns.numel() for patterns in rest])
-    if fits(kept):
-        return int(kept.sum())
-    kept[:] = 0
+    selected = np.array([patterns.numel() for patterns in rest])
+    if fits(selected):
+        return int(selected.sum())
+    selected[:] = 0
     for shift, width in _DIGITS:
         digits = [(patterns >> shift) & (1 << width) - 1 for patterns in rest]
         counts = _histograms(digits)
         # Column d: how many entries have digit d or a larger one; the last column has none.
-        down_to = kept[:, None] + np.pad(counts[:, ::-1].cumsum(axis=1)[:, ::-1], ((0, 0), (0, 1)))
+        down_to = selected[:, None] + np.pad(
+            counts[:, ::-1].cumsum(axis=1)[:, ::-1], ((0, 0), (0, 1))
+        )
         columns = list(down_to.T)
         first = bisect_left(columns[:-1], True, key=fits)
-        kept = columns[first]
+        selected = columns[first]
         # Those just below, of which some fit.
         rest = [p[d == first - 1] for p, d in zip(rest, digits, strict=True)]
     tied = [patterns.numel() for patterns in rest]
 
     def filled(more: int) -> list[int]:
         out = []
-        for n, most in zip(kept, tied, strict=True):
+        for n, most in zip(selected, tied, strict=True):
             taken = min(more, most)
             more -= taken
             out.append(int(n) + taken)
         return out
 
     over = bisect_left(range(1, sum(tied)), True, key=lambda more: not fits(filled(more)))
-    return int(kept.sum()) + over
+    return int(selected.sum()) + over
 
 
 def _histograms(digits: Sequence[Tensor]) -> npt.NDArray[np.int64]:

@@ -1,7 +1,7 @@
-"""Units without inputs say the same to every picture: what they say moves into the next bias.
+"""Constant units are folded into the bias of the layer that reads them.
 
-A unit whose row of W is empty is a constant, whatever activation, norm or pooling follows. Its own
-bias is then no more than a detour to the next layer's, and need not be stored.
+A unit whose row of W is empty outputs a constant, whatever activation, norm or pooling follows. The
+next layer's bias can hold that constant, so the unit's own bias need not be stored.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from atmc.methods.closing.unit_order import UnitOrder
 
 @torch.no_grad()
 def fold_constant_units(model: nn.Module, x: Tensor, order: UnitOrder) -> None:
-    """Zero the biases of units without inputs, in place, and let the next layer say it for them.
+    """Zero the biases of units without inputs, in place, and add their effect to the next bias.
 
-    That is done where it is exact: the next layer has a bias, alone reads the units, no batch norm
-    lies between, and it sees constants on all inputs and at all places (not so where it pads a map
-    with zeros). It is tried on ``x`` and undone where the output would not stay. Other biases are
-    left as they are.
+    A layer is changed only where that is exact: the next layer has a bias, is the only reader of
+    the units, no batch norm lies between, and it reads the same constant at all places (not so
+    where a map is padded with zeros). The change is undone where the output on ``x`` differs.
 
     Args:
         model: factorized.
-        x: a few inputs, (n, ...), as the model is given them in training.
-        order: of the model: whose outputs are read by whom.
+        x: a few inputs, (n, ...), as in training.
+        order: of the model; its pairs say which layer reads which units.
     """
     weights = {weight.name: weight for weight in factorized_weights(model)}
     modules = dict(model.named_modules())
     names = list(modules)
-    for one, other in order.pairs:
-        first, second = one.rpartition(".")[0], other.rpartition(".")[0]
-        bias, next_bias = (getattr(modules[name], "bias", None) for name in (first, second))
+    for first, second in order.pairs:
+        layer, reader = first.rpartition(".")[0], second.rpartition(".")[0]
+        bias, next_bias = (getattr(modules[name], "bias", None) for name in (layer, reader))
         if not isinstance(bias, Tensor) or not isinstance(next_bias, Tensor):
             continue
-        between = [modules[name] for name in names[names.index(first) : names.index(second)]]
-        # A batch norm takes constants away in training, and adds them up in evaluation.
+        between = [modules[name] for name in names[names.index(layer) : names.index(reader)]]
+        # A batch norm removes constants in training and applies them in evaluation.
         if any(getattr(module, "running_mean", None) is not None for module in between):
             continue
-        held = bias.clone(), next_bias.clone()
+        backup = bias.clone(), next_bias.clone()
         try:
-            kept = _fold(model, weights[one], weights[other], (bias, next_bias), modules[second], x)
-        except Exception as error:  # a model of one's own may call its layers in any way
+            biases = bias, next_bias
+            exact = _fold(model, weights[first], weights[second], biases, modules[reader], x)
+        except Exception as error:  # a user's model may call its layers in any way
             if out_of_memory(error):
                 raise
-            kept = False
-        if not kept:
-            bias.copy_(held[0])
-            next_bias.copy_(held[1])
+            exact = False
+        if not exact:
+            bias.copy_(backup[0])
+            next_bias.copy_(backup[1])
 
 
 def _fold(
@@ -61,17 +61,17 @@ def _fold(
     reader: nn.Module,
     x: Tensor,
 ) -> bool:
-    """Fold the constants of one layer into the next; whether the output has stayed."""
+    """Fold the constants of one layer into the next; whether the output is the same."""
     bias, next_bias = biases
     constant = ~_matrix(first).any(-1) & (bias != 0)
     if not bool(constant.any()):
         return True
-    said, before = _run(model, reader, x)
+    inputs, before = _run(model, reader, x)
     bias.masked_fill_(constant, 0)
-    left, _ = _run(model, reader, x)
-    change = _per_unit(reader, said, len(bias)) - _per_unit(reader, left, len(bias))
+    inputs_without, _ = _run(model, reader, x)
+    change = _per_unit(reader, inputs, len(bias)) - _per_unit(reader, inputs_without, len(bias))
     columns = _matrix(second).reshape(len(next_bias), len(bias), -1).sum(-1)
-    # The same in every example and place; where it is not, the output does not stay.
+    # Where the change is not the same in every example and place, the output differs.
     next_bias += columns @ (change.to(columns) * constant)
     return same(before, outputs(model, x))
 
@@ -87,11 +87,11 @@ def _per_unit(reader: nn.Module, inputs: Tensor, units: int) -> Tensor:
 
 
 def _run(model: nn.Module, reader: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``reader`` is given, and what the model says."""
+    """The inputs of ``reader``, and the outputs of the model."""
     seen: list[Tensor] = []
-    handle = reader.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    handle = reader.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        said = outputs(model, x)
+        logits = outputs(model, x)
     finally:
         handle.remove()
-    return seen[0], said
+    return seen[0], logits

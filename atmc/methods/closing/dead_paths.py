@@ -1,17 +1,17 @@
-"""Which entries can reach the output at all: what hangs on a dead path costs bits for nothing.
+"""Entries that cannot reach the output: they cost bits and change nothing.
 
-A unit whose row of W is empty and whose bias is zero says zero; what the next layers multiply it
-by is dead. So is the row of a unit that nobody reads. No graph of the network is needed to find
-both: a copy of it, with generic values where the model has nonzeros, is run forwards and backwards
-on noise, and an entry with a gradient of exactly zero in every trial hangs on a dead path. That can
-be wrong (a kernel's corner that never meets a maximum, an activation that saturates): so nothing is
-dropped unless the model itself says the same without it.
+A unit whose row of W is empty and whose bias is zero outputs zero, so the weights that multiply it
+are dead. So is the row of a unit that no layer reads. Both are found without a graph of the
+network: with generic values where the model has nonzeros, it runs forwards and backwards on noise,
+and an entry whose gradient is exactly zero in every trial is on a dead path. That can be wrong (a
+kernel's corner that never meets a maximum, an activation that saturates), so entries are dropped
+only where the model's own output is the same without them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,17 @@ from atmc.factorization.layers import dense_part, factorized_weights, named_fact
 from atmc.hardware import out_of_memory
 from atmc.inference import as_logits, generator_of, in_mode, noise_like, outputs, same
 
-_TRIALS = 4  # the first with positive values alone: no ReLU is off, nothing cancels
+_TRIALS = 4  # the first with positive values alone: every ReLU is on, nothing cancels
 
 
 def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """For every factor, bias and norm that holds a nonzero, by name: what can change the output.
 
-    Of entries that are zero now either may be told.
+    Entries that are zero now may be marked either way.
 
     Args:
         model: factorized; it is not changed.
-        x: a few inputs, (n, ...); the noise is of their shape and range.
+        x: a few inputs, (n, ...); the noise has their shape and range.
 
     Returns:
         Boolean tensors, of the shapes of the factors and of the trainable dense part.
@@ -39,99 +39,112 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     factors = named_factors(model)
     dense = {n: t for n, t in dense_part(model).items() if isinstance(t, nn.Parameter)}
     entries: dict[str, Tensor] = {**factors, **dense}
-    held = _held(model, entries)
-    nonzero = {name: entries[name].detach() != 0 for name in held}
-    found = {name: torch.zeros_like(mask) for name, mask in nonzero.items() if bool(mask.any())}
-    if not found:
-        return found
+    support = _support(model, entries)
+    nonzero = {name: entries[name].detach() != 0 for name in support}
+    alive = {name: torch.zeros_like(mask) for name, mask in nonzero.items() if bool(mask.any())}
+    if not alive:
+        return alive
     generator = generator_of(x)
-
-    def generic(like: Tensor, signed: bool) -> Tensor:
-        values = torch.rand(like.shape, generator=generator, device=generator.device)
-        if signed:
-            values.mul_(2).sub_(1)
-            values.add_(values.sign().mul_(0.5))
-        else:
-            values.add_(0.5)
-        return values.to(like)
-
     buffers = [getattr(module, "running_mean", None) for module in model.modules()]
     means = [buffer for buffer in buffers if isinstance(buffer, Tensor)]
-    with _as_it_was([*(entries[name] for name in held), *means]), in_mode(model, training=False):
-        for name in found:
+    with (
+        _restored([*(entries[name] for name in support), *means]),
+        in_mode(model, training=False),
+    ):
+        for name in alive:
             entries[name].requires_grad_(True)
         for trial in range(_TRIALS):
             signed = trial > 0
-            with torch.no_grad():
-                for name, mask in held.items():
-                    values = generic(entries[name], signed).mul_(mask)
-                    if name in factors:  # rows of about unit sum: signals neither grow nor vanish
-                        size = mask.sum(-1, keepdim=True).clamp(min=1).to(values)
-                        values.div_(size.sqrt() if signed else size)
-                    entries[name].copy_(values)
-                for mean in means:
-                    mean.copy_(generic(mean, signed).neg_().mul_(mean != 0))
+            _set_generic(entries, support, factors.keys(), means, signed, generator)
             with torch.enable_grad(), plain_weights(model, graph=True), SmoothGradients():
                 logits = as_logits(model(noise_like(x, generator)))
-                total = (logits * generic(logits.detach(), signed)).sum()
-                wanted = [entries[name] for name in found]
-                gradients = torch.autograd.grad(total, wanted, allow_unused=True)
-            missing = False
-            for name, gradient in zip(found, gradients, strict=True):
+                total = (logits * _generic(logits.detach(), signed, generator)).sum()
+                gradients = torch.autograd.grad(
+                    total, [entries[name] for name in alive], allow_unused=True
+                )
+            for name, gradient in zip(alive, gradients, strict=True):
                 if gradient is not None:
-                    found[name] |= gradient != 0
-                missing = missing or not bool((found[name] | ~nonzero[name]).all())
-            if not missing:
+                    alive[name] |= gradient != 0
+            if all(bool((alive[name] | ~nonzero[name]).all()) for name in alive):
                 break
-    return found
+    return alive
+
+
+@torch.no_grad()
+def _set_generic(
+    entries: dict[str, Tensor],
+    support: dict[str, Tensor],
+    factors: Collection[str],
+    means: Sequence[Tensor],
+    signed: bool,
+    generator: torch.Generator,
+) -> None:
+    """Write random values where entries may be nonzero."""
+    for name, mask in support.items():
+        values = _generic(entries[name], signed, generator).mul_(mask)
+        if name in factors:  # unit rows: signals neither grow nor vanish
+            size = mask.sum(-1, keepdim=True).clamp(min=1).to(values)
+            values.div_(size.sqrt() if signed else size)
+        entries[name].copy_(values)
+    for mean in means:
+        mean.copy_(_generic(mean, signed, generator).neg_().mul_(mean != 0))
+
+
+def _generic(like: Tensor, signed: bool, generator: torch.Generator) -> Tensor:
+    """Values of 0.5 to 1.5, of either sign where ``signed``."""
+    values = torch.rand(like.shape, generator=generator, device=generator.device)
+    if signed:
+        values.mul_(2).sub_(1)
+        values.add_(values.sign().mul_(0.5))
+    else:
+        values.add_(0.5)
+    return values.to(like)
 
 
 @contextlib.contextmanager
-def _as_it_was(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put back the values of tensors, and which of them ask for gradients."""
+def _restored(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Afterwards tensors have the values and the ``requires_grad`` that they had before."""
     values = [tensor.detach().clone() for tensor in tensors]
-    asking = [tensor.requires_grad for tensor in tensors]
+    flags = [tensor.requires_grad for tensor in tensors]
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, value, asks in zip(tensors, values, asking, strict=True):
-                tensor.requires_grad_(asks).copy_(value)
+            for tensor, value, flag in zip(tensors, values, flags, strict=True):
+                tensor.requires_grad_(flag).copy_(value)
 
 
-def _held(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Where entries are nonzero, or may become so and must not pass for dead until then.
+def _support(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Where entries are nonzero, or may become so and must not count as dead until then.
 
-    Factors and the biases beside them are what they are. Norms are not: a scale of zero is where
-    many a residual branch starts. Nor is a layer that is empty altogether. Factors without any
-    such entry are left out: they cost nothing.
+    Factors and the biases of their layers are nonzero where they are now. Norms may become so: a
+    scale of zero is where many a residual branch starts. So may a layer that is wholly empty. Other
+    factors without a nonzero are left out: they cost nothing.
     """
-    held = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in entries.items()}
+    support = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in entries.items()}
     for weight in factorized_weights(model):
         empty = not any(bool(factor.any()) for factor in weight.factors.values())
         for name, factor in weight.factors.items():
             if bool(factor.any()):
-                held[name] = factor.detach() != 0
+                support[name] = factor.detach() != 0
             elif not (empty and name == weight.carrier):
-                del held[name]
+                del support[name]
         bias = f"{weight.name.rpartition('.')[0]}.bias"
-        if bias in held:
-            held[bias] = entries[bias].detach() != 0
-    return held
+        if bias in support:
+            support[bias] = entries[bias].detach() != 0
+    return support
 
 
 @torch.no_grad()
 def drop_dead_biases(model: nn.Module) -> None:
     """Zero the bias of every output whose row of W is empty, in place.
 
-    Such a unit is a constant; where :mod:`~atmc.methods.closing.constant_units` could not move it
-    into
-    the next layer's bias, training will.
+    Such a unit is a constant. Where :mod:`~atmc.methods.closing.constant_units` could not fold it
+    into the next layer's bias, training will.
     """
     modules = dict(model.named_modules())
     for weight in factorized_weights(model):
-        module = modules[weight.name.rpartition(".")[0]]
-        bias = getattr(module, "bias", None)
+        bias = getattr(modules[weight.name.rpartition(".")[0]], "bias", None)
         if not isinstance(bias, Tensor):
             continue
         matrix = weight.parametrization.matrix(weight.U, weight.V, weight.C)
@@ -142,14 +155,14 @@ def drop_dead_biases(model: nn.Module) -> None:
 
 @torch.no_grad()
 def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
-    """Zero what hangs on dead paths, in place; the output stays, but for constant units.
+    """Zero entries on dead paths, in place; the output is the same, but for constant units.
 
-    Where the output would not stay, on ``x`` and on noise, or a model cannot be run on noise,
-    nothing but the biases of empty rows is dropped.
+    Where the output would differ, on ``x`` or on noise, or the model cannot run on noise, only the
+    biases of empty rows are dropped.
 
     Args:
         model: factorized.
-        x: a few inputs, (n, ...), as the model is given them in training.
+        x: a few inputs, (n, ...), as in training.
     """
     drop_dead_biases(model)
     try:
@@ -160,14 +173,14 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
             return
         noise = noise_like(x, generator_of(x, 1))
         before = [outputs(model, inputs) for inputs in (x, noise)]
-    except Exception as error:  # a model of one's own may refuse noise, or change batches
+    except Exception as error:  # a user's model may refuse noise, or change its batches
         if out_of_memory(error):
             raise
         return
-    held = {name: tensors[name].clone() for name in alive}
+    backup = {name: tensors[name].clone() for name in alive}
     for name, mask in alive.items():
         tensors[name].mul_(mask)
     after = [outputs(model, inputs) for inputs in (x, noise)]
     if not all(same(a, b) for a, b in zip(before, after, strict=True)):
-        for name, value in held.items():
+        for name, value in backup.items():
             tensors[name].copy_(value)

@@ -1,4 +1,4 @@
-"""Of a family of prunings the largest that the file holds, and how a stage closes the file."""
+"""The share of a family of prunings that the budget holds, and the end of a stage."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from atmc.training.stage import Stage
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
 _ROUNDS = 24
-_STUCK = 4  # tensors whose next codebook may be too large, before the search for others ends
+_STUCK = 4  # tensors whose next codebook may be too large before the search ends
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
 
-_PLACE_BITS = 2  # what the place of a nonzero takes, guessed before the first file is made
+_PLACE_BITS = 2  # of the position of a nonzero, a guess before the first file
 
 _ALL: Mapping[str, int] = {}  # as many levels as b allows
 
@@ -46,7 +46,7 @@ class Codebooks:
     Attributes:
         bits: b for every factor.
         levels: how many levels, for factors that have fewer than 2^b.
-        finest: whether finer ones would change nothing, or are not asked for.
+        finest: whether finer ones would change nothing, or are not wanted.
     """
 
     bits: dict[str, int]
@@ -70,7 +70,7 @@ def fill_codebooks(model: nn.Module, target: Target) -> Codebooks:
         return Codebooks(dict.fromkeys(factors, int(target.bits)), {}, True)
     table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
     path = list(table.path())
-    # Among entries of which most are kept, one that goes saves hardly more than its place costs.
+    # Where most entries are nonzero, dropping one saves hardly more than its position costs.
     limit = target.budget_bits if _mostly_full(model, target) else _AIM * target.budget_bits
     levels: dict[str, int] = {}
     stuck: dict[str, int] = {}
@@ -102,10 +102,10 @@ def fill_codebooks(model: nn.Module, target: Target) -> Codebooks:
 
 
 def _mostly_full(model: nn.Module, target: Target) -> bool:
-    """Whether more than half of the entries of the factors that a file holds are nonzeros."""
+    """Whether more than half of the entries of the nonempty factors are nonzero."""
     sizes = codec.measure(to_artifact(model, width=target.width, meta=target.meta))
-    held = [tensor for tensor in sizes.tensors if tensor.nonzeros]
-    return 2 * sum(t.nonzeros for t in held) > sum(t.elements for t in held)
+    filled = [tensor for tensor in sizes.tensors if tensor.nonzeros]
+    return 2 * sum(t.nonzeros for t in filled) > sum(t.elements for t in filled)
 
 
 def _furthest(
@@ -117,7 +117,7 @@ def _furthest(
 ) -> tuple[int, dict[str, int], int]:
     """The last step of a path whose file is within the limit (or the first), and its size.
 
-    Few files are made: from one on, the estimate says where the limit will be met.
+    After one real file the estimate predicts where the limit is, so that few files are encoded.
     """
     rates = [table.rate(step) for step in path]
     low, high, taken = -1, len(path), 0
@@ -139,7 +139,7 @@ def _furthest(
 
 
 class Prunings:
-    """A copy of a model that takes one pruning after another, to see what its file would be.
+    """A copy of a model that takes one pruning after another, to measure their files.
 
     Args:
         model: factorized; it is not changed.
@@ -153,9 +153,9 @@ class Prunings:
 
     @torch.no_grad()
     def of(self, values: Values) -> nn.Module:
-        """The model as it is now with these factors, dead paths dropped, units in order.
+        """The model of now with these factors, dead paths dropped, units in order.
 
-        The next call changes what this one has returned.
+        The next call changes the same copy.
         """
         for value, now in zip(tensors_of(self._probe), tensors_of(self._model), strict=True):
             value.copy_(now)
@@ -180,13 +180,13 @@ def _rounded(
 
     A chosen b leaves no values so far from their level; and what it was chosen by knows no zeros.
     """
-    found = {}
+    rounded_values = {}
     for name, value in values.items():
         coded, _ = rounded(value, bits[name], rdo=target.rdo, levels=levels.get(name))
         if target.bits != "auto":
             coded.masked_fill_(value.detach().abs() < coded.abs() / 2, 0)
-        found[name] = coded
-    return found
+        rounded_values[name] = coded
+    return rounded_values
 
 
 def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
@@ -240,16 +240,16 @@ def largest_share(over: Callable[[float], float], near: float) -> float:
 class ShareSearch:
     """The largest share of a family of prunings whose file keeps the budget.
 
-    A family has one knob, a share, from the least that it can leave to everything.
+    A family has one parameter, a share: from 0, the least that it can leave, to 1, everything.
 
     Args:
-        model: factorized; what it holds at the time of a search is pruned.
+        model: factorized; a search prunes the weights of that moment.
         target: the budget.
         x: a few inputs, (n, ...).
 
     Attributes:
-        share: the last one that was found.
-        bits: b for every factor, to which that share was found.
+        share: the result of the last search.
+        bits: b for every factor in that search.
     """
 
     def __init__(self, model: nn.Module, target: Target, x: Tensor) -> None:
@@ -264,7 +264,7 @@ class ShareSearch:
         """Search again, from the last share on.
 
         The budget is overshot a little, for :func:`close` to cut. Where b is chosen, it is chosen
-        for the share found, and the share searched again.
+        for that share, and the share is searched again.
 
         Args:
             values_at: what the factors hold at a share, by name.
@@ -343,7 +343,7 @@ def close(model: nn.Module, target: Target, x: Tensor, pruned: str = "weights") 
         model: factorized.
         target: the budget; its outcome is set.
         x: a few inputs, (n, ...).
-        pruned: what the stage has pruned and cannot bring back, in the plural.
+        pruned: what the stage pruned and cannot restore, in the plural.
     """
     whole = every_weight(model)
     order = UnitOrder.of(model, x)
@@ -369,16 +369,16 @@ def reason(target: Target, whole: bool, pruned: str, *, finest: bool) -> str:
     """Why a file is no larger.
 
     Args:
-        target: what b may be, and whether there is more that could be kept.
-        whole: whether every weight is kept.
-        pruned: what has been pruned, in the plural.
+        target: what b may be, and whether more could be retained.
+        whole: whether every weight is retained.
+        pruned: what was pruned, in the plural.
         finest: whether all codebooks are as fine as they may be.
     """
     if not finest:
         return "the next finer codebook would not fit"
     asked = f"the {target.bits} bits a value asked for"
     bits = "the most bits a value" if target.bits == "auto" else asked
-    kept = "every weight is kept" if whole else target.outcome.whole
-    if kept is not None:
-        return f"{kept}, at {bits}"
+    everything = "every weight is kept" if whole else target.outcome.whole
+    if everything is not None:
+        return f"{everything}, at {bits}"
     return f"{pruned} once pruned do not come back, and what is left has {bits}"

@@ -1,4 +1,4 @@
-"""What the file must be, and the closing loop that makes it so."""
+"""The budget of a file, and the closing loop that meets it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from atmc.projection import topk_masks
 from atmc.quantization.rates import CHOICES, FLOAT_BITS
 
 UNBOUNDED = 2**62  # bits that no file reaches
-ROOM = 0.03  # share of the budget that may stay unused without a word
-_FULL = 0.99  # a file that takes this share of the budget is not filled up any further
+ROOM = 0.03  # share of the budget that may stay unused without a reason in the report
+_FULL = 0.99  # share of the budget from which a file counts as full
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Outcome:
     Attributes:
         bits: the size of the file then.
         reason: why it is no larger.
-        whole: what an earlier stage has kept all of that it may, in words; None where it has not.
+        whole: why an earlier stage pruned nothing more, in words; None where it did.
     """
 
     bits: int = 0
@@ -40,21 +40,21 @@ class Outcome:
     whole: str | None = None
 
     def take(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``asdict`` gave, out of a checkpoint."""
+        """Take up the dict of a checkpoint, made by ``asdict``."""
         self.bits, self.reason, self.whole = state["bits"], state["reason"], state["whole"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the file must be: its budget, and what is known of it beforehand.
+    """What the file must be: its budget and its format.
 
     Args:
         budget_bits: the ceiling, in bits.
         bits: b, or "auto".
         width: bits a value of the dense part.
-        meta: what the artifact says of the model, None for a model of one's own.
-        rdo: whether factors are rounded with an eye to the length of their codes.
-        outcome: what became of it; stages write it, and their checkpoints hold it.
+        meta: the metadata of the artifact, None for a user's model.
+        rdo: whether rounding weighs error against the length of the codes.
+        outcome: how the file was closed; stages write it, checkpoints store it.
     """
 
     budget_bits: int
@@ -65,7 +65,7 @@ class Target:
     outcome: Outcome = field(default_factory=Outcome, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse bits that cannot be, before any training."""
+        """Refuse unsupported bits before any training."""
         if self.bits not in ("auto", *range(1, 9), FLOAT_BITS):
             raise ValueError(f"bits is {self.bits!r}: use 'auto', 1 to 8, or 32")
 
@@ -83,7 +83,7 @@ class Target:
 
         Raises:
             BudgetError: no file can keep the budget.
-            ValueError: bits that cannot be, or a model without a weight to factorize.
+            ValueError: unsupported bits, or a model without a weight to factorize.
         """
         if budget_bits is None:
             budget_bits = UNBOUNDED
@@ -92,7 +92,7 @@ class Target:
         return cls(budget_bits, bits, width, meta, rdo)
 
     def full(self, bits: int) -> bool:
-        """Whether a file of this size fits, with no room to speak of."""
+        """Whether a file of this size fits and fills the budget."""
         return _FULL * self.budget_bits <= bits <= self.budget_bits
 
     def unused(self, bits: int) -> dict[str, Any] | None:
@@ -108,13 +108,13 @@ class Target:
 
 @torch.no_grad()
 def encoded_bits(model: nn.Module, target: Target, values: Mapping[str, Tensor]) -> int:
-    """The real size of the file if the factors held ``values``, by name; changes nothing."""
+    """The real size of the file if the factors were ``values``, by name; changes nothing."""
     factors = named_factors(model)
-    held = {name: factors[name].clone() for name in values}
+    backup = {name: factors[name].clone() for name in values}
     for name, value in values.items():
         factors[name].copy_(value)
     artifact = to_artifact(model, width=target.width, meta=target.meta)
-    for name, value in held.items():
+    for name, value in backup.items():
         factors[name].copy_(value)
     return 8 * len(codec.encode(artifact))
 
@@ -122,14 +122,14 @@ def encoded_bits(model: nn.Module, target: Target, values: Mapping[str, Tensor])
 def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | None = None) -> bytes:
     """The closing loop: encode, measure, and drop the least entries until the file fits.
 
-    Changes ``model`` only where the file is over: zeroes entries of its factors, and where the last
-    time took so many that there is room again, fewer.
+    Changes ``model`` only where the file is over the budget: zeroes entries of its factors. Where
+    the last round dropped so many that there is room again, fewer are dropped.
 
     Args:
         model: factorized and rounded.
         target: the budget.
-        sort: brings hidden units in the order that files profit from, in place; a factor loses what
-            that is worth with the first entry that goes, until it is sorted again.
+        sort: brings hidden units in order, in place; the first entry that is dropped breaks the
+            order, and with it what the order saves.
     """
 
     def encode() -> bytes:
@@ -139,7 +139,7 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
             data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
         return data
 
-    nonzeros = 0  # of the last file that was over
+    nonzeros = 0  # of the last file over the budget
     before: list[Tensor] | None = None  # and its tensors
     for attempt in range(64):
         data = encode()
@@ -149,7 +149,7 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
         nonzeros = _nonzeros(model)
         before = _tensors(model)
         bits_each = max(1.0, 8 * len(data) / max(1, nonzeros))
-        # Later rounds take more at once, so that the loop ends whatever the estimate is worth.
+        # Later rounds drop more at once, so that the loop ends however bad the estimate is.
         drop = math.ceil(max(1.0, over / bits_each) * 1.5**attempt)
         _keep_best(model, max(0, nonzeros - drop))
     else:
@@ -159,17 +159,17 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
         )
     if before is None:
         return data
-    fits, held = _nonzeros(model), _tensors(model)
+    fits, best = _nonzeros(model), _tensors(model)
     while nonzeros - fits > 1 and not target.full(8 * len(data)):
         keep = (fits + nonzeros) // 2
         _put_back(model, before)
         _keep_best(model, keep)
         trial = encode()
         if 8 * len(trial) <= target.budget_bits:
-            fits, held, data = keep, _tensors(model), trial
+            fits, best, data = keep, _tensors(model), trial
         else:
             nonzeros = keep
-    _put_back(model, held)
+    _put_back(model, best)
     return data
 
 
@@ -178,25 +178,21 @@ def _nonzeros(model: nn.Module) -> int:
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """All that a file holds and the order of units moves."""
+    """Copies of all that a file stores and the order of units moves."""
     return [value.detach().clone() for value in tensors_of(model)]
 
 
 @torch.no_grad()
 def _put_back(model: nn.Module, tensors: list[Tensor]) -> None:
-    for value, held in zip(tensors_of(model), tensors, strict=True):
-        value.copy_(held)
+    for value, saved in zip(tensors_of(model), tensors, strict=True):
+        value.copy_(saved)
 
 
 @torch.no_grad()
 def _keep_best(model: nn.Module, keep: int) -> None:
     """Zero all but the entries of the factors that change W the most."""
     factors = list(named_factors(model).values())
-    masks = _nonzero_masks(scores(factorized_weights(model), "effect"), factors, keep)
+    ranks = scores(factorized_weights(model), "effect")
+    masks = topk_masks([r * (f != 0) for r, f in zip(ranks, factors, strict=True)], keep)
     for factor, mask in zip(factors, masks, strict=True):
         factor.mul_(mask)
-
-
-def _nonzero_masks(ranks: list[Tensor], factors: list[nn.Parameter], keep: int) -> list[Tensor]:
-    alive = [rank * (factor != 0) for rank, factor in zip(ranks, factors, strict=True)]
-    return topk_masks(alive, keep)

@@ -1,14 +1,14 @@
-"""The order of hidden units means nothing, so it should cost nothing: files tell things by it.
+"""The order of hidden units has no meaning, so a file may choose it and save the bits.
 
 Units may change places where the next weight's columns, and the biases and norms between the two,
 change places with them. The fullest come first, and of equally full ones those that read the first
-inputs: rows in this order need no list of which ones are empty, a few numbers tell how full they
-are, and a file may write them in an order that tells bits of something else (docs/FORMAT.md).
+inputs. Rows in this order need no list of the empty ones, a few numbers say how full they are, and
+a file may use their order to store other bits (docs/FORMAT.md).
 
-No graph of the network is needed: of two weights, one after the other, a copy with generic values
-is run with its units in order, with the first two exchanged, and with all moved on by one. Where
-all give the same output, in training mode too, the units are nobody else's: any order is made of
-these two steps.
+Which units may change places is found without a graph of the network. For two weights, one after
+the other, a copy with generic values runs with its units in order, with the first two exchanged,
+and with all moved on by one; these two steps generate every order. Where the outputs are the same,
+in training mode too, no other layer reads the units.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from atmc.hardware import out_of_memory
 from atmc.inference import CLOSE, outputs, seed_generators
 from atmc.models.preparation import copy_model
 
-_EXAMPLES = 4  # of noise, on which it is tried whose units may change places
+_EXAMPLES = 4  # of noise, on which the copy runs
 
 Pair = tuple[FactorizedWeight, FactorizedWeight]
 
 
 @dataclass(frozen=True)
 class UnitOrder:
-    """Whose units may change places.
+    """Which units may change places.
 
     Attributes:
         pairs: names of two weights; the second alone reads the outputs of the first.
@@ -49,44 +49,26 @@ class UnitOrder:
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor) -> UnitOrder:
-        """Find the pairs of a factorized model, which is not changed.
-
-        There are none where the model cannot be run on noise.
+        """The pairs of a factorized model, which is not changed; none where it refuses noise.
 
         Args:
             model: any factorized module.
-            x: a few inputs, (n, ...); the noise is of their shape.
+            x: a few inputs, (n, ...); the noise has their shape.
         """
-        probe = copy_model(model)
         generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            weights = factorized_weights(probe)
-            for factor in named_factors(probe).values():
-                factor.zero_()  # but for the one that is W in whole
-            carriers = [_carrier(weight) for weight in weights]
-            for tensor in (*carriers, *dense_part(probe).values()):
-                if tensor.dim() < 2:  # positive, as variances must be
-                    tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-                else:
-                    scale = math.sqrt(2 / max(1, tensor.shape[-1]))
-                    tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
-        for module in probe.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.p = 0.0  # what it drops is no matter of which unit stands where
-            if isinstance(getattr(module, "running_mean", None), Tensor):
-                module.momentum = 0.0  # type: ignore[assignment]  # passes leave it as it is
+        probe = _generic_copy(model, generator)
         noise = torch.rand(x[:_EXAMPLES].shape, generator=generator).to(x)
-        pairs = [pair for pair in itertools.pairwise(weights) if _fit(*pair)]
+        pairs = [pair for pair in itertools.pairwise(factorized_weights(probe)) if _fit(*pair)]
         try:
-            said = {training: _said(probe, noise, training) for training in (False, True)}
-            if not all(map(_speaks, said.values())):
+            expected = {mode: _outputs(probe, noise, mode) for mode in (False, True)}
+            if not all(map(_depends_on_inputs, expected.values())):
                 return cls(())
-            # One step of one pair in one mode rules most of the others out; what is left is mostly
+            # One step of one pair in one mode rules out most of the others; what is left is mostly
             # right, and all of it is tried at once.
-            pairs = [p for p in pairs if _stays(probe, [p], noise, _exchanged, False, said)]
-            if not _proved(probe, pairs, noise, said):
-                pairs = [p for p in pairs if _proved(probe, [p], noise, said)]
-        except Exception as error:  # a model of one's own may refuse noise in any way
+            pairs = [p for p in pairs if _stays(probe, [p], noise, _exchanged, False, expected)]
+            if not _proved(probe, pairs, noise, expected):
+                pairs = [p for p in pairs if _proved(probe, [p], noise, expected)]
+        except Exception as error:  # a user's model may refuse noise in any way
             if out_of_memory(error):
                 raise
             return cls(())
@@ -97,19 +79,36 @@ class UnitOrder:
         """Bring the units in order, in place, layer by layer from the inputs on.
 
         Args:
-            model: that of which the pairs were found, or a copy.
+            model: the model of these pairs, or a copy.
         """
         weights = {weight.name: weight for weight in factorized_weights(model)}
         for one, other in self.pairs:
             first, second = weights[one], weights[other]
-            rows, columns = _carrier(first).nonzero(as_tuple=True)
+            rows, columns = first.factors[first.carrier].nonzero(as_tuple=True)
             count = first.parametrization.layout.rows
             order = canonical_order(rows.cpu().numpy(), columns.cpu().numpy(), count)
             _reorder(model, first, second, torch.from_numpy(order))
 
 
-def _carrier(weight: FactorizedWeight) -> Tensor:
-    return weight.factors[weight.carrier]
+@torch.no_grad()
+def _generic_copy(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy with random values, the carriers alone nonzero, without dropout."""
+    probe = copy_model(model)
+    for factor in named_factors(probe).values():
+        factor.zero_()
+    carriers = [weight.factors[weight.carrier] for weight in factorized_weights(probe)]
+    for tensor in (*carriers, *dense_part(probe).values()):
+        if tensor.dim() < 2:  # positive, as variances must be
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+        else:
+            scale = math.sqrt(2 / max(1, tensor.shape[-1]))
+            tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
+    for module in probe.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0  # it drops by place, whichever unit is there
+        if isinstance(getattr(module, "running_mean", None), Tensor):
+            module.momentum = 0.0  # type: ignore[assignment]  # passes do not change it
+    return probe
 
 
 def _fit(first: FactorizedWeight, second: FactorizedWeight) -> bool:
@@ -124,7 +123,7 @@ def _fit(first: FactorizedWeight, second: FactorizedWeight) -> bool:
 def _reorder(
     model: nn.Module, first: FactorizedWeight, second: FactorizedWeight, order: Tensor
 ) -> None:
-    """Let unit order[i] of the first take place i, with all that is known to belong to it."""
+    """Move unit order[i] of the first to place i, with all that belongs to it."""
     rows = len(order)
     order = order.to(first.U.device)
     first.C.copy_(first.C[order])
@@ -145,27 +144,27 @@ def _reorder(
 
 
 def _between(model: nn.Module, first: FactorizedWeight, second: FactorizedWeight) -> list[Tensor]:
-    """What files hold from the first's module on, before the second's."""
-    names = [name for name, _ in model.named_modules()]
+    """Parameters and stored buffers from the first's module on, before the second's."""
+    modules = list(model.named_modules())
+    names = [name for name, _ in modules]
     start, stop = (names.index(weight.name.rpartition(".")[0]) for weight in (first, second))
-    found: list[Tensor] = []
-    for _, module in list(model.named_modules())[start:stop]:
-        found += module.parameters(recurse=False)
+    tensors: list[Tensor] = []
+    for _, module in modules[start:stop]:
+        tensors += module.parameters(recurse=False)
         lost = module._non_persistent_buffers_set
-        found += [b for name, b in module.named_buffers(recurse=False) if name not in lost]
-    return found
+        tensors += [b for name, b in module.named_buffers(recurse=False) if name not in lost]
+    return tensors
 
 
-def _said(probe: nn.Module, x: Tensor, training: bool) -> Tensor:
-    """The outputs; what is random in a pass (paths that are left out, say) is the same in each."""
+def _outputs(probe: nn.Module, x: Tensor, training: bool) -> Tensor:
+    """The outputs, with the same random numbers in each pass (stochastic depth uses them)."""
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         seed_generators(0, x.device)
         return outputs(probe, x, training)
 
 
-def _speaks(said: Tensor) -> bool:
-    """Whether outputs say something of the inputs."""
-    largest, spread = float(said.abs().max()), float((said - said.mean(0)).abs().max())
+def _depends_on_inputs(logits: Tensor) -> bool:
+    largest, spread = float(logits.abs().max()), float((logits - logits.mean(0)).abs().max())
     return 1e-3 * largest < spread < math.inf
 
 
@@ -179,10 +178,10 @@ def _moved_on(rows: int) -> Tensor:
     return torch.arange(rows).roll(1)
 
 
-def _proved(probe: nn.Module, pairs: list[Pair], x: Tensor, said: dict[bool, Tensor]) -> bool:
-    """Whether the outputs stay under two orders of the units of which all others are made."""
+def _proved(probe: nn.Module, pairs: list[Pair], x: Tensor, expected: dict[bool, Tensor]) -> bool:
+    """Whether the outputs are the same under two orders that generate all others."""
     return all(
-        _stays(probe, pairs, x, order, training, said)
+        _stays(probe, pairs, x, order, training, expected)
         for order in (_exchanged, _moved_on)
         for training in (False, True)
     )
@@ -194,13 +193,13 @@ def _stays(
     x: Tensor,
     order: Callable[[int], Tensor],
     training: bool,
-    said: dict[bool, Tensor],
+    expected: dict[bool, Tensor],
 ) -> bool:
-    """Whether the model says what it ``said`` while the units of all pairs are in this order."""
+    """Whether the outputs are as ``expected`` while the units of all pairs are in this order."""
     orders = [order(first.parametrization.layout.rows) for first, _ in pairs]
     for (first, second), places in zip(pairs, orders, strict=True):
         _reorder(probe, first, second, places)
-    after, before = _said(probe, x, training), said[training]
+    after, before = _outputs(probe, x, training), expected[training]
     for (first, second), places in zip(reversed(pairs), reversed(orders), strict=True):
         _reorder(probe, first, second, places.argsort())
     spread = float((before - before.mean(0)).abs().max())
