@@ -45,7 +45,7 @@ def partition(line: "Line", count: int, init: Floats | None = None) -> Ints:
 class Line:
     """Distinct points, ascending, with their counts; the squared error of any run of them.
 
-    A partition is described by its bounds: ascending indices into ``points``, from 0 to their number.
+    A partition is described by its bounds: ascending indices into ``points``, 0 to their number.
 
     Attributes:
         points: the points.
