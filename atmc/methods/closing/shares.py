@@ -22,12 +22,13 @@ from atmc.models.preparation import copy_model, tensors_of
 from atmc.optim.atmc import AUTO_GUESS
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
-from atmc.quantization.rates import CHOICES, RateDistortion
+from atmc.quantization.rates import RateDistortion
 from atmc.training.stage import Stage
 
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
 _ROUNDS = 24
+_COARSER = [2 ** (i / 2) for i in range(7)]  # times the default distortion
 _STUCK = 4  # tensors whose next codebook may be too large before the search ends
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
@@ -190,10 +191,20 @@ def _rounded(
 
 
 def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> int:
-    """The real size of the smallest file of ``values``, dead paths dropped and rounded."""
+    """The real size of the file of ``values``, dead paths dropped and rounded.
+
+    Where b is chosen and the file is over the budget, coarser codebooks are tried.
+    """
     probe = Prunings(model, x, UnitOrder.of(model, x)).of(values)
-    bits = min(CHOICES) if target.bits == "auto" else int(target.bits)
-    return _rounded_bits(probe, target, dict.fromkeys(named_factors(probe), bits))
+    factors = named_factors(probe)
+    if target.bits != "auto":
+        return _rounded_bits(probe, target, dict.fromkeys(factors, int(target.bits)))
+    table = rate_distortion(factorized_weights(probe), factors, rdo=target.rdo)
+    for scale in _COARSER:
+        size = _rounded_bits(probe, target, table.choose(scale * DISTORTION))
+        if size <= _AIM * target.budget_bits:
+            break
+    return size
 
 
 @torch.no_grad()
