@@ -217,9 +217,10 @@ def _split(patterns: Tensor, low: int, high: int, mask: Tensor) -> tuple[int, Te
 
 def _threshold(patterns: Tensor, room: int) -> int:
     """The largest pattern beyond the ``room`` best; 0 where no positive one is."""
-    if int(torch.count_nonzero(patterns > 0)) <= room:
+    positive = patterns[patterns > 0]
+    place = len(positive) - 1 - room
+    if place < 0:
         return 0
-    place = len(patterns) - 1 - room
-    if patterns.device.type == "cpu":
-        return int(np.partition(patterns.numpy(), place)[place])
-    return int(patterns.sort().values[place])
+    if positive.device.type == "cpu":
+        return int(np.partition(positive.numpy(), place)[place])
+    return int(positive.sort().values[place])

@@ -188,7 +188,8 @@ class ATMC(Splitting):
     def _best(self, k: int) -> dict[str, Tensor]:
         """Masks of the ``k`` entries that rank best now, by name."""
         self.scores()
-        return _views(select(self._flat_scores, k).mask, self._scores)
+        selection = select(self._flat_scores, k, self._threshold, self._moves)
+        return _views(selection.mask, self._scores)
 
     def _follow_nonzeros(self) -> None:
         nonzeros = self.nonzeros
