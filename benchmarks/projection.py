@@ -19,25 +19,23 @@ def main() -> None:
     given = arguments(__doc__)
     generator = torch.Generator().manual_seed(0)
     scales = (1.0, 0.5, 0.8, 0.2)  # layers are of different scale
-    scores = [
-        torch.randn(ENTRIES // len(scales), generator=generator).abs_() * scale for scale in scales
-    ]
-    whole = torch.cat(scores)
-    k = int(DENSITY * whole.numel())
+    parts = [torch.randn(ENTRIES // len(scales), generator=generator).abs_() for _ in scales]
+    scores = torch.cat([part * scale for part, scale in zip(parts, scales, strict=True)])
+    k = int(DENSITY * scores.numel())
     last = select(scores, k)
-    moved = [score * 1.01 for score in scores]
+    moved = scores * 1.01
 
-    expected = torch.zeros(whole.numel(), dtype=torch.bool)
-    expected[torch.topk(torch.cat(moved), k).indices] = True
-    found = torch.cat(select(moved, k, near=last.threshold).masks)
-    assert int(found.sum()) == k and int((found ^ expected).sum()) <= 2  # ties apart
+    expected = torch.zeros(scores.numel(), dtype=torch.bool)
+    expected[torch.topk(moved, k).indices] = True
+    warm = select(moved, k, near=last.threshold).mask
+    assert int(warm.sum()) == k and int((warm ^ expected).sum()) <= 2  # ties apart
 
     seconds = least(
         {
-            "warm": lambda: select(moved, k, near=last.threshold, out=last.masks),
-            "cold": lambda: select(moved, k, out=last.masks),
-            "topk": lambda: torch.topk(whole, k),
-            "sum": lambda: [score.sum() for score in moved],
+            "warm": lambda: select(moved, k, near=last.threshold, out=last.mask),
+            "cold": lambda: select(moved, k, out=last.mask),
+            "topk": lambda: torch.topk(moved, k),
+            "sum": lambda: moved.sum(),
         },
         given.repeat,
     )
