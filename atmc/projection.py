@@ -27,6 +27,7 @@ __all__ = [
 _SMALL = 2**17  # below so many entries, ranking all of them is as fast as looking for a bracket
 _BLOCK = 2**17  # entries that are compared while they are in the cache
 _AROUND = 0.02
+_SAMPLED, _AROUND_GUESS = 2**16, 0.1  # entries from which a threshold is guessed, and its bracket
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +79,9 @@ def select(
 ) -> Selection:
     """The ``k`` largest of flat scores, and the threshold, which makes the next selection faster.
 
-    Where the threshold can be guessed, one pass marks the entries that are certainly selected and
-    collects the few in a bracket around the guess, among which the answer is then exact. Where
-    there is no guess, or the bracket misses, all entries are ranked.
+    One pass marks the entries that are certainly selected and collects the few in a bracket around
+    ``near``, or around a guess from a sample, among which the answer is then exact. Where the
+    bracket misses, all entries are ranked.
 
     Args:
         scores: as those of :func:`topk_masks`, of shape (n,).
@@ -102,6 +103,8 @@ def select(
         out = torch.empty(patterns.shape, dtype=torch.bool, device=patterns.device)
     room, rest = k, patterns
     places: Tensor | None = None
+    if len(patterns) > _SMALL and near == 0:
+        near, around = _guess(patterns, k), max(around, _AROUND_GUESS)
     if len(patterns) > _SMALL and 0 < near < math.inf:
         low, high = (_pattern(near * side, patterns) for side in (1 - around, 1 + around))
         above, between = _split(patterns, max(1, low), high, out)
@@ -180,6 +183,14 @@ def _patterns(scores: Tensor) -> Tensor:
     if scores.dtype == torch.float64:
         return scores.view(torch.int64)
     return scores.float().view(torch.int32)
+
+
+def _guess(patterns: Tensor, k: int) -> float:
+    """The threshold of a sample; 0 where it has too few positive entries."""
+    stride = len(patterns) // _SAMPLED | 1  # odd: in step with fewer of the tensors' strides
+    sample = patterns[::stride].cpu().numpy()
+    place = len(sample) - 1 - k // stride
+    return _value(max(0, int(np.partition(sample, place)[place])), patterns) if place >= 0 else 0.0
 
 
 def _pattern(value: float, like: Tensor) -> int:

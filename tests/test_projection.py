@@ -75,6 +75,7 @@ def narrowing():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projection, "_SMALL", 0)
         patch.setattr(projection, "_BLOCK", 5)
+        patch.setattr(projection, "_SAMPLED", 4)
         yield
 
 
@@ -96,6 +97,7 @@ def test_a_bracket_never_changes_the_answer(scores, k, near, around):
     plain = select(flat, k)
     with narrowing():
         narrowed = select(flat, k, near, around)
+        guessed = select(flat, k)
         out = torch.ones(flat.shape, dtype=torch.bool)
         again = select(flat, k, narrowed.threshold, around, out)
     assert again.mask is out
@@ -103,7 +105,7 @@ def test_a_bracket_never_changes_the_answer(scores, k, near, around):
     assert torch.equal(plain.mask, expected)
     rest = flat[~expected & (flat > 0)]
     assert plain.threshold == (float(rest.max()) if len(rest) else 0.0)
-    for other in (narrowed, again):
+    for other in (narrowed, guessed, again):
         assert torch.equal(other.mask, plain.mask)
         assert other.threshold == plain.threshold
 
