@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atmc.codec.stream import (
+    Int64Array,
     Reader,
     Writer,
     bounded_bits,
@@ -18,29 +18,30 @@ from atmc.codec.stream import (
 )
 from atmc.errors import AtmcFormatError
 
-Int64Array = NDArray[np.int64]
-
 # Mantissa bits of the table of frequencies, by its two flag bits; -1: no table, all equally likely.
 _TABLES = (-1, 0, 1, 3)
 
 
 def encode_codes(writer: Writer, codes: Int64Array, levels: int, part: str | None = None) -> None:
-    """A table of frequencies, then (under ``part``, if given) the codes, each in [0, levels)."""
+    """A table of frequencies, then the codes, each in [0, levels).
+
+    The codes are charged to ``part``, by default to that of the table.
+    """
     if levels <= 1 or codes.size == 0:
         return
     table = _best_table(codes, levels)
     writer.symbol(table.choice, len(_TABLES))
-    mantissa = _TABLES[table.choice]
-    if mantissa >= 0:
-        writer.symbol(table.order, 4)
-        writer.bounded(int(table.tokens[0]), int(_tokens(np.int64(codes.size), mantissa)))
-        for step in _zigzag(np.diff(table.tokens)):
-            writer.golomb(int(step), table.order)
-    writer.part = part or writer.part
-    if mantissa >= 0:
-        writer.categorical(codes, table.frequencies)
-    else:
+    if table.choice == 0:
+        writer.part = part or writer.part
         writer.uniform(codes, levels)
+        return
+    writer.symbol(table.order, 4)
+    largest = int(_tokens(np.int64(codes.size), _TABLES[table.choice]))
+    writer.bounded(int(table.tokens[0]), largest)
+    for step in _zigzag(np.diff(table.tokens)):
+        writer.golomb(int(step), table.order)
+    writer.part = part or writer.part
+    writer.categorical(codes, table.frequencies)
 
 
 def codes_bits(codes: Int64Array, levels: int) -> float:
@@ -82,23 +83,24 @@ class _Table:
 
 
 def _best_table(codes: Int64Array, levels: int) -> _Table:
-    """The one of the least total length, of equal ones the plainest."""
-    return _table_of(np.bincount(codes, minlength=levels).astype(np.int64).tobytes(), levels)
+    return _table_of_counts(np.bincount(codes, minlength=levels).astype(np.int64).tobytes())
 
 
 # Closing loops encode a model many times, and few of its tensors change between two of them.
 @lru_cache(maxsize=1024)
-def _table_of(counted: bytes, levels: int) -> _Table:
-    """The best table for codes that were counted; ``counted`` holds the bytes of int64 counts."""
-    counts = np.frombuffer(counted, dtype=np.int64)
+def _table_of_counts(data: bytes) -> _Table:
+    """The table of the least total length, of equal ones the plainest.
+
+    ``data``: how often each code occurs, as the bytes of an int64 array.
+    """
+    counts = np.frombuffer(data, dtype=np.int64)
     size = int(counts.sum())
     none = np.zeros(0, dtype=np.int64)
-    best = _Table(uniform_bits(size, levels), 0, 0, none, none)
+    best = _Table(uniform_bits(size, counts.size), 0, 0, none, none)
     for choice, mantissa in enumerate(_TABLES[1:], 1):
         tokens = _tokens(counts, mantissa)
-        lengths = _golomb_bits(_zigzag(np.diff(tokens)), np.arange(4, dtype=np.int64)[:, None]).sum(
-            axis=1
-        )
+        steps = _zigzag(np.diff(tokens))
+        lengths = _golomb_bits(steps, np.arange(4)[:, None]).sum(axis=1)
         order = int(lengths.argmin())
         largest = int(_tokens(np.int64(size), mantissa))
         frequencies = scale_frequencies(_weights(tokens, mantissa))
@@ -109,15 +111,18 @@ def _table_of(counted: bytes, levels: int) -> _Table:
     return best
 
 
+def _floor_log2(values: Int64Array) -> Int64Array:
+    # float64 is exact here, as counts stay below 2**53.
+    return np.asarray(np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1)
+
+
 def _tokens(counts: Int64Array | np.int64, mantissa: int) -> Int64Array:
     """Counts on a logarithmic grid: the nearest token, ties to the larger.
 
     Tokens below 2**mantissa stand for themselves; any other is an exponent and a mantissa.
     """
     counts = np.asarray(counts, dtype=np.int64)
-    # Bit length less one; float64 is exact here, as counts stay below 2**53.
-    exponent = np.frexp(counts.astype(np.float64))[1].astype(np.int64) - 1
-    shift = np.maximum(exponent - mantissa, 0)
+    shift = np.maximum(_floor_log2(counts) - mantissa, 0)
     low = (shift << mantissa) + (counts >> shift)
     middle = _weights(low, mantissa) + _weights(low + 1, mantissa)
     return np.asarray(low + (2 * counts >= middle), dtype=np.int64)
@@ -134,5 +139,4 @@ def _zigzag(steps: Int64Array) -> Int64Array:
 
 
 def _golomb_bits(values: Int64Array, order: Int64Array) -> Int64Array:
-    length = np.frexp((values + (1 << order)).astype(np.float64))[1].astype(np.int64) - 1
-    return np.asarray(2 * length + 1 - order, dtype=np.int64)
+    return 2 * _floor_log2(values + (1 << order)) + 1 - order

@@ -1,28 +1,23 @@
 """The file: prefix, checksum, metadata, the structure of its tensors, and then their values.
 
-Where orders of rows tell bits (:mod:`atmc.codec.row_order`), the values are a stream of their own,
+Where orders of rows carry bits (:mod:`atmc.codec.row_order`), the values are a stream of their own,
 and these bits its first ones.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
-from atmc.codec.contents import read_contents, write_contents
-from atmc.codec.stream import Reader, Writer
-from atmc.codec.structure import (
-    Budget,
-    Plan,
-    TensorStructure,
-    WeightStructure,
-    read_structure,
-)
+from atmc.codec.contents import write_contents
+from atmc.codec.stream import Costs, Reader, Writer
+from atmc.codec.structure import Plan, read_structure
 from atmc.codec.tensors import Artifact, Entry
 from atmc.errors import AtmcFormatError
 
@@ -30,8 +25,7 @@ MAGIC = b"atm"
 VERSION = 1
 PREFIX = len(MAGIC) + 1 + 4
 MAX_ELEMENTS = 2**28  # of a file of which nothing else is known
-Costs = dict[tuple[int, str], float]
-# Orders of the exp-Golomb codes: near the usual sizes of what they count.
+# Orders of the exp-Golomb codes: near the typical sizes of what they count.
 _COUNT_ORDER, _TEXT_ORDER, _NAME_ORDER = 2, 6, 4
 _EMPTY, _NAMED, _JSON = range(3)  # metadata: none, a model's name alone, anything
 
@@ -45,23 +39,21 @@ def encode_metered(artifact: Artifact) -> tuple[bytes, Costs]:
     """The file's bytes, and the ideal length in bits of each part of each tensor."""
     plan = Plan([entry.value for entry in artifact.entries])
     first = Writer()
+    last = Writer() if plan.capacity else first
     _write_head(first, artifact)
-    if plan.spare:
-        last = Writer()
+    if plan.capacity:
         _write_values(last, artifact, plan)
         values = last.finish()
-        number, rest = _split(values, plan.spare)
-        plan.write(first, number, 8 * len(values))
+        payload, rest = _split(values, plan.capacity)
+        plan.write(first, payload, 8 * len(values))
         stream = first.finish(followed=True) + rest
-        costs = _sum(first.costs, last.costs)
     else:
-        plan.write(first, 0, 0)
+        plan.write(first)
         _write_values(first, artifact, plan)
         stream = first.finish()
-        costs = _sum(first.costs)
     version = bytes([VERSION])
     checksum = zlib.crc32(MAGIC + version + stream).to_bytes(4, "little")
-    return MAGIC + version + checksum + stream, costs
+    return MAGIC + version + checksum + stream, first.costs | last.costs
 
 
 def decode(data: bytes, max_elements: int = MAX_ELEMENTS) -> Artifact:
@@ -72,20 +64,21 @@ def decode(data: bytes, max_elements: int = MAX_ELEMENTS) -> Artifact:
     """
     if isinstance(data, (str, PathLike)):
         raise TypeError("decode takes the bytes of a file: give those, as of atmc.read(path)")
-    stream = _check_prefix(bytes(data))
-    try:
-        return _read_artifact(stream, Budget(max_elements))
-    except AtmcFormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise AtmcFormatError(f"damaged file: {error}") from None
+    with _named_damage():
+        return _read_artifact(Reader(_check_prefix(bytes(data))), max_elements)
 
 
 def decode_meta(data: bytes) -> dict[str, Any]:
     """The metadata of a file, before any of its tensors; raises as :func:`decode` does."""
-    stream = _check_prefix(bytes(data))
+    with _named_damage():
+        return _read_meta(Reader(_check_prefix(bytes(data))))
+
+
+@contextmanager
+def _named_damage() -> Iterator[None]:
+    """Turns what a damaged file can raise into an :class:`AtmcFormatError`."""
     try:
-        return _read_meta(Reader(stream))
+        yield
     except AtmcFormatError:
         raise
     except (ValueError, RecursionError) as error:
@@ -122,37 +115,30 @@ def _write_head(writer: Writer, artifact: Artifact) -> None:
     writer.golomb(len(entries), _COUNT_ORDER)
     if entries:
         named = entries[0].name is not None
-        writer.symbol(int(named), 2)
+        writer.symbol(named, 2)
         if named:
             _write_json(writer, [entry.name for entry in entries])
 
 
 def _write_values(writer: Writer, artifact: Artifact, plan: Plan) -> None:
-    row = 0
-    for entry, live in zip(artifact.entries, plan.lives, strict=True):
-        row = write_contents(writer, entry.value, row, live)
+    for index, (entry, live) in enumerate(zip(artifact.entries, plan.live, strict=True)):
+        write_contents(writer, index, entry.value, live)
 
 
-def _sum(*parts: Costs) -> Costs:
-    keys = {key: None for costs in parts for key in costs}
-    return {key: math.fsum(costs.get(key, 0.0) for costs in parts) for key in keys}
-
-
-def _split(values: bytes, spare: int) -> tuple[int, bytes]:
-    """The first ``spare`` bits, lowest first, as a number; and the bytes of the others."""
+def _split(values: bytes, capacity: int) -> tuple[int, bytes]:
+    """The first ``capacity`` bits, lowest first, as a number; and the bytes of the others."""
     number = int.from_bytes(values, "little")
-    left = max(0, 8 * len(values) - spare)
-    return number & (1 << spare) - 1, (number >> spare).to_bytes(-(-left // 8), "little")
+    left = max(0, 8 * len(values) - capacity)
+    return number & (1 << capacity) - 1, (number >> capacity).to_bytes(-(-left // 8), "little")
 
 
-def _joined(number: int, spare: int, rest: bytes) -> bytes:
-    """The bytes of which :func:`_split` made these, and zeros."""
-    size = -(-(spare + 8 * len(rest)) // 8)
-    return (number | int.from_bytes(rest, "little") << spare).to_bytes(size, "little")
+def _joined(payload: int, capacity: int, rest: bytes) -> bytes:
+    """The bytes that :func:`_split` took apart, and zeros."""
+    size = -(-(capacity + 8 * len(rest)) // 8)
+    return (payload | int.from_bytes(rest, "little") << capacity).to_bytes(size, "little")
 
 
-def _read_artifact(stream: bytes, budget: Budget) -> Artifact:
-    reader = Reader(stream)
+def _read_artifact(reader: Reader, max_elements: int) -> Artifact:
     meta = _read_meta(reader)
     count = reader.golomb(_COUNT_ORDER)
     names: list[Any] | None = None
@@ -160,29 +146,15 @@ def _read_artifact(stream: bytes, budget: Budget) -> Artifact:
         names = _read_json(reader, list)
         if len(names) != count or not all(isinstance(name, str) for name in names):
             raise AtmcFormatError(f"damaged file: no list of {count} names")
-    structure = read_structure(reader, count, budget)
-    number, spare = _told(structure)
-    last = Reader(_joined(number, spare, reader.rest())) if spare else reader
-    entries = [
-        Entry(names[i] if names is not None else None, read_contents(last, each))
-        for i, each in enumerate(structure)
-    ]
-    if not spare:
+    structure = read_structure(reader, count, max_elements)
+    payload, capacity = structure.payload, structure.capacity
+    last = Reader(_joined(payload, capacity, reader.rest())) if capacity else reader
+    values = [read_contents(last) for read_contents in structure.contents]
+    if not capacity:
         reader.finish()
-    elif _split(last.used(), spare) != (number, reader.rest()):
+    elif _split(last.used(), capacity) != (payload, reader.rest()):
         raise AtmcFormatError("damaged file: bytes behind the end of the stream")
-    return Artifact(meta, tuple(entries))
-
-
-def _told(structure: list[WeightStructure | TensorStructure]) -> tuple[int, int]:
-    """What all orders of rows tell, and in how many bits."""
-    number = spare = 0
-    for weight in structure:
-        if isinstance(weight, WeightStructure):
-            for order in weight.orders:
-                number |= order.number << spare
-                spare += order.spare
-    return number, spare
+    return Artifact(meta, tuple(map(Entry, names or [None] * count, values)))
 
 
 def _write_meta(writer: Writer, meta: dict[str, Any]) -> None:
@@ -217,7 +189,7 @@ def _write_json(writer: Writer, content: Any) -> None:
         raise ValueError("metadata: changes when written as JSON; use lists and string keys")
     writer.golomb(len(text), _TEXT_ORDER)
     size = 128 if text.isascii() else 256
-    writer.symbol(int(size == 256), 2)
+    writer.symbol(size == 256, 2)
     writer.uniform(np.frombuffer(text, dtype=np.uint8), size)
 
 

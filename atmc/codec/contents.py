@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atmc.codec.codes import codes_bits, decode_codes, encode_codes
-from atmc.codec.stream import Reader, Writer
-from atmc.codec.structure import TensorStructure, WeightStructure
-from atmc.codec.subset import read_subset, subset_bits, write_subset
+from atmc.codec.stream import Int64Array, Reader, Writer
+from atmc.codec.subset import (
+    read_counted_subset,
+    read_subset,
+    subset_bits,
+    write_counted_subset,
+    write_subset,
+)
 from atmc.codec.tensors import (
     KINDS,
     MAX_LEVELS,
@@ -20,7 +26,6 @@ from atmc.codec.tensors import (
     FloatSparseTensor,
     IntegerTensor,
     SparseTensor,
-    Support,
     Value,
     bfloat16_bits,
     bfloat16_value,
@@ -28,41 +33,28 @@ from atmc.codec.tensors import (
 )
 from atmc.errors import AtmcFormatError
 
-BoolArray = NDArray[np.bool_]
+BoolArray: TypeAlias = NDArray[np.bool_]
 
 
-def write_contents(writer: Writer, value: Value, row: int, live: BoolArray | None) -> int:
-    """The values of one entry; the row that the next entry has.
+def write_contents(writer: Writer, index: int, value: Value, live: BoolArray | None) -> None:
+    """The values of one entry.
 
     Args:
         writer: of the stream.
+        index: of the entry, to which the bits are charged.
         value: the entry.
-        row: under which the writer adds up what it takes; a weight has three.
         live: which values of the dense part may differ from zero, where that is known.
     """
     if isinstance(value, FactorizedWeight):
-        for offset, factor in enumerate((value.u, value.v, value.c)):
-            writer.row = row + offset
+        for letter, factor in value.factors.items():
+            writer.tensor = index, letter
             _write_factor(writer, factor)
+        return
+    writer.tensor, writer.part = (index, ""), "dense"
+    if isinstance(value, DenseTensor):
+        _write_dense(writer, value, live)
     else:
-        writer.row, writer.part = row, "dense"
-        if isinstance(value, DenseTensor):
-            _write_dense(writer, value, live)
-        else:
-            _write_integers(writer, value)
-    return row + (3 if isinstance(value, FactorizedWeight) else 1)
-
-
-def read_contents(reader: Reader, structure: WeightStructure | TensorStructure) -> Value:
-    """The inverse of :func:`write_contents`."""
-    if isinstance(structure, WeightStructure):
-        u, v, c = map(_read_factor, (reader,) * 3, structure.factors, structure.floats)
-        return FactorizedWeight(
-            structure.shape, structure.groups, structure.transposed, structure.identity, u, v, c
-        )
-    if structure.kind is DenseTensor:
-        return _read_dense(reader, structure.shape, structure.live)
-    return _read_integers(reader, structure.shape)
+        _write_integers(writer, value)
 
 
 def _write_factor(writer: Writer, factor: Factor) -> None:
@@ -77,8 +69,11 @@ def _write_factor(writer: Writer, factor: Factor) -> None:
         encode_codes(writer, factor.codes, factor.levels.size, "values")
 
 
-def _read_factor(reader: Reader, support: Support, floats: bool) -> Factor:
-    shape, positions, count = support.shape, support.positions, support.nonzeros
+def read_factor(
+    reader: Reader, shape: tuple[int, ...], positions: Int64Array, floats: bool
+) -> Factor:
+    """A factor with nonzeros at these positions."""
+    count = positions.size
     if floats:
         high = reader.uniform(count, 1 << 16)
         words = high << 16 | reader.uniform(count, 1 << 16)
@@ -88,10 +83,10 @@ def _read_factor(reader: Reader, support: Support, floats: bool) -> Factor:
     level_bits = reader.symbol(15) + 2
     exponent = reader.symbol(256) - 128
     limit = (1 << level_bits - 1) - 1
-    slots = reader.bounded(min(MAX_LEVELS, 2 * limit) - 1) + 1
-    index = read_subset(reader, slots, 2 * limit)
+    size = reader.bounded(min(MAX_LEVELS, 2 * limit) - 1) + 1
+    index = read_subset(reader, size, 2 * limit)
     levels = (index - limit + (index >= limit)).astype(np.int32)
-    codes = decode_codes(reader, count, slots)
+    codes = decode_codes(reader, count, size)
     return SparseTensor(shape, positions, codes, levels, exponent, level_bits)
 
 
@@ -117,23 +112,23 @@ def _write_dense(writer: Writer, tensor: DenseTensor, live: BoolArray | None) ->
     codes = tensor.codes
     if live is not None and not live.all():
         only_live = not bool(codes[~live].any())
-        writer.symbol(int(only_live), 2)
+        writer.symbol(only_live, 2)
         codes = codes[live] if only_live else codes
     places = np.flatnonzero(codes)
-    found = codes[places]
-    shifted = found - low - (found > 0)
+    nonzeros = codes[places]
+    shifted = nonzeros - low - (nonzeros > 0)
     mask_bits = subset_bits(places.size, codes.size) + 2 * codes.size.bit_length()
     masked = mask_bits + codes_bits(shifted, high - low) < codes_bits(codes - low, high - low + 1)
-    writer.symbol(int(masked), 2)
+    writer.symbol(masked, 2)
     if masked:
-        writer.bounded(int(places.size), codes.size)
-        write_subset(writer, places, codes.size)
+        write_counted_subset(writer, places, codes.size)
         encode_codes(writer, shifted, high - low)
     else:
         encode_codes(writer, codes - low, high - low + 1)
 
 
-def _read_dense(reader: Reader, shape: tuple[int, ...], live: BoolArray | None) -> DenseTensor:
+def read_dense(reader: Reader, shape: tuple[int, ...], live: BoolArray | None) -> DenseTensor:
+    """A tensor of the dense part; ``live``: as in :func:`write_contents`."""
     width = reader.symbol(8) + 2
     kind = KINDS[reader.symbol(2)]
     if kind == "linear":
@@ -146,9 +141,9 @@ def _read_dense(reader: Reader, shape: tuple[int, ...], live: BoolArray | None) 
     if live is not None and not live.all() and reader.symbol(2):
         places = np.flatnonzero(live)
     if reader.symbol(2):
-        places = places[read_subset(reader, reader.bounded(places.size), places.size)]
-        found = decode_codes(reader, places.size, high - low) + low
-        codes[places] = found + (found >= 0)
+        places = places[read_counted_subset(reader, places.size)]
+        nonzeros = decode_codes(reader, places.size, high - low) + low
+        codes[places] = nonzeros + (nonzeros >= 0)
     else:
         codes[places] = decode_codes(reader, places.size, high - low + 1) + low
     return DenseTensor(shape, codes, scale, width, kind)
@@ -160,7 +155,7 @@ def _write_integers(writer: Writer, tensor: IntegerTensor) -> None:
         return
     low = int(tensor.values.min())
     width = (int(tensor.values.max()) - low).bit_length()
-    writer.symbol(int(low < 0), 2)
+    writer.symbol(low < 0, 2)
     writer.golomb(abs(low), 0)
     writer.symbol(width, 65)
     # Differences reach 2**64 - 1: unsigned arithmetic wraps around to just that.
@@ -170,7 +165,8 @@ def _write_integers(writer: Writer, tensor: IntegerTensor) -> None:
         writer.uniform(digits, 1 << min(16, width - shift))
 
 
-def _read_integers(reader: Reader, shape: tuple[int, ...]) -> IntegerTensor:
+def read_integers(reader: Reader, shape: tuple[int, ...]) -> IntegerTensor:
+    """An integer tensor."""
     size = math.prod(shape)
     if size == 0:
         return IntegerTensor(shape, np.zeros(0, dtype=np.int64))

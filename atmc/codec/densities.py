@@ -6,18 +6,20 @@ every machine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atmc.codec.stream import TOTAL
+from atmc.codec.stream import TOTAL, Int64Array
 
-Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-# What is expected of a column weighs as much as so many nonzeros in it.
-STRENGTHS = (2.0, 0.5)
+# What is expected of a column weighs as much as so many nonzeros in it. Number 0 is that of a form
+# without densities.
+STRENGTHS = (0.0, 2.0, 0.5)
 # A channel, or a place in the kernel, counts as if it had so many average columns more.
 _SMOOTHING = 8
 # A row that is not empty has a scale in 1 .. SCALES: its density in powers of two, downwards; 11
@@ -51,9 +53,42 @@ class Layout:
         return self.rows * self.columns
 
 
-def batch(seen: int, rows: int, columns: int) -> int:
+@dataclass(frozen=True)
+class Lines:
+    """Some rows or columns: those of ascending ``indices``, or the first ``size`` if None."""
+
+    size: int
+    indices: Int64Array | None = None
+
+    @classmethod
+    def of(cls, indices: Int64Array) -> Lines:
+        """Those of these indices."""
+        return cls(int(indices.size), indices)
+
+    def places(self, lines: Int64Array) -> Int64Array:
+        """Where each of ``lines`` stands among these."""
+        return lines if self.indices is None else np.searchsorted(self.indices, lines)
+
+    def at(self, places: Int64Array) -> Int64Array:
+        """The lines that stand there."""
+        return places if self.indices is None else self.indices[places]
+
+    def all(self) -> Int64Array:
+        """Every one of them: as much memory as there are."""
+        return np.arange(self.size, dtype=np.int64) if self.indices is None else self.indices
+
+
+def batch_size(seen: int, rows: int, columns: int) -> int:
     """How many rows come next under the same densities: a quarter of those before them."""
     return min(max(1, min(seen // 4, _MAX_BATCH // columns)), rows - seen)
+
+
+class Batch(NamedTuple):
+    """Rows under the same densities: their nonzeros by place, scales, and the entries' chances."""
+
+    ones: Int64Array
+    scales: Int64Array
+    chances: Int64Array
 
 
 def scales_of_counts(ones: Int64Array, columns: int) -> Int64Array:
@@ -69,26 +104,32 @@ def scales_of_counts(ones: Int64Array, columns: int) -> Int64Array:
 
 
 class Densities:
-    """Chances of a nonzero in each column of the next row, learned from the rows before it."""
+    """Chances of a nonzero in each column of the next row, learned from the rows before it.
 
-    def __init__(self, columns: Int64Array, layout: Layout, strength: float) -> None:
-        self._strength = strength
-        self._columns = float(columns.size)
+    Args:
+        columns: of the layout, that are coded.
+        layout: the matrix.
+        strength: an index of STRENGTHS.
+    """
+
+    def __init__(self, columns: Lines, layout: Layout, strength: int) -> None:
+        self._strength = STRENGTHS[strength]
+        self._width = columns.size
         self._counts = np.zeros(columns.size)
         self._total = 1.0
         self._groups = []
         if layout.block > 1:
-            self._groups.append(_Group(columns // layout.block))
+            self._groups.append(_Group(columns.all() // layout.block))
             if layout.spatial:
-                self._groups.append(_Group(columns % layout.block))
+                self._groups.append(_Group(columns.all() % layout.block))
         self._weights = self._relative()
 
     def _relative(self) -> NDArray[np.float64]:
         """Each column's density relative to the mean: its own count, and what is expected of it."""
         expected: NDArray[np.float64] | float = 1.0
         for group in self._groups:
-            expected = expected * group.relative(self._columns, self._total)
-        mean = self._total / self._columns
+            expected = expected * group.relative(self._width, self._total)
+        mean = self._total / self._width
         return np.asarray((self._counts + self._strength * expected) / (mean + self._strength))
 
     def chances(self, scales: Int64Array) -> Int64Array:
@@ -107,35 +148,55 @@ class Densities:
             The scales, one a row, and :meth:`chances` of them.
         """
         wanted = ones.astype(np.float64) * TOTAL
-
-        def expected(scales: Int64Array) -> tuple[Int64Array, NDArray[np.float64]]:
-            chances = self.chances(scales).reshape(scales.size, -1)
-            return chances, chances.sum(axis=1).astype(np.float64)  # exact
-
         # Sought: the sparsest scale of which not fewer ones are expected than there are. A guess,
         # right where odds are small, then steps: so the guess decides nothing but the time.
         guess = _MEAN_SCALE - 1 + np.frexp(self._weights.sum() / ones)[1].astype(np.int64)
-        low = np.clip(guess, 1, SCALES)
+        denser = np.clip(guess, 1, SCALES)
         while True:
-            next_one = np.minimum(low + 1, SCALES)
-            chances, sums = expected(np.concatenate((low, next_one)))
-            here, sparser = sums[: low.size], sums[low.size :]
-            step = ((sparser >= wanted) & (low < SCALES)).astype(np.int64)
-            step -= (here < wanted) & (low > 1)
+            sparser = np.minimum(denser + 1, SCALES)
+            chances = self.chances(np.concatenate((denser, sparser))).reshape(2, ones.size, -1)
+            more, fewer = chances.sum(axis=2).astype(np.float64)  # exact
+            step = ((fewer >= wanted) & (denser < SCALES)).astype(np.int64)
+            step -= (more < wanted) & (denser > 1)
             if not step.any():
                 break
-            low = low + step
-        nearer = wanted * wanted < here * sparser
-        chosen = np.where(nearer, low.size, 0) + np.arange(low.size)
-        return np.where(nearer, next_one, low), chances[chosen].ravel()
+            denser = denser + step
+        nearer = wanted * wanted < more * fewer
+        chosen = chances[nearer.astype(np.int64), np.arange(ones.size)]
+        return np.where(nearer, sparser, denser), chosen.ravel()
 
-    def see(self, inner: Int64Array) -> None:
-        """Learn from the nonzeros of a batch, given by their columns."""
-        self._counts = self._counts + np.bincount(inner, minlength=self._counts.size)
-        self._total += inner.size
+    def see(self, columns: Int64Array) -> None:
+        """Learn from the nonzeros of a batch, by their columns."""
+        self._counts = self._counts + np.bincount(columns, minlength=self._counts.size)
+        self._total += columns.size
         for group in self._groups:
-            group.see(inner)
+            group.see(columns)
         self._weights = self._relative()
+
+    def batches(
+        self, rows: Int64Array, columns: Int64Array, scales: Int64Array | None = None
+    ) -> Iterator[Batch]:
+        """The nonzeros in batches, from each of which the densities learn.
+
+        Args:
+            rows: of the nonzeros, ascending.
+            columns: of the nonzeros, as places among those that are coded.
+            scales: of the rows that are not empty; by default those of :meth:`fit`.
+        """
+        rows = np.cumsum(np.diff(rows, prepend=rows[:1]) > 0)
+        count = int(rows[-1]) + 1 if rows.size else 0
+        ends = np.searchsorted(rows, np.arange(count + 1))
+        start = 0
+        while start < count:
+            end = start + batch_size(start, count, self._width)
+            part = slice(int(ends[start]), int(ends[end]))
+            ones = (rows[part] - start) * self._width + columns[part]
+            if scales is None:
+                yield Batch(ones, *self.fit(np.diff(ends[start : end + 1])))
+            else:
+                yield Batch(ones, scales[start:end], self.chances(scales[start:end]))
+            self.see(columns[part])
+            start = end
 
 
 class _Group:
@@ -147,10 +208,10 @@ class _Group:
         self._smoothed = sizes.astype(np.float64) + _SMOOTHING
         self._counts = np.zeros(sizes.size)
 
-    def relative(self, columns: float, total: float) -> NDArray[np.float64]:
+    def relative(self, width: int, total: float) -> NDArray[np.float64]:
         """Density in each column's group, relative to the mean."""
-        density = (self._counts * columns + _SMOOTHING * total) / (self._smoothed * total)
+        density = (self._counts * width + _SMOOTHING * total) / (self._smoothed * total)
         return np.asarray(density[self._label])
 
-    def see(self, inner: Int64Array) -> None:
-        self._counts += np.bincount(self._label[inner], minlength=self._counts.size)
+    def see(self, columns: Int64Array) -> None:
+        self._counts += np.bincount(self._label[columns], minlength=self._counts.size)

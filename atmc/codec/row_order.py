@@ -1,8 +1,8 @@
-"""Rows that may stand in any order: which one they are written in tells bits of something else.
+"""Rows that may stand in any order: the order in which they are written carries other bits.
 
 The hidden units of a network have no order of their own. So their rows have one that follows from
-what they hold, and are *written* in another: the reader puts them back, and sees from where each
-stood a number that the writer chose.
+what they hold, and are *written* in another: the reader puts them back, and from where each stood
+it reads a number, the payload.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from atmc.codec.stream import Int64Array
 from atmc.errors import AtmcFormatError
 
-Int64Array = NDArray[np.int64]
-Key = tuple[int, bytes]
+Key: TypeAlias = tuple[int, bytes]
 
 MAX_ROWS = 1 << 16
 # Rows whose places are one number: bounds the time that long integers take.
@@ -61,26 +61,27 @@ class RowOrder:
 
     @classmethod
     def of(cls, keys: Sequence[Key], classes: Sequence[int]) -> RowOrder | None:
-        """The order of such rows, or None where it is not worth telling anything by."""
+        """The order of such rows, or None where it carries too few bits."""
         order = cls(keys, classes)
-        return order if len(keys) <= MAX_ROWS and order.bits >= _LEAST else None
+        return order if len(keys) <= MAX_ROWS and order.capacity >= _LEAST else None
 
     @cached_property
     def _parts(self) -> list[tuple[bool, list[int]]]:
         return list(_parts(self.keys, self.classes))
 
     @cached_property
-    def bits(self) -> int:
-        """How many bits the order tells."""
-        return _bits(self._parts)
+    def capacity(self) -> int:
+        """How many bits the order carries."""
+        orders = math.prod(math.factorial(len(part)) for free, part in self._parts if free)
+        return orders.bit_length() - 1
 
-    def write(self, number: int) -> Int64Array:
-        """The rows in the order that tells ``number``, which has :attr:`bits` bits."""
+    def write(self, payload: int) -> Int64Array:
+        """The rows in the order that carries ``payload``, a number of :attr:`capacity` bits."""
         order: list[int] = []
         for free, part in self._parts:
             if free:
-                number, own = divmod(number, math.factorial(len(part)))
-                part = _arranged(part, own)
+                payload, number = divmod(payload, math.factorial(len(part)))
+                part = _permuted(part, number)
             order += part
         return np.array(order, dtype=np.int64)
 
@@ -89,34 +90,34 @@ def read_order(keys: Sequence[Key], classes: Sequence[int]) -> tuple[Int64Array,
     """The inverse of :meth:`RowOrder.write`, of rows as they were written.
 
     Returns:
-        The canonical place of each row, how many bits their order tells, and the number.
+        The canonical place of each row, the capacity of their order, and the payload.
 
     Raises:
         AtmcFormatError: no writer puts rows in this order.
     """
     by_class = sorted(range(len(keys)), key=lambda row: (classes[row], keys[row]))
     sorted_keys = [keys[row] for row in by_class]
-    parts = list(_parts(sorted_keys, classes))
     places: list[int] = []
-    number, factor = 0, 1
-    for free, part in parts:
-        found = keys[len(places) : len(places) + len(part)]
+    payload, orders = 0, 1
+    for free, part in _parts(sorted_keys, classes):
+        written = keys[len(places) : len(places) + len(part)]
         if free:
+            # The keys of a free part are distinct.
             place_of = {sorted_keys[place]: place for place in part}
-            if not all(key in place_of for key in found) or len(set(found)) < len(part):
+            if set(written) != place_of.keys():
                 raise AtmcFormatError("damaged file: rows in no order")
-            arranged = [place_of[key] for key in found]
-            number += factor * _number(part, arranged)
-            factor *= math.factorial(len(part))
-            places += arranged
+            part_places = [place_of[key] for key in written]
+            payload += orders * _permutation_number(part, part_places)
+            orders *= math.factorial(len(part))
+            places += part_places
         else:
-            if [sorted_keys[place] for place in part] != list(found):
+            if [sorted_keys[place] for place in part] != list(written):
                 raise AtmcFormatError("damaged file: rows in no order")
             places += part
-    bits = factor.bit_length() - 1
-    if bits == 0 or number >> bits:
+    capacity = orders.bit_length() - 1
+    if capacity == 0 or payload >> capacity:
         raise AtmcFormatError("damaged file: rows in an order that tells nothing")
-    return np.array(places, dtype=np.int64), bits, number
+    return np.array(places, dtype=np.int64), capacity, payload
 
 
 def _parts(keys: Sequence[Key], classes: Sequence[int]) -> Iterator[tuple[bool, list[int]]]:
@@ -125,19 +126,15 @@ def _parts(keys: Sequence[Key], classes: Sequence[int]) -> Iterator[tuple[bool, 
         different: list[int] = []
         copies: list[int] = []
         for row in members:
-            known = bool(different) and keys[different[-1]] == keys[row]
-            (copies if known else different).append(row)
+            is_copy = bool(different) and keys[different[-1]] == keys[row]
+            (copies if is_copy else different).append(row)
         for start in range(0, len(different), _RUN):
             yield True, different[start : start + _RUN]
         if copies:
             yield False, copies
 
 
-def _bits(parts: Sequence[tuple[bool, list[int]]]) -> int:
-    return math.prod(math.factorial(len(p)) for free, p in parts if free).bit_length() - 1
-
-
-def _arranged(part: list[int], number: int) -> list[int]:
+def _permuted(part: list[int], number: int) -> list[int]:
     """The ``number``-th order: each digit says which of those that are left comes next."""
     left, order = list(part), []
     while left:
@@ -146,7 +143,8 @@ def _arranged(part: list[int], number: int) -> list[int]:
     return order
 
 
-def _number(part: list[int], order: list[int]) -> int:
+def _permutation_number(part: list[int], order: list[int]) -> int:
+    """The inverse of :func:`_permuted`."""
     left, digits = list(part), []
     for row in order:
         digit = left.index(row)

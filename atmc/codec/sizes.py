@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atmc.codec.container import PREFIX, Costs, decode, encode_metered
+from atmc.codec.container import PREFIX, decode, encode_metered
 from atmc.codec.stream import PRECISION, TOTAL
 from atmc.codec.tensors import (
     Artifact,
@@ -76,32 +76,27 @@ def measure(artifact: Artifact, bits: int | None = None) -> Sizes:
     for index, entry in enumerate(artifact.entries):
         name = entry.name if entry.name is not None else str(index)
         value = entry.value
-        if isinstance(value, FactorizedWeight):
-            for letter, factor in zip("UVC", (value.u, value.v, value.c), strict=True):
-                parts = _row_parts(costs, len(tensors))
+        factors = value.factors if isinstance(value, FactorizedWeight) else {"": None}
+        for letter, factor in factors.items():
+            parts = {part: round(costs.get(((index, letter), part), 0.0)) for part in PARTS[1:]}
+            if factor is None:
+                size = math.prod(value.shape)
+                tensors.append(TensorSize(name, value.shape, size, 0, 0, 0, parts))
+            else:
                 tensors.append(_factor_size(f"{name}.{letter}", factor, parts, bits))
-        else:
-            parts = _row_parts(costs, len(tensors))
-            size = math.prod(value.shape)
-            tensors.append(TensorSize(name, value.shape, size, 0, 0, 0, parts))
-    total = {part: sum(t.parts[part] for t in tensors) for part in PARTS[1:]}
+    total = {part: sum(tensor.parts[part] for tensor in tensors) for part in PARTS[1:]}
     header = 8 * len(data) - sum(total.values())
     return Sizes(8 * len(data), {"header": header, **total}, tuple(tensors))
 
 
-def _row_parts(costs: Costs, row: int) -> dict[str, int]:
-    return {part: round(costs.get((row, part), 0.0)) for part in PARTS[1:]}
-
-
 def _factor_size(name: str, factor: Factor, parts: dict[str, int], bits: int | None) -> TensorSize:
+    levels = 0 if isinstance(factor, FloatSparseTensor) else factor.levels.size
     if isinstance(factor, FloatSparseTensor):
-        levels, b = 0, 32
-    else:
-        levels = int(factor.levels.size)
-        b = bits if bits is not None else max(1, (levels - 1).bit_length())
-    paper_bits = factor.nonzeros * b
+        bits = 32
+    elif bits is None:
+        bits = max(1, (levels - 1).bit_length())
     return TensorSize(
-        name, factor.shape, factor.elements, factor.nonzeros, levels, paper_bits, parts
+        name, factor.shape, factor.elements, factor.nonzeros, levels, factor.nonzeros * bits, parts
     )
 
 
@@ -128,17 +123,14 @@ def largest_bits(artifact: Artifact, widths: Sequence[int]) -> dict[int, int]:
     """
     costs = encode_metered(artifact)[1]
     dense: list[int] = []
-    row = 0
-    for entry in artifact.entries:
-        if isinstance(entry.value, FactorizedWeight):
-            if entry.value.u.nonzeros or entry.value.v.nonzeros or entry.value.c.nonzeros:
+    for index, entry in enumerate(artifact.entries):
+        value = entry.value
+        if isinstance(value, FactorizedWeight):
+            if any(factor.nonzeros for factor in value.factors.values()):
                 raise ValueError("largest_bits: give an artifact whose factors are all zero")
-            row += 3
-            continue
-        if isinstance(entry.value, DenseTensor):
-            dense.append(entry.value.codes.size)
-            costs.pop((row, "dense"), None)
-        row += 1
+        elif isinstance(value, DenseTensor):
+            dense.append(value.codes.size)
+            costs.pop(((index, ""), "dense"), None)
     fixed = math.fsum(costs.values())
     most = {width: fixed + sum(_most_bits(size, width) for size in dense) for width in widths}
     return {

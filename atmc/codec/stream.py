@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import constriction
 import numpy as np
@@ -17,13 +17,18 @@ from atmc.errors import AtmcFormatError
 
 _queue, _model = constriction.stream.queue, constriction.stream.model
 
+Int64Array: TypeAlias = NDArray[np.int64]
+# A tensor of the file: the index of its entry, and "U", "V" or "C" for a factor, else "".
+TensorKey: TypeAlias = tuple[int, str] | None
+Costs: TypeAlias = dict[tuple[TensorKey, str], float]
+
 PRECISION = 24
 TOTAL = 1 << PRECISION
-# Symbols per call to the coder: bounds the memory that a lying symbol count can claim.
+# Symbols per call to the coder: bounds the memory that a forged symbol count can claim.
 _CHUNK = 1 << 20
 
 
-def scale_frequencies(weights: NDArray[np.int64]) -> NDArray[np.int64]:
+def scale_frequencies(weights: Int64Array) -> Int64Array:
     """Integer frequencies >= 1 that add up to 2**24, in proportion to weights (sum in 1..2**38).
 
     f_i = 1 + floor(w_i * (2**24 - n) / sum(w)); the largest weight (the first such) gets the rest.
@@ -34,25 +39,29 @@ def scale_frequencies(weights: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(frequencies, dtype=np.int64)
 
 
-def _categorical(frequencies: NDArray[np.int64]) -> Any:
+def _categorical(frequencies: Int64Array) -> Any:
     # constriction gives each of n symbols 1/2**24 and shares out the other 2**24 - n in proportion
     # to the weights. With weights f - 1 that sum to just that, its arithmetic is exact.
     return _model.Categorical((frequencies - 1).astype(np.float64), perfect=False)
 
 
 class Writer:
-    """Encodes symbols; adds up their ideal lengths (bits) by the current ``row`` and ``part``."""
+    """Encodes symbols.
+
+    Attributes:
+        tensor: to which the next symbols belong.
+        part: of the file, to which they belong.
+        costs: ideal length in bits of all symbols, by tensor and part.
+    """
 
     def __init__(self) -> None:
-        self.row = -1
+        self.tensor: TensorKey = None
         self.part = "header"
-        self.costs: defaultdict[tuple[int, str], float] = defaultdict(float)
+        self.costs: defaultdict[tuple[TensorKey, str], float] = defaultdict(float)
         self._encoder = _queue.RangeEncoder()
 
-    @property
-    def bits(self) -> float:
-        """Ideal length of everything written so far."""
-        return math.fsum(self.costs.values())
+    def _charge(self, bits: float) -> None:
+        self.costs[self.tensor, self.part] += bits
 
     def uniform(self, symbols: NDArray[Any], size: int) -> None:
         """Symbols in [0, size), 1 <= size <= 2**16, all equally likely."""
@@ -60,9 +69,9 @@ class Writer:
             self._encoder.encode(
                 np.ascontiguousarray(symbols, dtype=np.int32), _model.Uniform(size)
             )
-            self.costs[self.row, self.part] += uniform_bits(symbols.size, size)
+            self._charge(uniform_bits(symbols.size, size))
 
-    def categorical(self, symbols: NDArray[Any], frequencies: NDArray[np.int64]) -> None:
+    def categorical(self, symbols: NDArray[Any], frequencies: Int64Array) -> None:
         """Symbols in [0, n) with probabilities frequencies / 2**24 (n >= 2, each >= 1)."""
         if symbols.size == 0:
             return
@@ -70,20 +79,20 @@ class Writer:
             np.ascontiguousarray(symbols, dtype=np.int32), _categorical(frequencies)
         )
         counts = np.bincount(symbols, minlength=frequencies.size)
-        self.costs[self.row, self.part] += categorical_bits(counts, frequencies)
+        self._charge(categorical_bits(counts, frequencies))
 
-    def bernoulli(self, ones: NDArray[np.int64], chances: NDArray[np.int64]) -> None:
+    def bernoulli(self, ones: Int64Array, chances: Int64Array) -> None:
         """One bit for each chance / 2**24 (1 <= chance < 2**24) that it is 1; ``ones``: indices."""
         bits = np.zeros(chances.size, dtype=np.int32)
         bits[ones] = 1
         self._encoder.encode(bits, _model.Bernoulli(perfect=False), chances / TOTAL)
-        self.costs[self.row, self.part] += bernoulli_bits(ones, chances)
+        self._charge(bernoulli_bits(ones, chances))
 
     def symbol(self, value: int, size: int) -> None:
         """One symbol in [0, size), 1 <= size <= 2**16, all equally likely."""
         if size > 1:
-            self._encoder.encode(value, _model.Uniform(size))
-            self.costs[self.row, self.part] += uniform_bits(1, size)
+            self._encoder.encode(int(value), _model.Uniform(size))
+            self._charge(uniform_bits(1, size))
 
     def bits_of(self, value: int, width: int) -> None:
         """``value`` in [0, 2**width), in digits of 16 bits, the highest (and shortest) first."""
@@ -93,7 +102,7 @@ class Writer:
             self.symbol(value >> width & (1 << digit) - 1, 1 << digit)
 
     def golomb(self, value: int, order: int) -> None:
-        """``value`` >= 0 by exp-Golomb of the given order; value + 2**order must be < 2**64."""
+        """``value`` >= 0 by exp-Golomb of this order; value + 2**order must be < 2**64."""
         shifted = value + (1 << order)
         length = shifted.bit_length() - 1
         for _ in range(length - order):
@@ -105,7 +114,7 @@ class Writer:
         """``value`` in [0, maximum]: one bit for 0; else its bit length, then the bits below."""
         if maximum == 0:
             return
-        self.symbol(int(value > 0), 2)
+        self.symbol(value > 0, 2)
         if value:
             length = value.bit_length()
             self.symbol(length - 1, maximum.bit_length())
@@ -129,28 +138,22 @@ def _seal(encoder: Any, followed: bool) -> bytes:
     done, (lower, width) = encoder.pos()
     words: bytes = sealed[:done].astype(">u4").tobytes()
     tail = int.from_bytes(sealed[done : done + 2].astype(">u4").tobytes().ljust(8, b"\0"), "big")
-    # The tail may be any number in [lower, end). Where 2**64 lies within, a carry and no tail do:
-    # constriction has carried if its own tail has wrapped around to below ``lower``.
+    # The tail may be any number in [lower, end): the multiple of 2**drop with the largest drop, of
+    # which all that share its upper bits must lie within where other bytes follow.
     end = lower + width
-    if followed:
-        drop: int = next(d for d in range(64, -1, -8) if (-(-lower >> d) + 1 << d) <= end)
-        carry, point = divmod(-(-lower >> drop) << drop, 1 << 64)
-        if carry != (tail < lower):
-            words = (int.from_bytes(words, "big") + carry - (tail < lower)).to_bytes(
-                done * 4, "big"
-            )
-        opened: bytes = words + int(point).to_bytes(8, "big")[: 8 - drop // 8]
-        return opened
-    if end > 1 << 64:
-        if tail >= lower:
-            words = (int.from_bytes(words, "big") + 1).to_bytes(len(words), "big")
-        return words
-    points = (-(-lower >> drop) << drop for drop in range(64, -1, -8))
-    shortest: int = next(point for point in points if point < end)
-    return words + shortest.to_bytes(8, "big").rstrip(b"\0")
+    for drop in range(64, -1, -8):
+        point = -(-lower >> drop) << drop
+        if point + (1 << drop if followed else 1) <= end:
+            break
+    # Past 2**64 one is carried; constriction has done so if its tail is below ``lower``.
+    carry, point = divmod(point, 1 << 64)
+    carry -= tail < lower
+    if carry:
+        words = (int.from_bytes(words, "big") + carry).to_bytes(len(words), "big")
+    return words + int(point).to_bytes(8, "big")[: 8 - drop // 8]
 
 
-def categorical_bits(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> float:
+def categorical_bits(counts: Int64Array, frequencies: Int64Array) -> float:
     """Ideal length of ``counts[i]`` symbols i under probabilities frequencies / 2**24."""
     return float((counts * (PRECISION - np.log2(frequencies))).sum())
 
@@ -169,7 +172,7 @@ def bounded_bits(value: int, maximum: int) -> float:
     return 1.0 + uniform_bits(1, maximum.bit_length()) + value.bit_length() - 1
 
 
-def bernoulli_bits(ones: NDArray[np.int64], chances: NDArray[np.int64]) -> float:
+def bernoulli_bits(ones: Int64Array, chances: Int64Array) -> float:
     """Ideal length of bits of which those at ``ones`` are 1, under chances / 2**24."""
     zeros = PRECISION - np.log2(TOTAL - chances)
     taken = chances[ones]
@@ -191,46 +194,43 @@ class Reader:
         self._decoder = _queue.RangeDecoder(np.frombuffer(padded, dtype=">u4").astype(np.uint32))
         self._mirror = _queue.RangeEncoder()
 
-    def _read(self, model: Any, count: int) -> NDArray[np.int64]:
-        chunks = [np.zeros(0, dtype=np.int64)]
-        while count:
-            amount = min(count, _CHUNK)
-            try:
-                symbols = self._decoder.decode(model, amount)
-            except AssertionError:
-                raise AtmcFormatError("damaged file: no symbol has this code") from None
+    def _read(self, model: Any, amount: int | NDArray[np.float64]) -> NDArray[np.int32]:
+        """So many symbols, or one for each of the model's parameters."""
+        try:
+            symbols: NDArray[np.int32] = self._decoder.decode(model, amount)
+        except AssertionError:
+            raise AtmcFormatError("damaged file: no symbol has this code") from None
+        if isinstance(amount, int):
             self._mirror.encode(symbols, model)
-            if self._mirror.num_words() > self._words:
-                raise AtmcFormatError("damaged file: the stream ends too early")
-            chunks.append(symbols.astype(np.int64))
-            count -= amount
+        else:
+            self._mirror.encode(symbols, model, amount)
+        if self._mirror.num_words() > self._words:
+            raise AtmcFormatError("damaged file: the stream ends too early")
+        return symbols
+
+    def _read_chunks(self, model: Any, count: int) -> Int64Array:
+        chunks = [np.zeros(0, dtype=np.int64)]
+        for start in range(0, count, _CHUNK):
+            chunks.append(self._read(model, min(count - start, _CHUNK)).astype(np.int64))
         return np.concatenate(chunks)
 
-    def uniform(self, count: int, size: int) -> NDArray[np.int64]:
+    def uniform(self, count: int, size: int) -> Int64Array:
         """``count`` symbols in [0, size)."""
         if size == 1:
             return np.zeros(count, dtype=np.int64)
-        return self._read(_model.Uniform(size), count)
+        return self._read_chunks(_model.Uniform(size), count)
 
-    def categorical(self, count: int, frequencies: NDArray[np.int64]) -> NDArray[np.int64]:
+    def categorical(self, count: int, frequencies: Int64Array) -> Int64Array:
         """``count`` symbols with probabilities frequencies / 2**24."""
-        return self._read(_categorical(frequencies), count) if count else np.zeros(0, np.int64)
+        return self._read_chunks(_categorical(frequencies), count)
 
-    def bernoulli(self, chances: NDArray[np.int64]) -> NDArray[np.int32]:
+    def bernoulli(self, chances: Int64Array) -> NDArray[np.int32]:
         """One bit for each chance, as :meth:`Writer.bernoulli` wrote them."""
-        model, shares = _model.Bernoulli(perfect=False), chances / TOTAL
-        try:
-            bits: NDArray[np.int32] = self._decoder.decode(model, shares)
-        except AssertionError:
-            raise AtmcFormatError("damaged file: no symbol has this code") from None
-        self._mirror.encode(bits, model, shares)
-        if self._mirror.num_words() > self._words:
-            raise AtmcFormatError("damaged file: the stream ends too early")
-        return bits
+        return self._read(_model.Bernoulli(perfect=False), chances / TOTAL)
 
     def symbol(self, size: int) -> int:
         """One symbol in [0, size)."""
-        return int(self.uniform(1, size)[0])
+        return int(self._read(_model.Uniform(size), 1)[0]) if size > 1 else 0
 
     def bits_of(self, width: int) -> int:
         """An integer of ``width`` bits."""
@@ -271,7 +271,7 @@ class Reader:
 
     def rest(self) -> bytes:
         """The bytes behind a stream that was finished as ``followed``."""
-        own = _seal(self._mirror, followed=True)
-        if not self._data.startswith(own):
+        start = _seal(self._mirror, followed=True)
+        if not self._data.startswith(start):
             raise AtmcFormatError("damaged file: the stream does not end as it must")
-        return self._data[len(own) :]
+        return self._data[len(start) :]

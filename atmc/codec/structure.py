@@ -3,54 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atmc.codec.contents import read_dense, read_factor, read_integers
 from atmc.codec.densities import Layout
 from atmc.codec.positions import DecodedPositions, PlannedPositions, decode_positions
-from atmc.codec.stream import Reader, Writer
+from atmc.codec.stream import Int64Array, Reader, Writer
 from atmc.codec.tensors import (
     IDENTITIES,
     DenseTensor,
     FactorizedWeight,
     FloatSparseTensor,
     IntegerTensor,
-    Support,
     Value,
     factor_shapes,
     matrix_shape,
 )
 from atmc.errors import AtmcFormatError
 
-BoolArray = NDArray[np.bool_]
-KINDS_OF_ENTRIES = (FactorizedWeight, DenseTensor, IntegerTensor)
-# Orders of the exp-Golomb codes: near the usual sizes of what they count.
+BoolArray: TypeAlias = NDArray[np.bool_]
+# Reads the contents of an entry of which the structure is known.
+ReadContents: TypeAlias = Callable[[Reader], Value]
+
+_KINDS = (FactorizedWeight, DenseTensor, IntegerTensor)
+# Orders of the exp-Golomb codes: near the typical sizes of what they count.
 _NDIM_ORDER, _DIM_ORDER = 2, 3
-
-
-@dataclass(frozen=True)
-class WeightStructure:
-    """A weight without the values of its factors."""
-
-    shape: tuple[int, ...]
-    groups: int
-    transposed: bool
-    identity: str
-    floats: tuple[bool, ...]
-    factors: tuple[Support, ...]
-    orders: tuple[DecodedPositions, ...]
-
-
-@dataclass(frozen=True)
-class TensorStructure:
-    """A tensor that is not factorized; ``live``: which of its values may differ from zero."""
-
-    kind: type[Value]
-    shape: tuple[int, ...]
-    live: BoolArray | None
 
 
 class Budget:
@@ -73,85 +56,95 @@ class Plan:
     """How the structure of entries is written.
 
     Attributes:
-        lives: of each entry, as in :class:`TensorStructure`.
-        spare: bits of something else that orders of rows tell.
+        live: for each entry, which of its values may differ from zero, where that is known.
+        capacity: bits of other data that the orders of rows carry.
     """
 
     def __init__(self, values: Sequence[Value]) -> None:
         self._values = values
         self._positions: list[PlannedPositions] = []
-        self.lives: list[BoolArray | None] = []
+        self.live: list[BoolArray | None] = []
         live: BoolArray | None = None
         for value in values:
-            self.lives.append(live if live is not None and value.shape == live.shape else None)
+            self.live.append(live if live is not None and value.shape == live.shape else None)
             if isinstance(value, FactorizedWeight):
-                rank = value.rank
                 layouts = _layouts(
-                    value.shape, value.groups, value.identity, value.transposed, rank, live
+                    value.shape, value.groups, value.transposed, value.identity, value.rank, live
                 )
-                factors = (value.u, value.v, value.c)
-                for factor, layout in zip(factors, layouts, strict=True):
-                    self._positions.append(PlannedPositions(factor.positions, layout))
-                live = live_outputs(value.identity, factors, value.out)
-        self.spare = sum(each.spare for each in self._positions)
+                positions = [factor.positions for factor in value.factors.values()]
+                self._positions += map(PlannedPositions, positions, layouts)
+                live = _live_outputs(value.identity, layouts, positions)
+        self.capacity = sum(planned.capacity for planned in self._positions)
 
-    def write(self, writer: Writer, number: int, used: int) -> None:
-        """Write it; orders tell ``number``, of which the first ``used`` bits are worth a thing."""
+    def write(self, writer: Writer, payload: int = 0, used: int = 0) -> None:
+        """Write the structure.
+
+        Args:
+            writer: of the stream.
+            payload: the number that the orders of rows carry.
+            used: how many of its bits are needed; positions are charged so much less.
+        """
         positions = iter(self._positions)
-        weights = row = 0
-        for value, live in zip(self._values, self.lives, strict=True):
-            writer.symbol(KINDS_OF_ENTRIES.index(type(value)), len(KINDS_OF_ENTRIES))
+        after_weight = False
+        for index, (value, live) in enumerate(zip(self._values, self.live, strict=True)):
+            writer.symbol(_KINDS.index(type(value)), len(_KINDS))
             if isinstance(value, FactorizedWeight):
                 _write_weight(writer, value)
-                for factor in (value.u, value.v, value.c):
+                for letter, factor in value.factors.items():
+                    writer.symbol(isinstance(factor, FloatSparseTensor), 2)
                     planned = next(positions)
-                    writer.row = row
-                    writer.symbol(int(isinstance(factor, FloatSparseTensor)), 2)
-                    planned.write(writer, number & (1 << planned.spare) - 1)
-                    number >>= planned.spare
-                    told = min(planned.spare, used)
-                    used -= told
-                    writer.costs[row, "positions"] -= told
-                    writer.row, writer.part = -1, "header"
-                    row += 1
-                weights += 1
+                    writer.tensor = index, letter
+                    planned.write(writer, payload & (1 << planned.capacity) - 1)
+                    payload >>= planned.capacity
+                    carried = min(planned.capacity, used)
+                    used -= carried
+                    writer.costs[writer.tensor, "positions"] -= carried
+                    writer.tensor, writer.part = None, "header"
+                after_weight = True
             else:
-                if weights:
-                    writer.symbol(int(live is not None), 2)
+                if after_weight:
+                    writer.symbol(live is not None, 2)
                 if live is None:
                     _write_shape(writer, value.shape)
-                row += 1
 
 
-def read_structure(
-    reader: Reader, count: int, budget: Budget
-) -> list[WeightStructure | TensorStructure]:
+@dataclass
+class Structure:
+    """What :func:`read_structure` returns.
+
+    Attributes:
+        contents: for each entry, what reads its contents.
+        payload: the number that all orders of rows carry.
+        capacity: its bits.
+    """
+
+    contents: list[ReadContents]
+    payload: int = 0
+    capacity: int = 0
+
+
+def read_structure(reader: Reader, count: int, max_elements: int) -> Structure:
     """The inverse of :meth:`Plan.write`, for ``count`` entries."""
+    budget = Budget(max_elements)
     live: BoolArray | None = None
-    found: list[WeightStructure | TensorStructure] = []
-    while len(found) < count:
-        kind = KINDS_OF_ENTRIES[reader.symbol(len(KINDS_OF_ENTRIES))]
+    structure = Structure([])
+    for _ in range(count):
+        kind = _KINDS[reader.symbol(len(_KINDS))]
         if kind is FactorizedWeight:
-            weight = _read_weight(reader, budget, live)
-            rows = math.prod(weight.factors[2].shape[:-1])
-            live = live_outputs(weight.identity, weight.factors, rows)
-            found.append(weight)
+            contents, orders, live = _read_weight(reader, budget, live)
+            for order in orders:
+                structure.payload |= order.payload << structure.capacity
+                structure.capacity += order.capacity
         else:
-            repeat = live is not None and reader.symbol(2)
-            shape = live.shape if repeat and live is not None else _read_shape(reader)
+            known = live if live is not None and reader.symbol(2) else None
+            shape = _read_shape(reader) if known is None else known.shape
             budget.spend(shape)
-            found.append(TensorStructure(kind, shape, live if repeat else None))
-    return found
-
-
-def live_outputs(identity: str, factors: Sequence[Support], out: int) -> BoolArray:
-    """The outputs of a weight, ``out`` of them, whose row of W is not known to be zero."""
-    u, v, c = factors
-    live = np.zeros(out, dtype=bool)
-    for factor in (u, c, *((v,) if identity == "left" else ())):
-        if factor.nonzeros:
-            live[factor.positions // factor.shape[-1]] = True
-    return live
+            if kind is DenseTensor:
+                contents = partial(read_dense, shape=shape, live=known)
+            else:
+                contents = partial(read_integers, shape=shape)
+        structure.contents.append(contents)
+    return structure
 
 
 def _write_shape(writer: Writer, shape: tuple[int, ...]) -> None:
@@ -171,13 +164,16 @@ def _write_weight(writer: Writer, weight: FactorizedWeight) -> None:
     _write_shape(writer, weight.shape)
     writer.golomb(weight.groups - 1, 0)
     if len(weight.shape) > 2:
-        writer.symbol(int(weight.transposed), 2)
+        writer.symbol(weight.transposed, 2)
     writer.symbol(IDENTITIES.index(weight.identity), len(IDENTITIES))
     if weight.identity == "none":
         writer.bounded(weight.rank, min(weight.c.shape[-2:]))
 
 
-def _read_weight(reader: Reader, budget: Budget, live: BoolArray | None) -> WeightStructure:
+def _read_weight(
+    reader: Reader, budget: Budget, live: BoolArray | None
+) -> tuple[ReadContents, list[DecodedPositions], BoolArray]:
+    """What reads the contents, the positions in U, V and C, and which outputs are live."""
     shape = _read_shape(reader)
     budget.spend(shape)
     groups = reader.golomb(0) + 1
@@ -193,22 +189,25 @@ def _read_weight(reader: Reader, budget: Budget, live: BoolArray | None) -> Weig
     shapes = factor_shapes(rows, rest, groups, rank)
     budget.spend(shapes[0])
     budget.spend(shapes[1])
-    layouts = _layouts(shape, groups, identity, transposed, rank, live)
+    layouts = _layouts(shape, groups, transposed, identity, rank, live)
     floats, orders = [], []
     for layout in layouts:
         floats.append(bool(reader.symbol(2)))
         orders.append(decode_positions(reader, layout))
-    factors = tuple(Support(s, o.positions) for s, o in zip(shapes, orders, strict=True))
-    return WeightStructure(
-        shape, groups, transposed, identity, tuple(floats), factors, tuple(orders)
-    )
+    positions = [order.positions for order in orders]
+
+    def contents(reader: Reader) -> FactorizedWeight:
+        factors = map(partial(read_factor, reader), shapes, positions, floats)
+        return FactorizedWeight(shape, groups, transposed, identity, *factors)
+
+    return contents, orders, _live_outputs(identity, layouts, positions)
 
 
 def _layouts(
     shape: tuple[int, ...],
     groups: int,
-    identity: str,
     transposed: bool,
+    identity: str,
     rank: int,
     live: BoolArray | None,
 ) -> tuple[Layout, Layout, Layout]:
@@ -227,3 +226,15 @@ def _layouts(
     outer = Layout(groups * rows, rest, block, spatial, columns)
     u = outer if identity == "right" else Layout(groups * rows, rank)
     return u, replace(outer, rows=groups * rank), outer
+
+
+def _live_outputs(
+    identity: str, layouts: Sequence[Layout], positions: Sequence[Int64Array]
+) -> BoolArray:
+    """The outputs of a weight whose row of W is not known to be zero."""
+    u, v, c = zip(layouts, positions, strict=True)
+    live = np.zeros(layouts[2].rows, dtype=bool)
+    for layout, nonzeros in (u, c, v) if identity == "left" else (u, c):
+        if nonzeros.size:
+            live[nonzeros // layout.columns] = True
+    return live

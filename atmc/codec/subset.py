@@ -6,12 +6,9 @@ import itertools
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from atmc.codec.stream import PRECISION, TOTAL, Reader, Writer, scale_frequencies
+from atmc.codec.stream import PRECISION, TOTAL, Int64Array, Reader, Writer, scale_frequencies
 from atmc.errors import AtmcFormatError
-
-Int64Array = NDArray[np.int64]
 
 _MAX_RUN = 4096
 
@@ -33,9 +30,9 @@ def _run_model(count: int, size: int) -> tuple[int, Int64Array]:
 
 
 def _complement(indices: Int64Array, size: int) -> Int64Array:
-    keep = np.ones(size, dtype=bool)
-    keep[indices] = False
-    return np.flatnonzero(keep).astype(np.int64, copy=False)
+    absent = np.ones(size, dtype=bool)
+    absent[indices] = False
+    return np.flatnonzero(absent).astype(np.int64, copy=False)
 
 
 def write_subset(writer: Writer, indices: Int64Array, size: int) -> None:
@@ -56,11 +53,11 @@ def write_subset(writer: Writer, indices: Int64Array, size: int) -> None:
 
 def read_subset(reader: Reader, count: int, size: int) -> Int64Array:
     """The indices that :func:`write_subset` wrote; 0 <= count <= size."""
-    rare = min(count, size - count)
-    found = [np.zeros(0, dtype=np.int64)]
+    missing = rare = min(count, size - count)
+    ones = [np.zeros(0, dtype=np.int64)]
     if rare:
         longest, frequencies = _run_model(rare, size)
-    missing, place = rare, 0
+    place = 0
     while missing:
         # Each run holds at most one of the missing, so that at least so many runs follow.
         runs = reader.categorical(min(missing, 1 << 20), frequencies)
@@ -68,11 +65,21 @@ def read_subset(reader: Reader, count: int, size: int) -> Int64Array:
         place = int(ends[-1])
         if place > size:
             raise AtmcFormatError("damaged file: a position outside its tensor")
-        hits = ends[runs < longest] - 1
-        found.append(hits)
-        missing -= hits.size
-    ones = np.concatenate(found)
-    return _complement(ones, size) if rare < count else ones
+        ones.append(ends[runs < longest] - 1)
+        missing -= ones[-1].size
+    indices = np.concatenate(ones)
+    return _complement(indices, size) if rare < count else indices
+
+
+def write_counted_subset(writer: Writer, indices: Int64Array, size: int) -> None:
+    """The number of the indices, and :func:`write_subset`."""
+    writer.bounded(indices.size, size)
+    write_subset(writer, indices, size)
+
+
+def read_counted_subset(reader: Reader, size: int) -> Int64Array:
+    """The inverse of :func:`write_counted_subset`."""
+    return read_subset(reader, reader.bounded(size), size)
 
 
 def subset_bits(count: int, size: int) -> float:

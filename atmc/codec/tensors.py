@@ -225,9 +225,9 @@ class FactorizedWeight(_ByValue):
         return self.u.shape[-1]
 
     @property
-    def out(self) -> int:
-        """Number of outputs of the layer, all groups together."""
-        return self.c.shape[-2] * self.groups
+    def factors(self) -> dict[str, Factor]:
+        """The three factors by their letters."""
+        return {"U": self.u, "V": self.v, "C": self.c}
 
     def weight(self) -> Float32Array:
         """W as a float32 array of ``shape``.

@@ -34,16 +34,16 @@ def orders(draw: st.DrawFn) -> RowOrder:
 @settings(max_examples=300, deadline=None)
 @given(orders(), st.data())
 def test_every_number_comes_back(order: RowOrder, draw: st.DataObject) -> None:
-    number = draw.draw(st.integers(0, 2**order.bits - 1))
+    number = draw.draw(st.integers(0, 2**order.capacity - 1))
     written = order.write(number)
     assert sorted(written.tolist()) == list(range(len(order.keys)))
     keys = [order.keys[row] for row in written]
-    if order.bits == 0:  # and then nobody says that it tells something
+    if order.capacity == 0:  # and then nobody says that it tells something
         with pytest.raises(AtmcFormatError, match="tells nothing"):
             read_order(keys, order.classes)
         return
     places, bits, found = read_order(keys, order.classes)
-    assert (bits, found) == (order.bits, number)
+    assert (bits, found) == (order.capacity, number)
     # Equal rows are each other's.
     assert [order.keys[place] for place in places] == keys
     assert sorted(places.tolist()) == list(range(len(keys)))
@@ -51,7 +51,7 @@ def test_every_number_comes_back(order: RowOrder, draw: st.DataObject) -> None:
 
 def test_all_orders_of_a_few_rows_are_used() -> None:
     order = RowOrder([key(0, 1), key(0, 2), key(1, 2), key(3)], [0, 0, 0, 0])
-    assert order.bits == 4  # of 24 orders
+    assert order.capacity == 4  # of 24 orders
     found = {tuple(order.write(number)) for number in range(2**4)}
     assert len(found) == 16 <= math.factorial(4)
     refused = 0
