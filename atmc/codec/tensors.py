@@ -23,8 +23,12 @@ KINDS = ("linear", "log")
 _LOG_EXPONENT_BITS = 4
 
 
-class _ByValue:
-    """Equality by value for dataclasses that hold arrays."""
+class _Record:
+    """Base of frozen dataclasses that hold arrays: equal by value."""
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -38,8 +42,8 @@ class _ByValue:
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
-    dims = tuple(int(d) for d in shape)
-    if any(d < 0 for d in dims) or len(dims) > 32:
+    dims = tuple(int(dim) for dim in shape)
+    if any(dim < 0 for dim in dims) or len(dims) > 32:
         raise ValueError(f"shape {dims}: give at most 32 dimensions, none negative")
     return dims
 
@@ -61,15 +65,6 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def _check_positions(positions: Int64Array, elements: int) -> None:
-    if positions.size == 0:
-        return
-    if int(positions[0]) < 0 or int(positions[-1]) >= elements:
-        raise ValueError(f"positions: outside a tensor of {elements} elements")
-    if positions.size > 1 and not bool((positions[1:] > positions[:-1]).all()):
-        raise ValueError("positions: not strictly ascending")
-
-
 def _scatter(shape: tuple[int, ...], positions: Int64Array, values: Float32Array) -> Float32Array:
     out = np.zeros(math.prod(shape), dtype=np.float32)
     out[positions] = values
@@ -77,17 +72,21 @@ def _scatter(shape: tuple[int, ...], positions: Int64Array, values: Float32Array
 
 
 @dataclass(frozen=True, eq=False)
-class Support(_ByValue):
+class Support(_Record):
     """A shape, and the flat indices of what is not zero in it."""
 
     shape: tuple[int, ...]
     positions: Int64Array
 
     def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "shape", _checked_shape(self.shape))
-        put(self, "positions", _integers(self.positions, "positions", np.int64))
-        _check_positions(self.positions, self.elements)
+        positions = _integers(self.positions, "positions", np.int64)
+        self._set(shape=_checked_shape(self.shape), positions=positions)
+        if positions.size == 0:
+            return
+        if int(positions[0]) < 0 or int(positions[-1]) >= self.elements:
+            raise ValueError(f"positions: outside a tensor of {self.elements} elements")
+        if not bool((positions[1:] > positions[:-1]).all()):
+            raise ValueError("positions: not strictly ascending")
 
     @property
     def elements(self) -> int:
@@ -117,19 +116,18 @@ class SparseTensor(Support):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        put = object.__setattr__
-        put(self, "codes", _integers(self.codes, "codes", np.int64))
-        put(self, "levels", _integers(self.levels, "levels", np.int32))
-        put(self, "exponent", int(self.exponent))
-        put(self, "level_bits", int(self.level_bits))
+        self._set(
+            codes=_integers(self.codes, "codes", np.int64),
+            levels=_integers(self.levels, "levels", np.int32),
+            exponent=int(self.exponent),
+            level_bits=int(self.level_bits),
+        )
         if self.codes.size != self.positions.size:
             raise ValueError(f"{self.codes.size} codes for {self.positions.size} positions")
-        if self.nonzeros == 0:
-            put(self, "levels", _frozen(np.zeros(0, np.int32)))
-            put(self, "exponent", 0)
-            put(self, "level_bits", 2)
-            return
-        self._check_codebook()
+        if self.nonzeros:
+            self._check_codebook()
+        else:
+            self._set(levels=_frozen(np.zeros(0, np.int32)), exponent=0, level_bits=2)
 
     def _check_codebook(self) -> None:
         if not 2 <= self.level_bits <= 16:
@@ -165,8 +163,7 @@ class FloatSparseTensor(Support):
         values = np.asarray(self.values)
         if values.size and values.dtype != np.float32:
             raise ValueError(f"values: give float32, not {values.dtype}")
-        kept = _frozen(values.reshape(-1).astype(np.float32, copy=False))
-        object.__setattr__(self, "values", kept)
+        self._set(values=_frozen(values.reshape(-1).astype(np.float32, copy=False)))
         if self.values.size != self.positions.size:
             raise ValueError(f"{self.values.size} values for {self.positions.size} positions")
         if not bool(np.isfinite(self.values).all()) or bool((self.values == 0).any()):
@@ -181,10 +178,10 @@ Factor: TypeAlias = SparseTensor | FloatSparseTensor
 
 
 @dataclass(frozen=True, eq=False)
-class FactorizedWeight(_ByValue):
+class FactorizedWeight(_Record):
     """One layer's weight, W = U V + C.
 
-    shape is the weight's own: (out, in/groups, *kernel), or (in, out/groups, *kernel) when
+    shape is the weight's: (out, in/groups, *kernel), or (in, out/groups, *kernel) when
     transposed; (out, in) for a linear layer. Per group W has rows = out/groups rows and ``rest``
     columns. u: (rows, r), v: (r, rest), c: (rows, rest), each with a leading ``groups`` when
     groups > 1; r <= min(rows, rest). identity "left": W = (I + U) V + C, r = rows; "right":
@@ -200,21 +197,23 @@ class FactorizedWeight(_ByValue):
     c: Factor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", _checked_shape(self.shape))
-        object.__setattr__(self, "groups", int(self.groups))
-        object.__setattr__(self, "transposed", bool(self.transposed))
+        self._set(
+            shape=_checked_shape(self.shape),
+            groups=int(self.groups),
+            transposed=bool(self.transposed),
+        )
         if self.identity not in IDENTITIES:
             raise ValueError(f"identity {self.identity!r}: must be one of {', '.join(IDENTITIES)}")
-        for factor in (self.u, self.v, self.c):
+        for factor in self.factors.values():
             if not isinstance(factor, SparseTensor | FloatSparseTensor):
                 raise ValueError("u, v, c: each must be a SparseTensor or a FloatSparseTensor")
         rows, rest = matrix_shape(self.shape, self.groups, self.transposed)
         if not self.u.shape:
             raise ValueError("u: must be a matrix")
         expected = factor_shapes(rows, rest, self.groups, self.rank)
-        found = (self.u.shape, self.v.shape, self.c.shape)
-        if found != expected:
-            raise ValueError(f"factors of shapes {found}: weight {self.shape} needs {expected}")
+        shapes = (self.u.shape, self.v.shape, self.c.shape)
+        if shapes != expected:
+            raise ValueError(f"factors of shapes {shapes}: weight {self.shape} needs {expected}")
         forced = {"left": rows, "right": rest, "none": self.rank}[self.identity]
         if self.rank != forced or self.rank > min(rows, rest):
             raise ValueError(f"rank {self.rank}: not possible for a {rows} x {rest} matrix here")
@@ -267,7 +266,7 @@ def factor_shapes(rows: int, rest: int, groups: int, rank: int) -> tuple[tuple[i
 
 
 @dataclass(frozen=True, eq=False)
-class DenseTensor(_ByValue):
+class DenseTensor(_Record):
     """A tensor of the dense part, at ``width`` (2..8) bits a value.
 
     kind "linear": value = code * scale; codes within ±(2**(width-1) - 1); scale >= 0, exactly a
@@ -283,11 +282,12 @@ class DenseTensor(_ByValue):
     kind: str
 
     def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "shape", _checked_shape(self.shape))
-        put(self, "codes", _integers(self.codes, "codes", np.int64))
-        put(self, "scale", float(self.scale))
-        put(self, "width", int(self.width))
+        self._set(
+            shape=_checked_shape(self.shape),
+            codes=_integers(self.codes, "codes", np.int64),
+            scale=float(self.scale),
+            width=int(self.width),
+        )
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r}: must be one of {', '.join(KINDS)}")
         if not (6 if self.kind == "log" else 2) <= self.width <= 8:
@@ -298,28 +298,22 @@ class DenseTensor(_ByValue):
         if self.codes.size and not low <= int(self.codes.min()) <= int(self.codes.max()) <= high:
             raise ValueError(f"codes: outside {low}..{high}")
         if self.kind == "linear":
-            bits = bfloat16_bits(self.scale)
-            if bfloat16_value(bits) != self.scale:
+            scale = bfloat16_value(bfloat16_bits(self.scale))
+            if scale != self.scale:
                 raise ValueError(f"scale {self.scale!r}: must be a bfloat16, finite, not negative")
-            put(self, "scale", bfloat16_value(bits))
+            self._set(scale=scale)  # not -0.0
         else:
             mantissa, exponent = math.frexp(self.scale)
             if mantissa != 0.5 or not -128 <= exponent - 1 <= 127:
                 raise ValueError(f"scale {self.scale!r}: must be 2**s with s in -128..127")
-        if self.codes.size and not bool(np.isfinite(self._values(self.codes)).all()):
+        if not bool(np.isfinite(self.dense()).all()):
             raise ValueError(f"scale {self.scale!r}: values are not finite float32")
-
-    def _values(self, codes: Int64Array) -> Float32Array:
-        if self.kind == "linear":
-            values = codes.astype(np.float64) * self.scale
-        else:
-            values = _log_values(codes, self.width) * self.scale
-        with np.errstate(over="ignore"):
-            return values.astype(np.float32)
 
     def dense(self) -> Float32Array:
         """The tensor as a float32 array of ``shape``."""
-        return self._values(self.codes).reshape(self.shape)
+        steps = self.codes if self.kind == "linear" else _log_values(self.codes, self.width)
+        with np.errstate(over="ignore"):
+            return (steps * self.scale).astype(np.float32).reshape(self.shape)
 
 
 def code_range(kind: str, width: int) -> tuple[int, int]:
@@ -352,7 +346,7 @@ def _log_values(codes: Int64Array, width: int) -> NDArray[np.float64]:
 def quantize_dense(values: ArrayLike, width: int) -> DenseTensor:
     """Quantize a float tensor to ``width`` bits a value (2..8); deterministic and idempotent.
 
-    Values that a tensor of this width can hold are kept as they are. Else kind "log" where all
+    Values that a tensor of this width can hold do not change. Else kind "log" where all
     values are positive and span a factor over 8 (and width >= 6), else "linear" with a scale under
     which nothing clips; at width <= 5 the scale with the least squared error among 64 clipping
     ones. ``ValueError`` for NaN, infinity, or another width.
@@ -368,10 +362,10 @@ def quantize_dense(values: ArrayLike, width: int) -> DenseTensor:
         codes = np.rint(x / scale).astype(np.int64)
         return DenseTensor(array.shape, codes, scale, width, "linear")
     if x.size and width >= 6 and float(x.min()) > 0:
-        found = _quantize_log(array.shape, x, width)
+        tensor = _quantize_log(array.shape, x, width)
         wide = float(x.max()) > 8 * float(x.min())
-        if wide or np.array_equal(found.dense().reshape(-1), x):
-            return found
+        if wide or np.array_equal(tensor.dense().reshape(-1), x):
+            return tensor
     largest = float(np.abs(x).max(initial=0.0))
     best = _round_scale(largest / high, high)
     if width <= 5 and best > 0:
@@ -413,29 +407,30 @@ def _linear_codes(x: NDArray[np.float64], scale: float, high: int) -> NDArray[np
 
 def _quantize_log(shape: tuple[int, ...], x: NDArray[np.float64], width: int) -> DenseTensor:
     table = _log_values(np.arange(2**width), width)
+    top, largest = float(table[-1]), float(x.max())
     # The smallest power of two under which the largest value does not clip.
-    exponent = math.frexp(float(x.max()) / float(table[-1]))[1]
-    exponent -= math.ldexp(float(table[-1]), exponent - 1) >= float(x.max())
+    exponent = math.frexp(largest / top)[1]
+    exponent -= math.ldexp(top, exponent - 1) >= largest
     exponent = min(max(exponent, -128), 127)
-    while math.ldexp(float(table[-1]), exponent) > float(np.finfo(np.float32).max):
+    while math.ldexp(top, exponent) > float(np.finfo(np.float32).max):
         exponent -= 1
     scale = math.ldexp(1.0, exponent)
     middles = (table[1:-1] + table[2:]) / 2
     # A positive value stays positive: codes start at 1.
     codes = 1 + np.searchsorted(middles, x / scale, side="left")
-    return DenseTensor(shape, codes.astype(np.int64), scale, width, "log")
+    return DenseTensor(shape, codes, scale, width, "log")
 
 
 @dataclass(frozen=True, eq=False)
-class IntegerTensor(_ByValue):
+class IntegerTensor(_Record):
     """An integer or boolean buffer, lossless as int64."""
 
     shape: tuple[int, ...]
     values: Int64Array
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", _checked_shape(self.shape))
-        object.__setattr__(self, "values", _integers(self.values, "values", np.int64))
+        values = _integers(self.values, "values", np.int64)
+        self._set(shape=_checked_shape(self.shape), values=values)
         if self.values.size != math.prod(self.shape):
             raise ValueError(f"{self.values.size} values for shape {self.shape}")
 
