@@ -40,7 +40,8 @@ def encode_metered(artifact: Artifact) -> tuple[bytes, Costs]:
     plan = Plan([entry.value for entry in artifact.entries])
     first = Writer()
     last = Writer() if plan.capacity else first
-    _write_head(first, artifact)
+    _write_meta(first, artifact.meta)
+    _write_names(first, [entry.name for entry in artifact.entries])
     if plan.capacity:
         _write_values(last, artifact, plan)
         values = last.finish()
@@ -87,13 +88,10 @@ def _named_damage() -> Iterator[None]:
 
 def _check_prefix(data: bytes) -> bytes:
     """The stream behind a sound prefix."""
-    if not data.startswith(MAGIC):
-        short = len(data) < len(MAGIC) and MAGIC.startswith(data)
-        raise AtmcFormatError(
-            "file is cut short: it ends inside its prefix" if short else "not an atmc file"
-        )
-    if len(data) < PREFIX:
+    if len(data) < PREFIX and MAGIC.startswith(data[: len(MAGIC)]):
         raise AtmcFormatError("file is cut short: it ends inside its prefix")
+    if not data.startswith(MAGIC):
+        raise AtmcFormatError("not an atmc file")
     version = data[len(MAGIC)]
     if version > VERSION:
         raise AtmcFormatError(
@@ -107,17 +105,6 @@ def _check_prefix(data: bytes) -> bytes:
     if zlib.crc32(head + stream) != int.from_bytes(checksum, "little"):
         raise AtmcFormatError("damaged file: the checksum does not match; fetch it again")
     return stream
-
-
-def _write_head(writer: Writer, artifact: Artifact) -> None:
-    _write_meta(writer, artifact.meta)
-    entries = artifact.entries
-    writer.golomb(len(entries), _COUNT_ORDER)
-    if entries:
-        named = entries[0].name is not None
-        writer.symbol(named, 2)
-        if named:
-            _write_json(writer, [entry.name for entry in entries])
 
 
 def _write_values(writer: Writer, artifact: Artifact, plan: Plan) -> None:
@@ -140,21 +127,35 @@ def _joined(payload: int, capacity: int, rest: bytes) -> bytes:
 
 def _read_artifact(reader: Reader, max_elements: int) -> Artifact:
     meta = _read_meta(reader)
-    count = reader.golomb(_COUNT_ORDER)
-    names: list[Any] | None = None
-    if count and reader.symbol(2):
-        names = _read_json(reader, list)
-        if len(names) != count or not all(isinstance(name, str) for name in names):
-            raise AtmcFormatError(f"damaged file: no list of {count} names")
-    structure = read_structure(reader, count, max_elements)
-    payload, capacity = structure.payload, structure.capacity
+    count, names = _read_names(reader)
+    readers, payload, capacity = read_structure(reader, count, max_elements)
     last = Reader(_joined(payload, capacity, reader.rest())) if capacity else reader
-    values = [read_contents(last) for read_contents in structure.contents]
+    values = [read_contents(last) for read_contents in readers]
     if not capacity:
         reader.finish()
     elif _split(last.used(), capacity) != (payload, reader.rest()):
         raise AtmcFormatError("damaged file: bytes behind the end of the stream")
     return Artifact(meta, tuple(map(Entry, names or [None] * count, values)))
+
+
+def _write_names(writer: Writer, names: list[str | None]) -> None:
+    writer.golomb(len(names), _COUNT_ORDER)
+    if names:
+        named = names[0] is not None
+        writer.symbol(named, 2)
+        if named:
+            _write_json(writer, names)
+
+
+def _read_names(reader: Reader) -> tuple[int, list[str | None] | None]:
+    """The number of entries, and their names where they have some."""
+    count = reader.golomb(_COUNT_ORDER)
+    if count == 0 or reader.symbol(2) == 0:
+        return count, None
+    names: list[Any] = _read_json(reader, list)
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        raise AtmcFormatError(f"damaged file: no list of {count} names")
+    return count, names
 
 
 def _write_meta(writer: Writer, meta: dict[str, Any]) -> None:

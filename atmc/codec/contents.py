@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atmc.codec.codes import codes_bits, decode_codes, encode_codes
-from atmc.codec.stream import Int64Array, Reader, Writer
+from atmc.codec.stream import BoolArray, Int64Array, Reader, Writer
 from atmc.codec.subset import (
     read_counted_subset,
     read_subset,
@@ -32,8 +30,6 @@ from atmc.codec.tensors import (
     code_range,
 )
 from atmc.errors import AtmcFormatError
-
-BoolArray: TypeAlias = NDArray[np.bool_]
 
 
 def write_contents(writer: Writer, index: int, value: Value, live: BoolArray | None) -> None:
@@ -65,7 +61,13 @@ def _write_factor(writer: Writer, factor: Factor) -> None:
         writer.uniform(words & 0xFFFF, 1 << 16)
     elif factor.nonzeros:
         writer.part = "codebooks"
-        _write_levels(writer, factor)
+        writer.symbol(factor.level_bits - 2, 15)
+        writer.symbol(factor.exponent + 128, 256)
+        # Levels are a subset of the 2**level_bits - 2 possible ones, coded as positions are.
+        limit = (1 << factor.level_bits - 1) - 1
+        writer.bounded(factor.levels.size - 1, min(MAX_LEVELS, 2 * limit) - 1)
+        levels = factor.levels.astype(np.int64)
+        write_subset(writer, levels + limit - (levels > 0), 2 * limit)
         encode_codes(writer, factor.codes, factor.levels.size, "values")
 
 
@@ -88,16 +90,6 @@ def read_factor(
     levels = (index - limit + (index >= limit)).astype(np.int32)
     codes = decode_codes(reader, count, size)
     return SparseTensor(shape, positions, codes, levels, exponent, level_bits)
-
-
-def _write_levels(writer: Writer, factor: SparseTensor) -> None:
-    """Levels are a subset of the 2**level_bits - 2 possible ones, coded as positions are."""
-    writer.symbol(factor.level_bits - 2, 15)
-    writer.symbol(factor.exponent + 128, 256)
-    limit = (1 << factor.level_bits - 1) - 1
-    writer.bounded(factor.levels.size - 1, min(MAX_LEVELS, 2 * limit) - 1)
-    levels = factor.levels.astype(np.int64)
-    write_subset(writer, levels + limit - (levels > 0), 2 * limit)
 
 
 def _write_dense(writer: Writer, tensor: DenseTensor, live: BoolArray | None) -> None:

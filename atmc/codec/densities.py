@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atmc.codec.stream import TOTAL, Int64Array
-
-BoolArray = NDArray[np.bool_]
+from atmc.codec.stream import TOTAL, BoolArray, Int64Array
 
 # What is expected of a column weighs as much as so many nonzeros in it. Number 0 is that of a form
 # without densities.
@@ -81,14 +78,6 @@ class Lines:
 def batch_size(seen: int, rows: int, columns: int) -> int:
     """How many rows come next under the same densities: a quarter of those before them."""
     return min(max(1, min(seen // 4, _MAX_BATCH // columns)), rows - seen)
-
-
-class Batch(NamedTuple):
-    """Rows under the same densities: their nonzeros by place, scales, and the entries' chances."""
-
-    ones: Int64Array
-    scales: Int64Array
-    chances: Int64Array
 
 
 def scales_of_counts(ones: Int64Array, columns: int) -> Int64Array:
@@ -175,13 +164,16 @@ class Densities:
 
     def batches(
         self, rows: Int64Array, columns: Int64Array, scales: Int64Array | None = None
-    ) -> Iterator[Batch]:
-        """The nonzeros in batches, from each of which the densities learn.
+    ) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
+        """Batches of rows under the same densities, which then learn from them.
 
         Args:
             rows: of the nonzeros, ascending.
             columns: of the nonzeros, as places among those that are coded.
             scales: of the rows that are not empty; by default those of :meth:`fit`.
+
+        Yields:
+            The places of the nonzeros in the batch, its scales, and the chances of its entries.
         """
         rows = np.cumsum(np.diff(rows, prepend=rows[:1]) > 0)
         count = int(rows[-1]) + 1 if rows.size else 0
@@ -192,9 +184,9 @@ class Densities:
             part = slice(int(ends[start]), int(ends[end]))
             ones = (rows[part] - start) * self._width + columns[part]
             if scales is None:
-                yield Batch(ones, *self.fit(np.diff(ends[start : end + 1])))
+                yield ones, *self.fit(np.diff(ends[start : end + 1]))
             else:
-                yield Batch(ones, scales[start:end], self.chances(scales[start:end]))
+                yield ones, scales[start:end], self.chances(scales[start:end])
             self.see(columns[part])
             start = end
 

@@ -78,20 +78,112 @@ def shortest(rows: Int64Array, columns: Int64Array, readable: Lines, layout: Lay
         readable: the columns that are not known to be empty.
         layout: the matrix.
     """
-    row_axes, column_axes = _row_axes(rows, Lines(layout.rows)), _axes(columns, readable, 1)
-    keys = _canonical_keys(rows, columns, row_axes[-1])
-    uniform = min(_uniform_forms(rows.size, row_axes, column_axes, keys), key=_length)
-    adaptive = _adaptive_forms(rows, columns, row_axes, column_axes, keys, layout)
-    best = min([uniform, *adaptive], key=_length)
-    if best.strength and _sampled_rows(layout) < layout.rows:
-        # Judged by its first rows, and the others may be unlike them.
-        fit = _Fit(rows, columns, layout.rows, best.columns, best.strength, layout)
-        best = min(uniform, fit.form(best.rows, keys), key=_length)
-    return best
+    return _Search(rows, columns, readable, layout).shortest()
 
 
-def _length(form: Form) -> int:
-    return round(form.bits)
+class _Search:
+    """The forms of some nonzeros; the arguments are those of :func:`shortest`."""
+
+    def __init__(
+        self, rows: Int64Array, columns: Int64Array, readable: Lines, layout: Layout
+    ) -> None:
+        self._rows, self._columns, self._layout = rows, columns, layout
+        self._column_axes = _axes(columns, readable, 1)
+        self._row_axes = _axes(rows, Lines(layout.rows), 2)
+        self._keys: list[Key] | None = None
+        filled = self._row_axes[1].lines
+        if int(rows[-1]) == filled.size - 1:
+            first = Axis(Which.FIRST, filled, 3 + math.log2(layout.rows + 1))
+            self._row_axes.append(first)
+            if filled.size <= MAX_ROWS:
+                keys = row_keys(rows, columns, filled.size)
+                if all(a <= b for a, b in itertools.pairwise(keys)):
+                    self._keys = keys  # the rows are in canonical order
+
+    def shortest(self) -> Form:
+        def length(form: Form) -> int:
+            return round(form.bits)
+
+        uniform = min(self._uniform(), key=length)
+        sampled = self._layout.rows  # by which forms are judged
+        if self._layout.elements > _SAMPLE:
+            sampled = max(1, _SAMPLE // self._layout.columns)
+        best = min([uniform, *self._adaptive(sampled)], key=length)
+        if best.strength and sampled < self._layout.rows:
+            # The other rows may be unlike the first ones.
+            of_all = self._fitted(best.columns, best.strength, self._layout.rows, [best.rows])
+            best = min([uniform, *of_all], key=length)
+        return best
+
+    def _uniform(self) -> Iterator[Form]:
+        """The forms in which all places are equally likely; the plain one comes first."""
+        keys = self._keys
+        row_order = RowOrder.of(keys, [0] * len(keys)) if keys is not None else None
+        for rows, columns in itertools.product(self._row_axes, self._column_axes):
+            order = row_order if rows.which is Which.FIRST else None
+            bits = 0.0
+            if not rows.which is columns.which is Which.ALL:
+                bits = _FLAGS + rows.bits + columns.bits - (order.capacity if order else 0)
+            bits += subset_bits(self._rows.size, rows.lines.size * columns.lines.size)
+            yield Form(rows, columns, bits, 0, _NO_SCALES, order)
+
+    def _adaptive(self, sampled: int) -> Iterator[Form]:
+        """The forms with densities, judged by the first ``sampled`` rows."""
+        readable, filled = self._column_axes
+        count, width = self._rows.size, readable.lines.size
+        if self._layout.rows < 2 or width > MAX_COLUMNS or count < _FEW:
+            return
+        # Counts are trusted soon where there are many.
+        strengths = [1] if count < _MANY * width else [1, 2]
+        forms = [form for s in strengths for form in self._fitted(readable, s, sampled)]
+        yield from forms
+        if filled.lines.size < width:
+            strength = min(forms, key=lambda form: form.bits).strength
+            yield from self._fitted(filled, strength, sampled)
+
+    def _fitted(
+        self, axis: Axis, strength: int, limit: int, row_axes: Sequence[Axis] | None = None
+    ) -> Iterator[Form]:
+        """The forms with the scales that suit the first ``limit`` rows.
+
+        Args:
+            axis: of the columns.
+            strength: of their densities.
+            limit: where it is not all rows, their number of nonzeros makes the length an estimate.
+            row_axes: by default all of them.
+        """
+        among = self._rows < limit
+        rows, columns = self._rows[among], axis.lines.places(self._columns[among])
+        share = self._rows.size / max(1, rows.size)
+        counts = np.bincount(rows, minlength=limit)
+
+        def code(scales: Int64Array | None = None) -> tuple[Int64Array, float]:
+            """Scales of the rows that are not empty, by default the best, and the bits of these."""
+            fitted, bits = [_NO_SCALES], 0.0
+            densities = Densities(axis.lines, self._layout, strength)
+            for ones, some_scales, chances in densities.batches(rows, columns, scales):
+                fitted.append(some_scales)
+                bits += bernoulli_bits(ones, chances)
+            return np.concatenate(fitted), bits
+
+        best, best_bits = code()
+        for row_axis in row_axes or self._row_axes:
+            scales, bits, order = best, best_bits, None
+            if row_axis.which is Which.ALL:
+                scales = np.zeros(limit, dtype=np.int64)
+                scales[counts > 0] = best
+            elif row_axis.which is Which.FIRST:
+                scales = np.maximum.accumulate(best)
+                if self._keys is not None:
+                    # What is learned of columns depends on the order, so scales come from counts.
+                    by_count = scales_of_counts(counts[: best.size], axis.lines.size)
+                    order = RowOrder.of(self._keys[: best.size], by_count.tolist())
+                    scales = scales if order is None else by_count
+                if not np.array_equal(scales, best):
+                    bits = code(scales)[1]
+            bits = bits + _scales_bits(scales, row_axis.which) - (order.capacity if order else 0)
+            bits = _FLAGS + axis.bits + row_axis.bits + share * bits
+            yield Form(row_axis, axis, bits, strength, scales, order)
 
 
 def _axes(used: Int64Array, lines: Lines, flags: int) -> list[Axis]:
@@ -101,139 +193,23 @@ def _axes(used: Int64Array, lines: Lines, flags: int) -> list[Axis]:
     return [Axis(Which.ALL, lines, 1.0), Axis(Which.SOME, filled, bits)]
 
 
-def _row_axes(used: Int64Array, lines: Lines) -> list[Axis]:
-    axes = _axes(used, lines, 2)
-    filled = axes[1].lines
-    if int(used[-1]) == filled.size - 1:
-        axes.append(Axis(Which.FIRST, filled, 3 + math.log2(lines.size + 1)))
-    return axes
+def codes_of_scales(scales: Int64Array, which: Which) -> tuple[int, int, Int64Array, int]:
+    """Smallest and largest scale of the rows with nonzeros, codes of all rows, and codes there are.
 
-
-def _canonical_keys(rows: Int64Array, columns: Int64Array, filled: Axis) -> list[Key] | None:
-    """The keys of rows that are the first ones, and in canonical order; None where they are not."""
-    if filled.which is not Which.FIRST or filled.lines.size > MAX_ROWS:
-        return None
-    counts = np.bincount(rows)
-    if (counts[1:] > counts[:-1]).any():
-        return None
-    keys = row_keys(rows, columns, counts.size)
-    return keys if all(a <= b for a, b in itertools.pairwise(keys)) else None
-
-
-def _uniform_forms(
-    count: int, row_axes: Sequence[Axis], column_axes: Sequence[Axis], keys: list[Key] | None
-) -> Iterator[Form]:
-    """The forms in which all places are equally likely; the plain one comes first."""
-    row_order = RowOrder.of(keys, [0] * len(keys)) if keys is not None else None
-    for rows, columns in itertools.product(row_axes, column_axes):
-        order = row_order if rows.which is Which.FIRST else None
-        bits = 0.0
-        if not rows.which is columns.which is Which.ALL:
-            bits = _FLAGS + rows.bits + columns.bits - (order.capacity if order else 0)
-        bits += subset_bits(count, rows.lines.size * columns.lines.size)
-        yield Form(rows, columns, bits, 0, _NO_SCALES, order)
-
-
-def _sampled_rows(layout: Layout) -> int:
-    """The number of rows by which forms are judged."""
-    return layout.rows if layout.elements <= _SAMPLE else max(1, _SAMPLE // layout.columns)
-
-
-def _adaptive_forms(
-    rows: Int64Array,
-    columns: Int64Array,
-    row_axes: Sequence[Axis],
-    column_axes: Sequence[Axis],
-    keys: list[Key] | None,
-    layout: Layout,
-) -> Iterator[Form]:
-    """The forms with densities. Those of a long tensor are of its first rows, lengths estimates."""
-    readable, filled = column_axes
-    if layout.rows < 2 or readable.lines.size > MAX_COLUMNS or rows.size < _FEW:
-        return
-    limit = _sampled_rows(layout)
-    sampled = rows < limit
-    share = rows.size / max(1, int(sampled.sum()))
-
-    def forms(columns_axis: Axis, strength: int) -> list[Form]:
-        fit = _Fit(rows[sampled], columns[sampled], limit, columns_axis, strength, layout)
-        return [fit.form(axis, keys, share) for axis in row_axes]
-
-    # Counts are trusted soon where there are many.
-    strengths = [1] if rows.size < _MANY * readable.lines.size else [1, 2]
-    of_all = [form for strength in strengths for form in forms(readable, strength)]
-    yield from of_all
-    if filled.lines.size < readable.lines.size:
-        yield from forms(filled, min(of_all, key=lambda form: form.bits).strength)
-
-
-class _Fit:
-    """The scales that suit the first ``limit`` rows, under the densities of some columns."""
-
-    def __init__(
-        self,
-        rows: Int64Array,
-        columns: Int64Array,
-        limit: int,
-        axis: Axis,
-        strength: int,
-        layout: Layout,
-    ) -> None:
-        self._axis, self._strength, self._layout = axis, strength, layout
-        self._rows, self._columns = rows, axis.lines.places(columns)
-        self._counts = np.bincount(rows, minlength=limit)
-        self._scales, self._bits = self._coded()
-
-    def _coded(self, scales: Int64Array | None = None) -> tuple[Int64Array, float]:
-        """Scales of the rows that are not empty, by default the best, and the bits of these."""
-        fitted, bits = [_NO_SCALES], 0.0
-        density = Densities(self._axis.lines, self._layout, self._strength)
-        for batch in density.batches(self._rows, self._columns, scales):
-            fitted.append(batch.scales)
-            bits += bernoulli_bits(batch.ones, batch.chances)
-        return np.concatenate(fitted), bits
-
-    def form(self, rows: Axis, keys: list[Key] | None, share: float = 1.0) -> Form:
-        """The form of these rows.
-
-        Args:
-            rows: that the form is restricted to.
-            keys: of all rows, where they are in canonical order.
-            share: of the bits of all nonzeros to those of the nonzeros here.
-        """
-        scales, bits, order = self._scales, self._bits, None
-        if rows.which is Which.ALL:
-            scales = np.zeros(self._counts.size, dtype=np.int64)
-            scales[self._counts > 0] = self._scales
-        elif rows.which is Which.FIRST:
-            scales = np.maximum.accumulate(scales)
-            if keys is not None:
-                # What is learned of columns depends on the order: so scales come from counts alone.
-                by_count = scales_of_counts(self._counts[: scales.size], self._axis.lines.size)
-                order = RowOrder.of(keys[: scales.size], by_count.tolist())
-                scales = scales if order is None else by_count
-            if not np.array_equal(scales, self._scales):
-                bits = self._coded(scales)[1]
-        bits = bits + _scales_bits(scales, rows.which) - (order.capacity if order else 0)
-        bits = _FLAGS + self._axis.bits + rows.bits + share * bits
-        return Form(rows, self._axis, bits, self._strength, scales, order)
-
-
-def codes_of_scales(scales: Int64Array, which: Which) -> tuple[int, int, Int64Array]:
-    """Smallest and largest scale of rows with nonzeros, and codes: 0 is the smallest, or no row."""
+    Code 0 is the smallest scale, or an empty row where there can be one.
+    """
     filled = scales[scales > 0]
     low, high = int(filled.min()), int(filled.max())
-    if which is Which.ALL:
-        return low, high, np.where(scales > 0, scales - low + 1, 0)
-    return low, high, scales - low
+    empty = int(which is Which.ALL)
+    return low, high, np.where(scales > 0, scales - low + empty, 0), high - low + 1 + empty
 
 
 def _scales_bits(scales: Int64Array, which: Which) -> float:
     """What scales take, nearly."""
     if not scales.any():
         return 0.0
-    low, high, codes = codes_of_scales(scales, which)
+    low, high, codes, size = codes_of_scales(scales, which)
     bits = 2 * math.log2(SCALES)
     if which is Which.FIRST:
         return bits + subset_bits(high - low, scales.size + high - low)
-    return bits + codes_bits(codes, high - low + (2 if which is Which.ALL else 1))
+    return bits + codes_bits(codes, size)

@@ -100,9 +100,9 @@ class PlannedPositions:
             write_subset(writer, rows * width + columns, height * width)
             return
         _write_scales(writer, form.scales, form.rows.which)
-        density = Densities(form.columns.lines, self._layout, form.strength)
-        for batch in density.batches(rows, columns, form.scales[form.scales > 0]):
-            writer.bernoulli(batch.ones, batch.chances)
+        densities = Densities(form.columns.lines, self._layout, form.strength)
+        for ones, _, chances in densities.batches(rows, columns, form.scales[form.scales > 0]):
+            writer.bernoulli(ones, chances)
 
     def _write_lines(self, writer: Writer) -> None:
         rows, columns = self._form.rows, self._form.columns
@@ -122,7 +122,7 @@ class PlannedPositions:
 
 
 def _write_scales(writer: Writer, scales: Int64Array, which: Which) -> None:
-    low, high, codes = codes_of_scales(scales, which)
+    low, high, codes, size = codes_of_scales(scales, which)
     writer.symbol(high - 1, SCALES)
     writer.symbol(low - 1, high)
     if which is Which.FIRST:
@@ -131,7 +131,7 @@ def _write_scales(writer: Writer, scales: Int64Array, which: Which) -> None:
         before = np.searchsorted(codes, steps, side="right")
         write_subset(writer, before + steps, codes.size + high - low)
     else:
-        encode_codes(writer, codes, high - low + (2 if which is Which.ALL else 1))
+        encode_codes(writer, codes, size)
 
 
 class DecodedPositions(NamedTuple):
@@ -190,12 +190,13 @@ def _read_scales(reader: Reader, count: int, which: Which) -> Int64Array:
         steps = np.arange(high - low)
         before = read_subset(reader, high - low, count + high - low) - steps
         return low + np.searchsorted(before, np.arange(count), side="right")
-    codes = decode_codes(reader, count, high - low + (2 if which is Which.ALL else 1))
-    return np.where(codes > 0, codes + low - 1, 0) if which is Which.ALL else codes + low
+    empty = int(which is Which.ALL)
+    codes = decode_codes(reader, count, high - low + 1 + empty)
+    return np.where(codes >= empty, codes + low - empty, 0)
 
 
 def _read_adaptive(
-    reader: Reader, scales: Int64Array, columns: Lines, density: Densities
+    reader: Reader, scales: Int64Array, columns: Lines, densities: Densities
 ) -> tuple[Int64Array, Int64Array]:
     """Rows and columns of the nonzeros, as places among those that the form is restricted to."""
     filled = np.flatnonzero(scales)
@@ -203,9 +204,9 @@ def _read_adaptive(
     start = 0
     while start < filled.size:
         batch = filled[start : start + batch_size(start, filled.size, columns.size)]
-        ones = np.flatnonzero(reader.bernoulli(density.chances(scales[batch])))
+        ones = np.flatnonzero(reader.bernoulli(densities.chances(scales[batch])))
         row, column = np.divmod(ones, columns.size)
-        density.see(column)
+        densities.see(column)
         rows.append(batch[row])
         inner.append(column)
         start += batch.size

@@ -11,13 +11,7 @@ from typing import Any
 
 from atmc.codec.container import PREFIX, decode, encode_metered
 from atmc.codec.stream import PRECISION, TOTAL
-from atmc.codec.tensors import (
-    Artifact,
-    DenseTensor,
-    Factor,
-    FactorizedWeight,
-    FloatSparseTensor,
-)
+from atmc.codec.tensors import Artifact, DenseTensor, Factor, FactorizedWeight, FloatSparseTensor
 from atmc.files import read
 
 PARTS = ("header", "codebooks", "positions", "values", "dense")
@@ -64,12 +58,11 @@ class Sizes:
         return sum(tensor.nonzeros for tensor in self.tensors)
 
 
-def measure(artifact: Artifact, bits: int | None = None) -> Sizes:
+def measure(artifact: Artifact) -> Sizes:
     """Where the bits of ``encode(artifact)`` go.
 
     Parts of a tensor are ideal code lengths, rounded to whole bits; the prefix, metadata, names,
-    shapes and all rounding are in the file's header. ``bits``, if given, is the b of paper bits for
-    every tensor with a codebook.
+    shapes and all rounding are in the file's header.
     """
     data, costs = encode_metered(artifact)
     tensors: list[TensorSize] = []
@@ -83,21 +76,20 @@ def measure(artifact: Artifact, bits: int | None = None) -> Sizes:
                 size = math.prod(value.shape)
                 tensors.append(TensorSize(name, value.shape, size, 0, 0, 0, parts))
             else:
-                tensors.append(_factor_size(f"{name}.{letter}", factor, parts, bits))
+                tensors.append(_factor_size(f"{name}.{letter}", factor, parts))
     total = {part: sum(tensor.parts[part] for tensor in tensors) for part in PARTS[1:]}
     header = 8 * len(data) - sum(total.values())
     return Sizes(8 * len(data), {"header": header, **total}, tuple(tensors))
 
 
-def _factor_size(name: str, factor: Factor, parts: dict[str, int], bits: int | None) -> TensorSize:
-    levels = 0 if isinstance(factor, FloatSparseTensor) else factor.levels.size
+def _factor_size(name: str, factor: Factor, parts: dict[str, int]) -> TensorSize:
     if isinstance(factor, FloatSparseTensor):
-        bits = 32
-    elif bits is None:
+        levels, bits = 0, 32
+    else:
+        levels = factor.levels.size
         bits = max(1, (levels - 1).bit_length())
-    return TensorSize(
-        name, factor.shape, factor.elements, factor.nonzeros, levels, factor.nonzeros * bits, parts
-    )
+    nonzeros = factor.nonzeros
+    return TensorSize(name, factor.shape, factor.elements, nonzeros, levels, nonzeros * bits, parts)
 
 
 def dense_fixed_bits(size: int, width: int) -> int:
@@ -182,12 +174,12 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         AtmcFormatError: it is no artifact.
         OSError: it cannot be read.
     """
-    content = decode(read(Path(path)))
-    sizes = measure(content)
-    if any(entry.name is None for entry in content.entries):
+    artifact = decode(read(Path(path)))
+    sizes = measure(artifact)
+    if any(entry.name is None for entry in artifact.entries):
         named = tuple(replace(tensor, name=f"#{tensor.name}") for tensor in sizes.tensors)
         sizes = replace(sizes, tensors=named)
     factors: list[bool] = []
-    for entry in content.entries:
+    for entry in artifact.entries:
         factors += [True] * 3 if isinstance(entry.value, FactorizedWeight) else [False]
-    return Inspection(content.meta, sizes, tuple(factors))
+    return Inspection(artifact.meta, sizes, tuple(factors))

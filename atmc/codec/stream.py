@@ -17,6 +17,7 @@ from atmc.errors import AtmcFormatError
 
 _queue, _model = constriction.stream.queue, constriction.stream.model
 
+BoolArray: TypeAlias = NDArray[np.bool_]
 Int64Array: TypeAlias = NDArray[np.int64]
 # A tensor of the file: the index of its entry, and "U", "V" or "C" for a factor, else "".
 TensorKey: TypeAlias = tuple[int, str] | None

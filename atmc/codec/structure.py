@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atmc.codec.contents import read_dense, read_factor, read_integers
 from atmc.codec.densities import Layout
 from atmc.codec.positions import DecodedPositions, PlannedPositions, decode_positions
-from atmc.codec.stream import Int64Array, Reader, Writer
+from atmc.codec.stream import BoolArray, Int64Array, Reader, Writer
 from atmc.codec.tensors import (
     IDENTITIES,
     DenseTensor,
@@ -27,7 +26,6 @@ from atmc.codec.tensors import (
 )
 from atmc.errors import AtmcFormatError
 
-BoolArray: TypeAlias = NDArray[np.bool_]
 # Reads the contents of an entry of which the structure is known.
 ReadContents: TypeAlias = Callable[[Reader], Value]
 
@@ -108,33 +106,26 @@ class Plan:
                     _write_shape(writer, value.shape)
 
 
-@dataclass
-class Structure:
-    """What :func:`read_structure` returns.
+def read_structure(
+    reader: Reader, count: int, max_elements: int
+) -> tuple[list[ReadContents], int, int]:
+    """The inverse of :meth:`Plan.write`, for ``count`` entries.
 
-    Attributes:
-        contents: for each entry, what reads its contents.
-        payload: the number that all orders of rows carry.
-        capacity: its bits.
+    Returns:
+        What reads the contents of each entry, the number that the orders of rows carry, and the
+        bits of that number.
     """
-
-    contents: list[ReadContents]
-    payload: int = 0
-    capacity: int = 0
-
-
-def read_structure(reader: Reader, count: int, max_elements: int) -> Structure:
-    """The inverse of :meth:`Plan.write`, for ``count`` entries."""
     budget = Budget(max_elements)
     live: BoolArray | None = None
-    structure = Structure([])
+    readers: list[ReadContents] = []
+    payload = capacity = 0
     for _ in range(count):
         kind = _KINDS[reader.symbol(len(_KINDS))]
         if kind is FactorizedWeight:
             contents, orders, live = _read_weight(reader, budget, live)
             for order in orders:
-                structure.payload |= order.payload << structure.capacity
-                structure.capacity += order.capacity
+                payload |= order.payload << capacity
+                capacity += order.capacity
         else:
             known = live if live is not None and reader.symbol(2) else None
             shape = _read_shape(reader) if known is None else known.shape
@@ -143,8 +134,8 @@ def read_structure(reader: Reader, count: int, max_elements: int) -> Structure:
                 contents = partial(read_dense, shape=shape, live=known)
             else:
                 contents = partial(read_integers, shape=shape)
-        structure.contents.append(contents)
-    return structure
+        readers.append(contents)
+    return readers, payload, capacity
 
 
 def _write_shape(writer: Writer, shape: tuple[int, ...]) -> None:
