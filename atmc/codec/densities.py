@@ -127,8 +127,9 @@ class Densities:
         The odds are 2**(11 - scale) times the column's relative density.
         """
         odds = self._weights * np.ldexp(1.0, _MEAN_SCALE - scales)[:, None]
-        chances = (odds / (1.0 + odds) * TOTAL).astype(np.int64)
-        return np.minimum(np.maximum(chances, 1), TOTAL - 1).ravel()
+        odds /= 1.0 + odds
+        odds *= TOTAL
+        return np.clip(odds, 1, TOTAL - 1).astype(np.int64).ravel()
 
     def fit(self, ones: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Scales whose expected numbers of ones are nearest to ``ones``, by their ratio.
