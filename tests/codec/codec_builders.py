@@ -57,15 +57,15 @@ def uneven(rng: np.random.Generator, density: float) -> codec.Artifact:
         by_row[rng.random(rows) < 0.3] = 0
         by_column *= np.repeat(live, rest // live.size)
         shares = by_row * by_column
-        kept = rng.random((rows, rest)) < np.minimum(shares / shares.mean() * density, 0.9)
+        mask = rng.random((rows, rest)) < np.minimum(shares / shares.mean() * density, 0.9)
         v = gaussian_factor(rng, (rows, rest), 1.0)
-        chosen = kept.ravel()[v.positions]
+        chosen = mask.ravel()[v.positions]
         v = codec.SparseTensor(
             v.shape, v.positions[chosen], v.codes[chosen], v.levels, v.exponent, v.level_bits
         )
         u, c = empty_factor((rows, rows)), empty_factor((rows, rest))
         weight = codec.FactorizedWeight(shape, 1, False, "left", u, v, c)
-        live = kept.any(axis=1)
+        live = mask.any(axis=1)
         bias = np.where(live, rng.normal(size=rows), 0).astype(np.float32)
         entries.append(codec.Entry(None, weight))
         entries.append(codec.Entry(None, codec.quantize_dense(bias, 6)))
@@ -90,8 +90,8 @@ def ordered(artifact: codec.Artifact, ties: bool = True) -> codec.Artifact:
             codes = codes.reshape(len(codes) // v.shape[-1], order.size, -1)[:, order]
             order = np.arange(len(codes))
             if value is not weights[-1]:
-                kept = (codes >= 0).reshape(len(codes), -1)
-                keys = [(-row.sum(), *np.flatnonzero(row)) for row in kept]
+                mask = (codes >= 0).reshape(len(codes), -1)
+                keys = [(-row.sum(), *np.flatnonzero(row)) for row in mask]
                 order = np.array(sorted(order, key=lambda i: keys[i] if ties else keys[i][0]))
             codes = codes[order].ravel()
             places = np.flatnonzero(codes >= 0)

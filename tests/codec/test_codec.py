@@ -145,8 +145,8 @@ def test_weight_is_the_sum_it_says(transposed: bool, groups: int, identity: str)
     shape = (groups * inputs, rows, *kernel) if transposed else (groups * rows, inputs, *kernel)
     weight = codec.FactorizedWeight(shape, groups, transposed, identity, u, v, c)
     check(pack(weight))
-    found = weight.weight()
-    assert found.shape == shape and found.dtype == np.float32
+    actual = weight.weight()
+    assert actual.shape == shape and actual.dtype == np.float32
     for g in range(groups):
         gu, gv, gc = (f.dense().reshape(groups, *f.shape[-2:])[g] for f in (u, v, c))
         left = gu + np.eye(rows, rank) * (identity == "left")
@@ -156,7 +156,7 @@ def test_weight_is_the_sum_it_says(transposed: bool, groups: int, identity: str)
             for i in range(inputs):
                 where = (g * inputs + i, o) if transposed else (g * rows + o, i)
                 cell = matrix[o].reshape(inputs, *kernel)[i]
-                np.testing.assert_allclose(found[where], cell, rtol=1e-6, atol=1e-7)
+                np.testing.assert_allclose(actual[where], cell, rtol=1e-6, atol=1e-7)
 
 
 def test_tensors_refuse_what_cannot_be_stored() -> None:
@@ -245,9 +245,9 @@ def test_quantize_dense_log(width: int) -> None:
     tensor = codec.quantize_dense(values, width)
     assert tensor.kind == "log"
     check(pack(tensor))
-    found = tensor.dense()
-    assert (found > 0).all()
-    assert (np.abs(found / values - 1) <= 2.0 ** -(width - 3)).all()
+    restored = tensor.dense()
+    assert (restored > 0).all()
+    assert (np.abs(restored / values - 1) <= 2.0 ** -(width - 3)).all()
 
 
 @pytest.mark.parametrize("value", [1e-45, 1e-39, 3.4028235e38, -3.4028235e38, 0.0])
@@ -357,10 +357,10 @@ def test_entropy_bounds(nonzeros: int, levels: int) -> None:
             assert parts["codebooks"] <= 60 + levels * 11, (density, name)
             # The levels of this codebook take 53 to 400 bits, and 30 what comes with them.
             book = entropy(np.array([levels, 1022 - levels])) + 30
-            found = parts["values"] + parts["codebooks"] - book
-            assert found <= nonzeros * math.log2(levels) * 1.001 + 8, (density, name)
+            value_bits = parts["values"] + parts["codebooks"] - book
+            assert value_bits <= nonzeros * math.log2(levels) * 1.001 + 8, (density, name)
             table = 64 + 5 * levels
-            assert found <= 1.01 * entropy(np.bincount(codes)) + table, (density, name)
+            assert value_bits <= 1.01 * entropy(np.bincount(codes)) + table, (density, name)
 
 
 def test_entropy_bound_at_the_file() -> None:

@@ -29,9 +29,8 @@ class SlowDecoder:
         assert data[:4] == b"atm\x01"
         assert zlib.crc32(data[:4] + data[8:]) == int.from_bytes(data[4:8], "little")
         self.start(data[8:])
-        self.told: list[int] = []  # what orders of rows tell, bit by bit
         self.live: list[bool] | None = None
-        self.told: list[int] = []  # bits that orders of rows tell, the first one first
+        self.payload_bits: list[int] = []  # carried by orders of rows, the first one first
         self.forms: set[tuple[str, int]] = set()
 
     def start(self, stream: bytes) -> None:
@@ -121,7 +120,7 @@ class SlowDecoder:
 
     def subset(self, k: int, n: int) -> list[int]:
         m = min(k, n - k)
-        found: list[int] = []
+        places: list[int] = []
         if m:
             longest = min(4096, 2 ** int(math.log2(n // m)))
             p = max(1, (m * 2**24 + n // 2) // n)
@@ -130,13 +129,13 @@ class SlowDecoder:
                 s.append(s[-1] * (2**24 - p) >> 24)
             weights = [s[i] - s[i + 1] for i in range(longest)] + [s[longest]]
             place = 0
-            while len(found) < m:
+            while len(places) < m:
                 run = self.cat(weights)
                 place += run
                 if run < longest:
-                    found.append(place)
+                    places.append(place)
                     place += 1
-        return sorted(set(range(n)) - set(found)) if 2 * k > n else found
+        return sorted(set(range(n)) - set(places)) if 2 * k > n else places
 
     def codes(self, k: int, levels: int) -> list[int]:
         if levels <= 1 or k == 0:
@@ -166,9 +165,9 @@ class SlowDecoder:
             return []
         columns, lines, sigma, ordered = list(range(width)), list(range(rows)), 0, 0
         if live is not None and not all(live):
-            told = self.uniform(2)
-            self.forms.add(("live columns", told))
-            if told:
+            only_live = self.uniform(2)
+            self.forms.add(("live columns", only_live))
+            if only_live:
                 columns = [m for m in columns if live[m]]
         if self.uniform(2):
             sigma = self.uniform(3)
@@ -194,8 +193,10 @@ class SlowDecoder:
                 columns = [columns[i] for i in chosen]
         if sigma == 0:
             places = self.subset(k, len(lines) * len(columns))
-            found = [lines[p // len(columns)] * width + columns[p % len(columns)] for p in places]
-            return self.put_back(found, [0] * len(lines), width) if ordered else found
+            positions = [
+                lines[p // len(columns)] * width + columns[p % len(columns)] for p in places
+            ]
+            return self.put_back(positions, [0] * len(lines), width) if ordered else positions
         high = 1 + self.uniform(39)
         low = 1 + self.uniform(high)
         if restricted == 2:
@@ -211,7 +212,7 @@ class SlowDecoder:
         else:
             scales = [code and low + code - 1 for code in self.codes(len(lines), high - low + 2)]
         filled = [(line, scale) for line, scale in zip(lines, scales, strict=True) if scale]
-        n, found, start = dict.fromkeys(columns, 0), [], 0
+        n, positions, start = dict.fromkeys(columns, 0), [], 0
         while start < len(filled):
             end = start + max(1, min(start // 4, 2**16 // len(columns)))
             before = dict(n)
@@ -220,34 +221,34 @@ class SlowDecoder:
                 for m in columns:
                     if self.bit(chances[m]):
                         n[m] += 1
-                        found.append(line * width + m)
+                        positions.append(line * width + m)
             start = end
-        assert len(found) == k
-        return self.put_back(found, scales, width) if ordered else found
+        assert len(positions) == k
+        return self.put_back(positions, scales, width) if ordered else positions
 
-    def put_back(self, found: list[int], scales: list[int], width: int) -> list[int]:
+    def put_back(self, positions: list[int], scales: list[int], width: int) -> list[int]:
         written = [
-            (scale, [p % width for p in found if p // width == row])
+            (scale, [p % width for p in positions if p // width == row])
             for row, scale in enumerate(scales)
         ]
         rows = sorted(written, key=lambda row: (row[0], -len(row[1]), row[1]))
-        number, size, start = 0, 1, 0
+        payload, size, start = 0, 1, 0
         for scale in sorted(set(scales)):
-            own = [row for row in rows if row[0] == scale]
-            different = [row for i, row in enumerate(own) if row not in own[:i]]
-            copies = [row for i, row in enumerate(own) if row in own[:i]]
+            of_scale = [row for row in rows if row[0] == scale]
+            different = [row for i, row in enumerate(of_scale) if row not in of_scale[:i]]
+            copies = [row for i, row in enumerate(of_scale) if row in of_scale[:i]]
             for run in range(0, len(different), 1024):
                 left = different[run : run + 1024]
                 for row in written[start : start + len(left)]:
-                    number += left.index(row) * size
+                    payload += left.index(row) * size
                     size *= len(left)
                     left.remove(row)
                     start += 1
             assert written[start : start + len(copies)] == copies
             start += len(copies)
         bits = int(math.log2(size)) if size < 2**50 else len(f"{size:b}") - 1
-        assert number < 2**bits
-        self.told += [number >> i & 1 for i in range(bits)]
+        assert payload < 2**bits
+        self.payload_bits += [payload >> i & 1 for i in range(bits)]
         return [i * width + column for i, row in enumerate(rows) for column in row[1]]
 
     @staticmethod
@@ -258,8 +259,8 @@ class SlowDecoder:
 
         def expected(m: int, group: Any) -> float:
             same = [other for other in n if group(other) == group(m)]
-            held = sum(n[other] for other in same)
-            return float(held * size + 8 * total) / float((len(same) + 8) * total)
+            count = sum(n[other] for other in same)
+            return float(count * size + 8 * total) / float((len(same) + 8) * total)
 
         chances = {}
         for m in n:
@@ -273,8 +274,8 @@ class SlowDecoder:
 
     def places(self, shape: tuple[int, ...], *columns: Any) -> tuple[tuple[int, ...], int, Any]:
         floats = self.uniform(2)
-        found = self.positions(math.prod(shape[:-1]), shape[-1], *columns)
-        return shape, floats, np.array(found, dtype=np.int64)
+        positions = self.positions(math.prod(shape[:-1]), shape[-1], *columns)
+        return shape, floats, np.array(positions, dtype=np.int64)
 
     def factor(
         self, shape: tuple[int, ...], floats: int, positions: Any
@@ -375,8 +376,8 @@ class SlowDecoder:
                 shape = (len(live),) if live is not None else self.shape()
                 of_kind: Any = partial(self.dense, live=live) if kind == 1 else self.integers
                 later.append(partial(of_kind, shape))
-        if self.told:
-            bits = self.told + [byte >> i & 1 for byte in self.rest() for i in range(8)]
+        if self.payload_bits:
+            bits = self.payload_bits + [byte >> i & 1 for byte in self.rest() for i in range(8)]
             bits += [0] * (-len(bits) % 8)
             number = sum(bit << i for i, bit in enumerate(bits))
             self.start(number.to_bytes(len(bits) // 8, "little"))
@@ -406,7 +407,7 @@ def test_slow_decoder_agrees_where_the_order_of_rows_tells_something(seed: int) 
     artifact = ordered(uneven(np.random.default_rng(seed), 0.03))
     decoder = SlowDecoder(codec.encode(artifact))
     assert decoder.artifact() == artifact
-    assert len(decoder.told) > 100
+    assert len(decoder.payload_bits) > 100
 
 
 def test_slow_decoder_agrees_on_a_row_order_longer_than_a_run() -> None:
@@ -425,11 +426,11 @@ def test_slow_decoder_agrees_on_a_row_order_longer_than_a_run() -> None:
     decoder = SlowDecoder(data)
     assert decoder.artifact() == artifact
     # log2 of the orders of 1,024 rows and of most of the others
-    assert len(decoder.told) > 8769 + 3000
+    assert len(decoder.payload_bits) > 8769 + 3000
 
 
 def two_layers(seed: int) -> codec.Artifact:
-    """Rows and columns that are uneven or empty to a degree of their own, after a layer like it."""
+    """Rows and columns that are uneven or empty to varying degrees, after another such layer."""
     rng = np.random.default_rng(seed)
     entries: list[codec.Entry] = []
     live = np.ones(1, dtype=bool)
@@ -445,13 +446,13 @@ def two_layers(seed: int) -> codec.Artifact:
         shares[:, rng.random(rest) < rng.choice([0, 0.3, 0.8])] = 0
         if rows < 40 and rest % live.size == 0:
             shares *= np.repeat(live, rest // live.size)
-        kept = rng.random((rows, rest)) < np.minimum(shares, 0.95)
+        mask = rng.random((rows, rest)) < np.minimum(shares, 0.95)
         if rng.random() < 0.6:  # the fullest rows first, some of them in the order that is free
             free = rng.random() < 0.7
-            keys = [(-row.sum(), *(np.flatnonzero(row) if free else ())) for row in kept]
-            kept = kept[sorted(range(rows), key=keys.__getitem__)]
-        live = kept.any(axis=1)
-        places = np.flatnonzero(kept)
+            keys = [(-row.sum(), *(np.flatnonzero(row) if free else ())) for row in mask]
+            mask = mask[sorted(range(rows), key=keys.__getitem__)]
+        live = mask.any(axis=1)
+        places = np.flatnonzero(mask)
         c = codec.SparseTensor((rows, rest), places, 0 * places, [1], 0, 2)
         u, v = empty_factor((rows, 0)), empty_factor((0, rest))
         shape = (rows, inputs, *kernel)

@@ -82,12 +82,12 @@ def test_uneven_rows_and_columns_come_near_what_they_were_drawn_from(density: fl
     rng = np.random.default_rng(0)
     shares = np.exp(rng.normal(size=(300, 1))) * np.exp(rng.normal(size=400))
     shares = np.minimum(shares / shares.mean() * density, 0.9)
-    kept = rng.random(shares.shape) < shares
-    drawn = -float(np.log2(np.where(kept, shares, 1 - shares)).sum())
-    found = round_trip(np.flatnonzero(kept), Layout(300, 400))
+    mask = rng.random(shares.shape) < shares
+    drawn = -float(np.log2(np.where(mask, shares, 1 - shares)).sum())
+    bits = round_trip(np.flatnonzero(mask), Layout(300, 400))
     # The densities of 700 rows and columns have to be learned: some 4 bits each.
-    assert found < drawn + 4 * 700
-    assert found < 0.96 * entropy(int(kept.sum()), kept.size)
+    assert bits < drawn + 4 * 700
+    assert bits < 0.96 * entropy(int(mask.sum()), mask.size)
 
 
 @pytest.mark.parametrize("spatial", [False, True])
@@ -106,12 +106,12 @@ def test_channels_and_places_in_the_kernel_are_learned(spatial: bool) -> None:
 def test_first_rows_unlike_the_rest_cost_nothing(density: float, head: float) -> None:
     """Long tensors are judged by their first rows: these are empty, or very uneven."""
     rng = np.random.default_rng(0)
-    kept = rng.random((1024, 2048)) < density
-    kept[:128] = False
-    kept[:128, :40] = rng.random((128, 40)) < head
-    positions = np.flatnonzero(kept)
-    found = round_trip(positions, Layout(1024, 2048))
-    assert found <= 1.01 * entropy(positions.size, kept.size) + 64
+    mask = rng.random((1024, 2048)) < density
+    mask[:128] = False
+    mask[:128, :40] = rng.random((128, 40)) < head
+    positions = np.flatnonzero(mask)
+    bits = round_trip(positions, Layout(1024, 2048))
+    assert bits <= 1.01 * entropy(positions.size, mask.size) + 64
 
 
 def test_a_few_nonzeros_take_no_memory_for_the_zeros() -> None:
@@ -124,10 +124,10 @@ def test_a_few_nonzeros_take_no_memory_for_the_zeros() -> None:
 
 def test_rows_in_order_take_no_memory_for_the_zeros() -> None:
     rng = np.random.default_rng(0)
-    kept = rng.random((2048, 4096)) < 0.01
-    rows, columns = np.nonzero(kept)
-    kept = kept[canonical_order(rows, columns, 2048)]
-    positions = np.flatnonzero(kept)
+    mask = rng.random((2048, 4096)) < 0.01
+    rows, columns = np.nonzero(mask)
+    mask = mask[canonical_order(rows, columns, 2048)]
+    positions = np.flatnonzero(mask)
     tracemalloc.start()
     planned = PlannedPositions(positions, Layout(2048, 4096))
     planned.write(Writer(), 1)
@@ -148,19 +148,19 @@ def test_scales_of_counts_are_the_nearest(columns: int) -> None:
 
 
 def test_dense_rows_and_columns_take_their_names_alone() -> None:
-    kept = np.zeros((200, 300), bool)
-    kept[np.ix_(np.arange(0, 200, 7), np.arange(0, 300, 11))] = True
+    mask = np.zeros((200, 300), bool)
+    mask[np.ix_(np.arange(0, 200, 7), np.arange(0, 300, 11))] = True
     names = entropy(29, 200) + entropy(28, 300)
-    assert round_trip(np.flatnonzero(kept), Layout(200, 300)) < names + 60
+    assert round_trip(np.flatnonzero(mask), Layout(200, 300)) < names + 60
 
 
 def test_columns_that_read_nothing_are_free() -> None:
     rng = np.random.default_rng(0)
     live = np.repeat(rng.random(40) < 0.3, 5)
-    kept = (rng.random((50, 200)) < 0.1) & live
-    told = round_trip(np.flatnonzero(kept), Layout(50, 200, 5, live=live))
-    assert told < entropy(int(kept.sum()), 50 * int(live.sum())) + 40
-    # What is said to be dead and is not, is stored all the same.
+    mask = (rng.random((50, 200)) < 0.1) & live
+    bits = round_trip(np.flatnonzero(mask), Layout(50, 200, 5, live=live))
+    assert bits < entropy(int(mask.sum()), 50 * int(live.sum())) + 40
+    # A nonzero in a column that should be dead is stored all the same.
     round_trip(np.array([int(np.flatnonzero(~live)[0])]), Layout(50, 200, 5, live=live))
 
 

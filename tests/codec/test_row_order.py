@@ -1,4 +1,4 @@
-"""Numbers told by the order of rows."""
+"""Payloads of the order of rows."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def orders(draw: st.DrawFn) -> RowOrder:
     classes: list[int] = []
     for number in range(draw(st.integers(1, 3))):
         rows = draw(st.lists(st.sets(st.integers(0, 4), max_size=3), min_size=1, max_size=30))
-        own = sorted(key(*sorted(row)) for row in rows)
-        keys += own
-        classes += [number] * len(own)
+        in_class = sorted(key(*sorted(row)) for row in rows)
+        keys += in_class
+        classes += [number] * len(in_class)
     return RowOrder(keys, classes)
 
 
 @settings(max_examples=300, deadline=None)
 @given(orders(), st.data())
 def test_every_number_comes_back(order: RowOrder, draw: st.DataObject) -> None:
-    number = draw.draw(st.integers(0, 2**order.capacity - 1))
-    written = order.write(number)
+    payload = draw.draw(st.integers(0, 2**order.capacity - 1))
+    written = order.write(payload)
     assert sorted(written.tolist()) == list(range(len(order.keys)))
     keys = [order.keys[row] for row in written]
     if order.capacity == 0:  # and then nobody says that it tells something
         with pytest.raises(AtmcFormatError, match="tells nothing"):
             read_order(keys, order.classes)
         return
-    places, bits, found = read_order(keys, order.classes)
-    assert (bits, found) == (order.capacity, number)
+    places, bits, decoded = read_order(keys, order.classes)
+    assert (bits, decoded) == (order.capacity, payload)
     # Equal rows are each other's.
     assert [order.keys[place] for place in places] == keys
     assert sorted(places.tolist()) == list(range(len(keys)))
@@ -52,8 +52,8 @@ def test_every_number_comes_back(order: RowOrder, draw: st.DataObject) -> None:
 def test_all_orders_of_a_few_rows_are_used() -> None:
     order = RowOrder([key(0, 1), key(0, 2), key(1, 2), key(3)], [0, 0, 0, 0])
     assert order.capacity == 4  # of 24 orders
-    found = {tuple(order.write(number)) for number in range(2**4)}
-    assert len(found) == 16 <= math.factorial(4)
+    written = {tuple(order.write(number)) for number in range(2**4)}
+    assert len(written) == 16 <= math.factorial(4)
     refused = 0
     for way in itertools.permutations(order.keys):
         try:

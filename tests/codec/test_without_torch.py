@@ -75,9 +75,9 @@ def test_decoding_needs_no_torch(name: str, site: Path, tmp_path: Path) -> None:
         value.weight() if isinstance(value, codec.FactorizedWeight) else value.dense()
         for value in (entry.value for entry in codec.decode(file.read_bytes()).entries)
     ]
-    with np.load(arrays) as found:
-        assert len(found.files) == len(expected) > 0
-        for array, key in zip(expected, found.files, strict=True):
-            assert found[key].dtype == array.dtype
-            np.testing.assert_array_equal(found[key], array)
+    with np.load(arrays) as decoded:
+        assert len(decoded.files) == len(expected) > 0
+        for array, key in zip(expected, decoded.files, strict=True):
+            assert decoded[key].dtype == array.dtype
+            np.testing.assert_array_equal(decoded[key], array)
     assert any((array != 0).any() for array in expected)
