@@ -129,11 +129,12 @@ def _read_artifact(reader: Reader, max_elements: int) -> Artifact:
     meta = _read_meta(reader)
     count, names = _read_names(reader)
     readers, payload, capacity = read_structure(reader, count, max_elements)
-    last = Reader(_joined(payload, capacity, reader.rest())) if capacity else reader
+    rest = reader.rest() if capacity else b""
+    last = Reader(_joined(payload, capacity, rest)) if capacity else reader
     values = [read_contents(last) for read_contents in readers]
     if not capacity:
         reader.finish()
-    elif _split(last.used(), capacity) != (payload, reader.rest()):
+    elif _split(last.used(), capacity) != (payload, rest):
         raise AtmcFormatError("damaged file: bytes behind the end of the stream")
     return Artifact(meta, tuple(map(Entry, names or [None] * count, values)))
 

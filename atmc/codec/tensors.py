@@ -205,7 +205,7 @@ class FactorizedWeight(_Record):
         if self.identity not in IDENTITIES:
             raise ValueError(f"identity {self.identity!r}: must be one of {', '.join(IDENTITIES)}")
         for factor in self.factors.values():
-            if not isinstance(factor, SparseTensor | FloatSparseTensor):
+            if not isinstance(factor, Factor):
                 raise ValueError("u, v, c: each must be a SparseTensor or a FloatSparseTensor")
         rows, rest = matrix_shape(self.shape, self.groups, self.transposed)
         if not self.u.shape:
@@ -452,7 +452,7 @@ class Entry:
     def __post_init__(self) -> None:
         if self.name is not None and not isinstance(self.name, str):
             raise ValueError("entry name: must be a string or None")
-        if not isinstance(self.value, FactorizedWeight | DenseTensor | IntegerTensor):
+        if not isinstance(self.value, Value):
             raise ValueError(f"entry {self.name}: cannot store a {type(self.value).__name__}")
 
 
