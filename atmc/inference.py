@@ -1,4 +1,4 @@
-"""Running a model: outputs read as logits, modes put back, outputs compared after a change."""
+"""Running a model: its outputs as logits, its mode, its device, seeds and noise."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ PROBABILITIES = (
     "the outputs of the model are probabilities: a softmax or sigmoid inside it hides gradients, "
     "so that robust accuracies flatter it; let the model return logits"
 )
-_CLOSE = 1e-3  # of a sum of probabilities to 1, in half precision too
+_PROBABILITY_ERROR = 1e-3  # of a sum of probabilities, in half precision too
+CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
 
 
 def main_output(output: object) -> object:
     """The main output of a network that may have auxiliary heads.
 
-    torchvision's GoogLeNet and Inception v3 give a named tuple in training mode, other libraries a
-    mapping, with the main head under ``logits``; a plain tuple or list has it in the first place.
+    torchvision's GoogLeNet and Inception v3 return a named tuple in training mode, other libraries
+    a mapping, with the main head under ``logits``; in a plain tuple or list it comes first.
 
     Args:
         output: what the network returns.
@@ -44,7 +45,7 @@ def as_logits(output: object) -> Tensor:
         output: what the network returns, as :func:`main_output` takes it.
 
     Raises:
-        TypeError: the main output is no tensor.
+        TypeError: the main output is not a tensor.
     """
     logits = main_output(output)
     if not isinstance(logits, Tensor):
@@ -71,15 +72,12 @@ def are_probabilities(output: object) -> bool:
         return False
     if rows.dim() == 1 or rows.shape[1] == 1:
         return bool((rows <= 1).all() and (rows < 0.5).any() and (rows > 0.5).any())
-    return bool(((rows.float().sum(1) - 1).abs() <= _CLOSE).all())
-
-
-CLOSE = 1e-4  # of the largest output: the same, but for the order of sums
+    return bool(((rows.float().sum(1) - 1).abs() <= _PROBABILITY_ERROR).all())
 
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Inside, a model is in training or in eval mode; the modes of its modules are put back."""
+    """Inside, a model is in training or in eval mode; its modules' modes are restored after it."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.train(training)
@@ -91,7 +89,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def run(model: nn.Module, x: Tensor, training: bool = False) -> object:
-    """What a model returns in eval mode, or in training mode; its own mode is put back."""
+    """What a model returns in eval mode, or in training mode; its mode is restored."""
     with in_mode(model, training), plain_weights(model):
         return model(x)
 
@@ -102,21 +100,26 @@ def outputs(model: nn.Module, x: Tensor, training: bool = False) -> Tensor:
 
 
 def same(before: Tensor, after: Tensor) -> bool:
-    """Whether outputs agree, but for the order of sums; never where one is NaN."""
+    """Whether outputs agree, but for the order of sums; False if one is NaN."""
     largest = float(before.abs().max())
     return float((after - before).abs().max()) <= CLOSE * largest + 1e-12
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters; the CPU for a model without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def generator_of(x: Tensor, seed: int = 0) -> torch.Generator:
-    """A generator of random numbers where ``x`` is: what is large is not made on the host."""
+    """A generator of random numbers on the device of ``x``."""
     return torch.Generator(x.device).manual_seed(seed)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed the global generators of the host and of the device.
 
-    `torch.manual_seed` writes a stack trace for each kind of device that is not there, which takes
-    longer than a step of a small model may.
+    `torch.manual_seed` formats a stack trace for each kind of device that is missing, which takes
+    longer than a step of a small model.
     """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)

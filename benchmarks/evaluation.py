@@ -19,7 +19,7 @@ import atmc
 from atmc import data
 from atmc.attacks.gradient import pgd
 from atmc.data import Batches
-from atmc.evaluation.accuracy import attack, evaluate, predict
+from atmc.evaluation import attack, evaluate, predict
 from atmc.hardware import keep_freed
 from atmc.models.sources import channels_last
 

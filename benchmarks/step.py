@@ -26,14 +26,13 @@ from atmc.optim.atmc import ATMC
 from atmc.optim.pruning import PruningADMM
 from atmc.optim.splitting import Splitting
 from atmc.projection import project_topk
-from atmc.training.cheap_attacks import Guard
-from atmc.training.objective import Objective, TrainAttack
+from atmc.training.inner_attack import CHECK_EVERY, InnerAttack
+from atmc.training.objective import Objective
 from atmc.training.stage import adam
 
 BATCH, STEPS, EPS = 256, 16, 76 / 255
 K = 4305  # 1 % of the weights
 EVERY = 10  # steps to a duplicate: as many are timed together
-LOOKS = 5  # times as many where the training attack is watched: a look comes every fifty steps
 SIDE = 2048
 
 
@@ -46,7 +45,7 @@ def step(
     model: nn.Module, optimizer: torch.optim.Optimizer, goal: Objective, x: Tensor, y: Tensor
 ) -> None:
     """Attack, loss, backward, step: what the training loop does."""
-    adv = goal.attack(model, x, y, 1.0)
+    adv = InnerAttack(goal)(model, x, y, 1.0, 0)
     model.train()
     optimizer.zero_grad()
     with plain_weights(model, graph=True):
@@ -109,18 +108,16 @@ def arithmetic() -> float:
     return 2.0 * products * BATCH * (2 * STEPS + 2 * 3)
 
 
-def trained(
-    attack: TrainAttack, steps: int, clean: float, x: Tensor, y: Tensor
-) -> Callable[[], None]:
-    """Steps under a training-time attack, one look at its collapse among them."""
+def trained(attack: str, steps: int, clean: float, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """CHECK_EVERY steps under a training-time attack, one check for collapse among them."""
     model = channels_last(atmc.models.create("lenet5"))
     optimizer = adam(model.parameters(), 1e-4)
     goal = Objective(EPS, steps, clean_weight=clean, precision=torch.bfloat16, train_attack=attack)
-    guard, index = Guard(goal, every=LOOKS * EVERY), torch.arange(len(y))
+    attacked, index = InnerAttack(goal), torch.arange(len(y))
 
     def run() -> None:
-        for count in range(guard.every):
-            adv = guard.attack(model, x, y, 1.0, count, index)
+        for count in range(CHECK_EVERY):
+            adv = attacked(model, x, y, 1.0, count, index)
             model.train()
             optimizer.zero_grad()
             goal.loss(model, x, adv, y)[0].backward()
@@ -217,7 +214,8 @@ def main() -> None:
         routines[f"atmc-{name}"] = compressed(precision, x, y)
         routines[f"admm-{name}"] = pruned(precision, x, y)
     seconds = {name: value / EVERY for name, value in least(routines, given.repeat).items()}
-    training = {name: seconds[name] / LOOKS for name in seconds if name in cheap or name == dear}
+    checked = CHECK_EVERY / EVERY
+    training = {name: seconds[name] / checked for name in seconds if name in cheap or name == dear}
     rate = 2 * SIDE**3 / seconds["sgemm"]
     print(f"{flops / 1e9:.1f} GFLOP a step, sgemm at {rate / 1e9:.0f} GFLOP/s")
     rows = [

@@ -9,10 +9,10 @@ from typing import get_args
 import click
 
 from atmc import messages as wording
+from atmc.attacks import registry
 from atmc.attacks.losses import Loss
 from atmc.engine.evaluation import evaluate
 from atmc.engine.settings import Settings
-from atmc.evaluation.accuracy import ATTACKS, parse_attack
 from atmc.parsing import parse_eps
 from atmc.reports import figure as pictures
 from atmc.reports import ladder_plot
@@ -30,7 +30,7 @@ def _known(
 ) -> tuple[str, ...]:
     for name in names:
         try:
-            parse_attack(name)
+            registry.parse(name)
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
     return names
@@ -80,7 +80,7 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
     default=("fgsm", "pgd"),
     callback=_known,
     metavar="NAME",
-    help=f"{', '.join(ATTACKS)}; pgd-100 for 100 steps (their length follows). "
+    help=f"{', '.join(registry.names())}; pgd-100 for 100 steps (their length follows). "
     "May be given again. [default: fgsm and pgd]",
 )
 @click.option(
@@ -123,9 +123,11 @@ def command(
 
     ARTIFACT may also be the dense.safetensors of a run folder.
     """
-    transfers = any(parse_attack(name)[0] == "transfer" for name in attacks)
+    transfers = [name for name in attacks if registry.parse(name)[0].needs_source]
     if transfers and not sources:
-        raise click.UsageError("--attack transfer needs --source ARTIFACT, the model it is made on")
+        raise click.UsageError(
+            f"--attack {transfers[0]} needs --source ARTIFACT, the model it is made on"
+        )
     if sources and not transfers:
         raise click.UsageError("--source is for --attack transfer: give that too")
     if plot is not None:

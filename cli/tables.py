@@ -33,10 +33,11 @@ def show_columns(head: Sequence[str], rows: Sequence[Sequence[str]], left: int =
 
 def accuracy_pairs(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Clean accuracy, each attack's and the worst case's, from ``accuracy`` and ``attacks``."""
+    from atmc.attacks import registry  # loads torch
+
     pairs = [("clean accuracy", f"{report['accuracy']['clean']:.4f}")]
     for attack in report["attacks"]:
-        counted = attack["steps"] is not None and attack["name"] not in ("fgsm", "wrm")
-        steps = f"-{attack['steps']}" if counted else ""
+        steps = f"-{attack['steps']}" if registry.is_numbered(attack["name"]) else ""
         restarts = attack["restarts"] or 1
         settings = [f"eps {attack['eps']:.4g}"] if attack["eps"] is not None else []
         settings += [f"{restarts} restarts"] if restarts > 1 else []

@@ -16,7 +16,7 @@ import atmc
 from atmc import codec, models
 from atmc.artifact import decode, from_artifact, to_artifact
 from atmc.data import Batches
-from atmc.evaluation.accuracy import attack, evaluate
+from atmc.evaluation import attack, evaluate
 from atmc.exporters.write import Source, write_model
 from atmc.optim.codebooks import round_dense_part
 

@@ -19,7 +19,7 @@ from atmc import codec
 from atmc.data.loaded import Checked
 from atmc.engine.model_files import read_model
 from atmc.errors import ModelError, TrainingError
-from atmc.evaluation.accuracy import attack, evaluate, predict
+from atmc.evaluation import attack, evaluate, predict
 from atmc.messages import AtmcWarning
 from atmc.methods.dense import DenseStage
 from atmc.models.check import check_loader

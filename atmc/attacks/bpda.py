@@ -4,18 +4,19 @@ In a net of few weights most pixels have no gradient at all: the path of a pixel
 that is off, or at a maximum that it loses. PGD cannot see such a pixel, though changing it by
 enough would switch the unit on; the net looks more robust than it is, and training on such
 attacks teaches it to look so. In the backward pass differentiable approximation (BPDA, Athalye et
-al., ICML 2018) the forward pass is the net's own, and the way back is that of a smoother one.
+al., ICML 2018) the forward pass is the net's, and the backward pass that of a smoother net.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from atmc.attacks.replacement import Replacement, pair
 
 SLOPE = 0.1  # of a ReLU that is off, and the share of the gradient that a window's mean receives
 
@@ -40,7 +41,7 @@ class _ReLU(torch.autograd.Function):
 
 
 class _MaxPool2d(torch.autograd.Function):
-    """``max_pool2d`` with a part of the mean's gradient added to its own."""
+    """``max_pool2d`` with a part of the mean's gradient added."""
 
     @staticmethod
     def forward(
@@ -62,21 +63,16 @@ class _MaxPool2d(torch.autograd.Function):
         x, indices = ctx.saved_tensors
         size, stride, padding, ceil = ctx.geometry
         (gradient,) = gradients
-        own: Tensor = _aten.max_pool2d_with_indices_backward(
+        maximum: Tensor = _aten.max_pool2d_with_indices_backward(
             gradient, x, size, stride, padding, (1, 1), ceil, indices
         )
         mean = _aten.avg_pool2d_backward(gradient, x, size, stride, padding, ceil, True, None)
-        return own.add_(mean, alpha=SLOPE), None, None, None, None
+        return maximum.add_(mean, alpha=SLOPE), None, None, None, None
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor:
-    found: Tensor = _ReLU.apply(input, inplace)
-    return found
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = [int(each) for each in value] if isinstance(value, Iterable) else [int(value)]
-    return values[0], values[-1]
+    out: Tensor = _ReLU.apply(input, inplace)
+    return out
 
 
 def _max_pool2d(
@@ -88,37 +84,30 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    """The pool with the smoother way back; None for what the library's kernels cannot do."""
-    if _pair(dilation) != (1, 1) or input.dim() != 4 or return_indices:
+    if pair(dilation) != (1, 1) or input.dim() != 4 or return_indices:
         return None
-    size = _pair(kernel_size)
-    strides = size if stride is None or stride in ([], ()) else _pair(stride)
-    found: Tensor = _MaxPool2d.apply(input, size, strides, _pair(padding), ceil_mode)
-    return found
+    size = pair(kernel_size)
+    strides = size if stride is None or stride in ([], ()) else pair(stride)
+    out: Tensor = _MaxPool2d.apply(input, size, strides, pair(padding), ceil_mode)
+    return out
 
 
-class SmoothGradients(TorchFunctionMode):
-    """Inside, ``relu`` and ``max_pool2d`` compute what they do, with a smoother way back.
+class SmoothGradients(Replacement):
+    """Inside, ``relu`` and ``max_pool2d`` have a smoother gradient; their values stay.
 
-    Pools of other dimensions than two, or with dilation, are left alone.
+    Pools of other dimensions than two, or with dilation, keep theirs.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Take over the two functions where a gradient is asked for; pass on the others."""
-        kwargs = kwargs or {}
-        if torch.is_grad_enabled():
-            if func in (F.relu, torch.relu, Tensor.relu):
-                return _relu(*args, **kwargs)
-            if func in (torch.relu_, Tensor.relu_):
-                return _relu(args[0], inplace=True)
-            if func in (F.max_pool2d, torch.max_pool2d):
-                pooled = _max_pool2d(*args, **kwargs)
-                if pooled is not None:
-                    return pooled
-        return func(*args, **kwargs)
+    def replace(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Replace the two functions where gradients are recorded."""
+        if not torch.is_grad_enabled():
+            return None
+        if func in (F.relu, torch.relu, Tensor.relu):
+            return _relu(*args, **kwargs)
+        if func in (torch.relu_, Tensor.relu_):
+            return _relu(args[0], inplace=True)
+        if func in (F.max_pool2d, torch.max_pool2d):
+            return _max_pool2d(*args, **kwargs)
+        return None

@@ -9,24 +9,24 @@ several times faster; in bfloat16, on processors with matrix units, a transposed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from atmc.attacks.replacement import Replacement, pair
 from atmc.hardware import matrix_units
 
-# Where the library's own kernel is the slower one, by measurement.
+# Where torch's kernel is the slower one, by measurement.
 _MOST_CHANNELS = 4
 _LEAST_RATIO = 8  # output channels to input channels, above one input channel
 _LEAST_POSITIONS = 2**14  # of the output, over the batch
 
 
 class _ThinConv2d(torch.autograd.Function):
-    """``F.conv2d`` with one group, differentiable in the input alone, by taps."""
+    """``F.conv2d`` with one group, differentiable in the input alone."""
 
     @staticmethod
     def forward(
@@ -80,8 +80,8 @@ def _transposed(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """By the library's transposed convolution."""
-    # Rows and columns at the end that no output has seen.
+    """By torch's transposed convolution."""
+    # Rows and columns at the end that no output depends on.
     unseen = [
         shape[2 + i]
         - ((gradient.shape[2 + i] - 1) * stride[i] - 2 * padding[i])
@@ -120,21 +120,13 @@ def _by_taps(
     return inside.transpose(0, 1).to(gradient.dtype)
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
-    """A convolution's setting as (rows, columns); None where it is written as a word."""
-    if isinstance(value, str):
-        return None
-    if isinstance(value, Iterable):
-        first, *rest = value
-        return int(first), int(rest[0] if rest else first)
-    return int(value), int(value)
-
-
 def _geometry(
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> list[tuple[int, int]] | None:
-    pairs = [_pair(value) for value in (stride, padding, dilation)]
-    return None if groups != 1 or None in pairs else cast(list[tuple[int, int]], pairs)
+) -> tuple[tuple[int, int], ...] | None:
+    """Stride, padding and dilation; None of grouped convolutions, and of padding as a word."""
+    if groups != 1 or isinstance(padding, str):
+        return None
+    return pair(stride), pair(padding), pair(dilation)
 
 
 def _is_thin(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
@@ -145,41 +137,35 @@ def _is_thin(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
     return channels <= _MOST_CHANNELS and wide and positions >= _LEAST_POSITIONS
 
 
-class ThinConvolutions(TorchFunctionMode):
+def _convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor | None:
+    if not (input.requires_grad and input.device.type == "cpu" and input.dim() == 4):
+        return None
+    geometry = _geometry(*args, **kwargs)
+    if geometry is None or not _is_thin(input, weight, geometry[0]):
+        return None
+    if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
+        kind = torch.get_autocast_dtype("cpu")
+        input, weight = input.to(kind), weight.to(kind)
+        bias = None if bias is None else bias.to(kind)
+    bias = None if bias is None else bias.detach()
+    return cast(Tensor, _ThinConv2d.apply(input, weight.detach(), bias, *geometry))
+
+
+class ThinConvolutions(Replacement):
     """Inside, ``F.conv2d`` of few input channels on the CPU has the fast input gradient.
 
-    Values are those of ``F.conv2d``; the input gradient differs from the library's by rounding.
-    Weights and biases of those layers get no gradient: an attack asks for none, and what a
-    function of our own offers is computed whether it is asked for or not. So a weight that is
-    itself computed from the input is taken as a constant. Autocast is followed as the library does.
+    Values are those of ``F.conv2d``; the input gradient differs by rounding. Weights and biases of
+    those layers get no gradient, which an attack does not need: an autograd function computes every
+    gradient that it has. A weight that is itself computed from the input is taken as a constant.
+    Autocast applies as in ``F.conv2d``.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Take over the calls that fit; pass every other on."""
-        if func is F.conv2d and not torch.compiler.is_compiling():  # compiled models have their own
-            replaced = self._convolve(*args, **(kwargs or {}))
-            if replaced is not None:
-                return replaced
-        return func(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _convolve(
-        input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+    def replace(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor | None:
-        if not (input.requires_grad and input.device.type == "cpu" and input.dim() == 4):
-            return None
-        geometry = _geometry(*args, **kwargs)
-        if geometry is None or not _is_thin(input, weight, geometry[0]):
-            return None
-        if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
-            kind = torch.get_autocast_dtype("cpu")
-            input, weight = input.to(kind), weight.to(kind)
-            bias = None if bias is None else bias.to(kind)
-        bias = None if bias is None else bias.detach()
-        return cast(Tensor, _ThinConv2d.apply(input, weight.detach(), bias, *geometry))
+        """Replace the convolutions that fit; compiled models have passes of their own."""
+        if func is F.conv2d and not torch.compiler.is_compiling():
+            return _convolve(*args, **kwargs)
+        return None

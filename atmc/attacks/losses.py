@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Literal["ce", "margin", "dlr"]
+ExampleLoss = Callable[[Tensor, Tensor], Tensor]  # of logits (n, classes) and labels (n,): (n,)
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -46,11 +47,13 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def _example_loss(name: Loss) -> Callable[[Tensor, Tensor], Tensor]:
-    if name == "ce":
-        return _cross_entropy
-    if name == "margin":
-        return margin_loss
-    if name == "dlr":
-        return dlr_loss
-    raise ValueError(f"unknown attack loss {name!r}: use 'ce', 'margin' or 'dlr'")
+def example_loss(name: Loss) -> ExampleLoss:
+    """The loss of that name, of each example.
+
+    Raises:
+        ValueError: no such loss.
+    """
+    losses = {"ce": _cross_entropy, "margin": margin_loss, "dlr": dlr_loss}
+    if name not in losses:
+        raise ValueError(f"unknown attack loss {name!r}: use 'ce', 'margin' or 'dlr'")
+    return losses[name]

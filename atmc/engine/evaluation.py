@@ -13,12 +13,13 @@ import torch
 
 from atmc import codec, data, models
 from atmc.attacks.losses import Loss
+from atmc.attacks.registry import Source, attack, parse
 from atmc.data import Dataset
 from atmc.engine.inputs import check_dataset
 from atmc.engine.model_files import read_model, run_config, run_record
 from atmc.errors import ModelError, RunError
 from atmc.evaluation import accuracy
-from atmc.evaluation.accuracy import Source, attack, evaluation_batch, parse_attack
+from atmc.evaluation.accuracy import evaluation_batch
 from atmc.evaluation.ladder import climb
 from atmc.hardware import choose_device, keep_freed
 from atmc.messages import argument
@@ -115,7 +116,7 @@ def evaluate(
     )
     chosen = []
     for each in (attacks,) if isinstance(attacks, str) else attacks:
-        if parse_attack(each)[0] == "transfer" and sources:
+        if parse(each)[0].needs_source and sources:
             chosen += [
                 resolve(each, source=_read_source(Path(s), loaded, where, model)) for s in sources
             ]

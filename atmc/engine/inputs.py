@@ -125,13 +125,14 @@ class NamedData(Data):
             raise RunError(
                 f"data set {self.name!r} has no augmentation: leave out {argument('augment')}"
             )
-        remembered = settings.attacked and settings.attack.train_attack == "atta"
+        remembered = settings.attacked and settings.attack.remembers
         if remembered and isinstance(held.train, Loaded) and held.train.unnamed:
             raise SettingsError(held.train.unnamed)
         if remembered and settings.data.augment:
             raise SettingsError(
-                "atta remembers what it did to the pixels of each example, which augmentation "
-                f"moves: use {argument('train_attack', 'pgd')}, or {argument('augment', False)}"
+                f"{settings.attack.train_attack} remembers what it did to the pixels of each "
+                f"example, which augmentation moves: use {argument('train_attack', 'pgd')}, or "
+                f"{argument('augment', False)}"
             )
         return settings
 
@@ -152,7 +153,7 @@ class NamedData(Data):
         batches = self.dataset.train.batches(
             settings.data.batch_size,
             shuffle=True,
-            indexed=settings.attack.train_attack == "atta",
+            indexed=settings.attack.remembers,
             augment=bool(settings.data.augment),
             device=device,
         )
@@ -213,7 +214,7 @@ class LoaderData(Data):
         self._train = self._checked(
             "train",
             pixels=settings.attacked,
-            indexed=settings.attacked and settings.attack.train_attack == "atta",
+            indexed=settings.attacked and settings.attack.remembers,
             steps=settings.data.steps_per_epoch,
         )
         return settings

@@ -16,6 +16,7 @@ from atmc import codec
 from atmc.accounting import dense_bits, empty_artifact
 from atmc.artifact import decode, from_artifact, to_artifact
 from atmc.attacks import fgsm
+from atmc.attacks.registry import training_attack
 from atmc.data import Loader
 from atmc.engine.settings import Settings
 from atmc.errors import BudgetError
@@ -29,7 +30,7 @@ from atmc.methods.dense import DenseStage
 from atmc.models.preparation import copy_model
 from atmc.models.sources import channels_last
 from atmc.training.loop import Progress, Trainer
-from atmc.training.objective import Objective, usual_steps
+from atmc.training.objective import Objective, default_steps
 from atmc.training.stage import EXAMPLES, Stage
 
 _LARGE = 0.05  # of the budget, in one tensor of the dense part
@@ -180,7 +181,7 @@ class Job:
     def _objective(self, teacher: nn.Module | None) -> Objective:
         attack, training = self.settings.attack, self.settings.training
         assert attack.eps is not None
-        steps = usual_steps(attack.train_attack) if attack.steps is None else attack.steps
+        steps = default_steps(attack.train_attack) if attack.steps is None else attack.steps
         return Objective(
             eps=attack.eps if self.recipe.attacked else 0.0,
             train_attack=attack.train_attack,
@@ -211,12 +212,13 @@ class Job:
         )
         trainer.run()
         self.seconds[phase] = sum(trainer.seconds.values())
-        self.collapses += trainer.guard.collapses
+        self.collapses += trainer.attack.guard.collapses
 
     def train_attack_report(self) -> dict[str, Any]:
         """The training-time attack, and how often a cheap one collapsed (null: none is used)."""
         name = self.settings.attack.train_attack if self.settings.attacked else "none"
-        return {"name": name, "collapses": None if name in ("none", "pgd") else self.collapses}
+        watched = training_attack(name).watched
+        return {"name": name, "collapses": self.collapses if watched else None}
 
     def train_dense(self) -> None:
         """The dense start: the model trained under the method's attack, ε warmed up."""

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from atmc import data, methods, models
+from atmc.attacks.registry import training_attack, training_names
 from atmc.data.usual import EPOCHS, USUAL
 from atmc.errors import SettingsError
 from atmc.hardware import fast_bfloat16
@@ -26,7 +27,7 @@ from atmc.methods.dense import DenseOptimizer, RateSchedule
 from atmc.models.initialize import INITIALIZATIONS
 from atmc.models.sources import is_own
 from atmc.parsing import nearest, parse_bits, parse_bits_per_value, parse_eps, parse_ratios
-from atmc.training.objective import TrainAttack, usual_steps
+from atmc.training.objective import default_steps
 
 
 def _number(value: object) -> object:
@@ -46,6 +47,7 @@ Ratios = Annotated[dict[str, float] | None, BeforeValidator(parse_ratios)]
 BitsPerValue = Annotated[
     int | Literal["auto"], BeforeValidator(parse_bits_per_value), BeforeValidator(_number)
 ]
+TrainAttack = Annotated[str, AfterValidator(lambda name: training_attack(name).name)]
 Positive = Annotated[Integer, Field(ge=1)]
 Count = Annotated[Integer, Field(ge=0)]
 Rate = Annotated[Real, Field(gt=0)]
@@ -132,7 +134,7 @@ class AttackSettings(_Group):
     )
     train_attack: TrainAttack = _setting(
         "pgd",
-        "pgd|atta|n-fgsm|none",
+        "|".join(training_names()),
         "Attack in training; atta (remembered) and n-fgsm take single steps, and are watched.",
     )
     steps: Positive | None = _setting(
@@ -147,6 +149,11 @@ class AttackSettings(_Group):
     compiled: bool = _setting(
         False, "true|false", "Compile the attack in training; worth a try on a GPU."
     )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the attack in training has to know which example is which."""
+        return training_attack(self.train_attack).remembers
 
 
 class TrainingSettings(_Group):
@@ -308,7 +315,7 @@ class Settings(_Group):
             except ValueError as error:
                 raise SettingsError(str(error)) from error
         assert kind is not None
-        usual = {**EPOCHS[kind], "steps": usual_steps(self.attack.train_attack)}
+        usual = {**EPOCHS[kind], "steps": default_steps(self.attack.train_attack)}
         return self.filled(usual if kind == "own" else usual | USUAL[kind])
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from atmc.evaluation.accuracy import Attack, attack, evaluate, predict
+from atmc.attacks.registry import Attack, Source, attack
+from atmc.evaluation.accuracy import evaluate, predict
 
-__all__ = ["Attack", "attack", "evaluate", "predict"]
+__all__ = ["Attack", "Source", "attack", "evaluate", "predict"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atmc import codec, data
 from atmc.artifact import from_artifact
-from atmc.attacks.gradient import default_step_size, pgd
+from atmc.attacks import default_step_size, pgd
 from atmc.errors import ModelError
 from atmc.evaluation.accuracy import predict
 from atmc.messages import argument

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -30,23 +30,15 @@ from atmc.files import read, write
 from atmc.inference import run, seed_generators
 from atmc.messages import argument, warn
 from atmc.models.preparation import copy_model
-from atmc.training.cheap_attacks import Guard
+from atmc.training.inner_attack import InnerAttack
 from atmc.training.objective import Objective
 from atmc.training.stage import EXAMPLES, Stage
 
 Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
 Loader = Iterable[Batch]
 
-_SAVED = {
-    "stage",
-    "step",
-    "steps_per_epoch",
-    "model",
-    "optimizer",
-    "extra",
-    "guard",
-    "seconds",
-}  # what a checkpoint holds
+# The keys of a checkpoint.
+_SAVED = {"stage", "step", "steps_per_epoch", "model", "optimizer", "extra", "guard", "seconds"}
 
 
 @dataclass
@@ -99,8 +91,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _kept(save: Callable[[], None]) -> Iterator[None]:
-    """Save before whatever a stranger's code raises between steps."""
+def _saved_before_errors(save: Callable[[], None]) -> Iterator[None]:
+    """Inside, callbacks run; whatever they raise, the state is saved first."""
     try:
         yield
     except BaseException:
@@ -113,8 +105,8 @@ class Trainer:
 
     Args:
         model: changed in place.
-        loader: yields (x, y) with x in [0, 1], or (x, y, index) where the attack is to remember
-            each example; one pass is an epoch.
+        loader: yields (x, y) with x in [0, 1], or (x, y, index) where the attack remembers each
+            example; one pass is an epoch.
         stages: run in order.
         objective: the loss and its attack.
         seed: of all randomness.
@@ -141,7 +133,7 @@ class Trainer:
         self.loader = loader
         self.stages = list(stages)
         self.objective = objective
-        self.guard = Guard(objective)
+        self.attack = InnerAttack(objective)
         self.seed = seed
         self.checkpoint = checkpoint
         self.every_seconds = every_seconds
@@ -150,60 +142,71 @@ class Trainer:
         self.seconds: dict[str, float] = {}
         try:
             self.steps_per_epoch = len(cast(Sized, loader))
-        except TypeError:  # a DataLoader of an iterable data set has the method, but no answer
+        except TypeError:  # a DataLoader of an iterable data set has the method, and raises
             self.steps_per_epoch = 0
         if self.steps_per_epoch == 0:
             raise ValueError("the train loader is empty or has no length: give a DataLoader")
-        self._refuses_one: bool | None = None  # whether batch norm does; None where not known yet
+        # Whether batch norm refuses batches of one example; None until one comes.
+        self._refuses_one: bool | None = None
 
     def run(self) -> None:
         """Run all stages, from the checkpoint where there is one.
 
         Raises:
-            ValueError: there is an attack, and the first batch's inputs are not in [0, 1].
-            TrainingError: the loss, or what a step made of the weights, is NaN or infinite, and
-                the last good checkpoint stays; a checkpoint that is damaged or of another run; a
-                loader that gives fewer batches than its length.
-            KeyboardInterrupt: after a checkpoint was written, as before whatever `on_step` or
-                `on_epoch` raises.
+            ValueError: there is an attack, and the first batch's inputs are not in [0, 1]; or
+                batch norm cannot be trained on its one example.
+            TrainingError: the loss or the weights have become NaN or infinite, and the last good
+                checkpoint stays; a checkpoint that is damaged or of another run; a loader that
+                gives fewer batches than its length.
+            KeyboardInterrupt: after a checkpoint, as before any exception of `on_step` or
+                `on_epoch`.
         """
         with torch.random.fork_rng(), _interruptible() as interrupted:
-            resumed = self._load()
-            first, step = (resumed["stage"], resumed["step"]) if resumed else (0, 0)
+            state = self._load()
             torch.manual_seed(derive(*self.seed))
-            device = next(self.model.parameters()).device
-            first_batch = next(iter(self.loader))[0]
-            if self.objective.attacked:
-                check_pixels(first_batch, "the train loader")
-            example = first_batch[:EXAMPLES].to(device)
-            if self._too_small(example):
-                raise ValueError(
-                    "the train loader gives batches of one example, on which batch norm cannot be "
-                    "trained: give larger ones"
-                )
-            for index in range(first):
-                self.stages[index].reshape(self.model)
-            for index in range(first, len(self.stages)):
-                stage = self.stages[index]
+            example = self._examples()
+            for index, stage in enumerate(self.stages):
                 stage.reshape(self.model)
+                if state is not None and index < state["stage"]:
+                    continue
                 stage.total_steps = stage.epochs * self.steps_per_epoch
                 stage.example = example
-                if resumed:
-                    with self._fits():
-                        self.model.load_state_dict(resumed["model"])
-                optimizer = stage.start(self.model)
-                if resumed:
-                    with self._fits():
-                        # Once more: a start may have changed values (dead biases, say).
-                        self.model.load_state_dict(resumed["model"])
-                        optimizer.load_state_dict(resumed["optimizer"])
-                        stage.load_state_dict(resumed["extra"])
-                        self.guard.load_state_dict(resumed["guard"])
-                    self.seconds = dict(resumed["seconds"])
+                optimizer, step = self._start(stage, state)
                 self._run_stage(index, stage, optimizer, step, interrupted)
                 with self._finite(stage, optimizer, stage.total_steps):
                     stage.finish(self.model)
-                resumed, step = None, 0
+                state = None
+
+    def _examples(self) -> Tensor:
+        """A few inputs of the first batch, on the model's device."""
+        x = next(iter(self.loader))[0]
+        if self.objective.attacked:
+            check_pixels(x, "the train loader")
+        x = x[:EXAMPLES].to(self.device)
+        if self._too_small(x):
+            raise ValueError(
+                "the train loader gives batches of one example, on which batch norm cannot be "
+                "trained: give larger ones"
+            )
+        return x
+
+    def _start(
+        self, stage: Stage, state: dict[str, Any] | None
+    ) -> tuple[torch.optim.Optimizer, int]:
+        """The stage's optimizer, and its first step; both as in the checkpoint, if there is one."""
+        if state is None:
+            return stage.start(self.model), 0
+        with self._fits():
+            self.model.load_state_dict(state["model"])
+        optimizer = stage.start(self.model)
+        with self._fits():
+            # Once more: a start may have changed values (dead biases, say).
+            self.model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            stage.load_state_dict(state["extra"])
+            self.attack.load_state_dict(state["guard"])
+        self.seconds = dict(state["seconds"])
+        return optimizer, state["step"]
 
     def _run_stage(
         self,
@@ -213,8 +216,6 @@ class Trainer:
         step: int,
         interrupted: Callable[[], bool],
     ) -> None:
-        objective = self.objective
-        device = next(self.model.parameters()).device
         started = saved = time.monotonic()
         before = self.seconds.get(stage.name, 0.0)
 
@@ -225,67 +226,92 @@ class Trainer:
         if step == 0:
             save()  # so that there is a good state to name, however soon the loss is lost
         while step < stage.total_steps:
-            epoch, skip = divmod(step, self.steps_per_epoch)
-            seed_generators(derive(*self.seed, index, epoch), device)
-            batches = islice(iter(self.loader), self.steps_per_epoch)
-            # Each batch is drawn under its step's own seed, skipped ones too: a loader may take
-            # its order, or what it does to a batch, from the global generator.
-            for passed in range(step - skip, step):
-                seed_generators(derive(*self.seed, index, epoch, passed), device)
-                next(batches, None)
-            while True:
-                seed_generators(derive(*self.seed, index, epoch, step), device)
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                used = batch[:3] if objective.train_attack == "atta" else batch[:2]
-                x, y, *rest = (t.to(device, non_blocking=True) for t in used)
-                which = rest[0] if rest else None
+            epoch = step // self.steps_per_epoch
+            for x, y, example_index in self._batches(index, step):
                 if self._too_small(x):
                     step += 1
                     stage.after_step(step)
                     continue
-                progress = step / stage.total_steps
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.lr * stage.lr_scale(progress)
-                adv = self.guard.attack(self.model, x, y, stage.eps_scale(progress), step, which)
-                self.model.train()
-                optimizer.zero_grad()
-                # Until the gradients are there: a checkpointed layer runs again on the way back.
-                with plain_weights(self.model, graph=True):
-                    loss, logits = objective.loss(self.model, x, adv, y)
-                    penalty = stage.penalty()
-                    (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise self._lost(f"the loss is {value}", stage, step + 1)
+                loss, logits = self._backward(stage, optimizer, x, y, example_index, step)
                 with self._finite(stage, optimizer, step + 1):
                     optimizer.step()
                     step += 1
                     stage.after_step(step)
-                if self.on_step is not None:
-                    robust = (logits.argmax(1) == y).float().mean().item()
-                    told = Progress(stage.name, epoch, step, stage.total_steps, value, robust)
-                    with _kept(save):
-                        self.on_step(told)
-                if interrupted():
-                    save()
-                    raise KeyboardInterrupt
+                with _saved_before_errors(save):
+                    if self.on_step is not None:
+                        robust = (logits.argmax(1) == y).float().mean().item()
+                        total = stage.total_steps
+                        self.on_step(Progress(stage.name, epoch, step, total, loss, robust))
+                    if interrupted():
+                        raise KeyboardInterrupt
                 if time.monotonic() - saved > self.every_seconds:
                     save()
                     saved = time.monotonic()
-            if self.on_epoch is not None and step % self.steps_per_epoch == 0:
-                with _kept(save):
-                    self.on_epoch(self.model, stage, epoch)
-                if interrupted():
-                    save()
-                    raise KeyboardInterrupt
             if step % self.steps_per_epoch:
                 raise TrainingError("the train loader gave fewer batches than its length")
+            if self.on_epoch is not None:
+                with _saved_before_errors(save):
+                    self.on_epoch(self.model, stage, epoch)
+                    if interrupted():
+                        raise KeyboardInterrupt
         self.seconds[stage.name] = before + time.monotonic() - started
 
+    def _batches(self, stage: int, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """What is left of the epoch from a step on: inputs, labels, and indices for ATTA.
+
+        Each batch is drawn under its step's seed, skipped ones too: a loader may take its order,
+        or what it does to a batch, from the global generator.
+        """
+        epoch, skipped = divmod(step, self.steps_per_epoch)
+        self._reseed(stage, epoch)
+        batches = islice(iter(self.loader), self.steps_per_epoch)
+        for current in count(step - skipped):
+            self._reseed(stage, epoch, current)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if current < step:
+                continue
+            used = batch[:3] if self.attack.kind.remembers else batch[:2]
+            x, y, *index = (t.to(self.device, non_blocking=True) for t in used)
+            yield x, y, index[0] if index else None
+
+    def _reseed(self, *parts: int) -> None:
+        seed_generators(derive(*self.seed, *parts), self.device)
+
+    def _backward(
+        self,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None,
+        step: int,
+    ) -> tuple[float, Tensor]:
+        """Attack the batch and compute the gradients; the loss, and the logits under attack."""
+        progress = step / stage.total_steps
+        for group in optimizer.param_groups:
+            group["lr"] = stage.lr * stage.lr_scale(progress)
+        adv = self.attack(self.model, x, y, stage.eps_scale(progress), step, index)
+        self.model.train()
+        optimizer.zero_grad()
+        # Until the gradients are there: a checkpointed layer runs again in the backward pass.
+        with plain_weights(self.model, graph=True):
+            loss, logits = self.objective.loss(self.model, x, adv, y)
+            penalty = stage.penalty()
+            (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._lost(f"the loss is {value}", stage, step + 1)
+        return value, logits
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
     def _too_small(self, x: Tensor) -> bool:
-        """Whether a batch is left out: it has one example, and batch norm refuses it."""
+        """Whether to leave out a batch: it has one example, and batch norm refuses it."""
         if len(x) > 1:
             return False
         if self._refuses_one is None:
@@ -301,8 +327,8 @@ class Trainer:
         return self._refuses_one
 
     def _lost(self, what: str, stage: Stage, step: int) -> TrainingError:
-        kept = self.checkpoint is not None and self.checkpoint.exists()
-        last_good = f"; the last good state is in {self.checkpoint}" if kept else ""
+        saved = self.checkpoint is not None and self.checkpoint.exists()
+        last_good = f"; the last good state is in {self.checkpoint}" if saved else ""
         return TrainingError(
             f"{what} at step {step} of stage {stage.name!r}{last_good}: "
             "lower the learning rate or eps"
@@ -310,7 +336,7 @@ class Trainer:
 
     @contextmanager
     def _finite(self, stage: Stage, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
-        """Where the weights are lost, projections and codebooks refuse them before any loss."""
+        """Inside, errors of projections and codebooks that meet infinite weights are named so."""
         try:
             yield
         except ValueError as error:
@@ -320,7 +346,7 @@ class Trainer:
 
     @contextmanager
     def _fits(self) -> Iterator[None]:
-        """The state of another model or recipe is refused by what takes it up."""
+        """Inside, an error in restoring a state says that it is of another run."""
         try:
             yield
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -330,7 +356,7 @@ class Trainer:
             ) from error
 
     def _save(self, index: int, step: int, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
-        # The loss tells a step late that the weights are lost: the state before stays then.
+        # Weights that are lost show in the loss a step later: until then the old state stays.
         if self.checkpoint is None or not _in_range(self.model, optimizer):
             return
         buffer = io.BytesIO()
@@ -341,7 +367,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "extra": stage.state_dict(),
-            "guard": self.guard.state_dict(),
+            "guard": self.attack.state_dict(),
             "seconds": self.seconds,
         }
         torch.save(state, buffer)

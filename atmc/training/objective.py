@@ -1,10 +1,10 @@
-"""What training minimizes: the loss on attacked inputs, and the attack that makes them."""
+"""What training minimizes: the loss on attacked inputs."""
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,28 +12,23 @@ from torch import Tensor, nn
 
 from atmc.attacks.channels_last import ChannelsLastGradients
 from atmc.attacks.freezing import frozen
-from atmc.attacks.gradient import n_fgsm, pgd
+from atmc.attacks.registry import training_attack
 from atmc.inference import as_logits
 
-TrainAttack = Literal["pgd", "atta", "n-fgsm", "none"]
-
-_PGD_STEPS = 7  # what a cheaper attack is held against
+_PGD_STEPS = 7
 
 
-def usual_steps(train_attack: TrainAttack) -> int:
-    """Steps of a training-time attack where none are given."""
-    return 1 if train_attack == "atta" else _PGD_STEPS
+def default_steps(train_attack: str) -> int:
+    """Steps of a training-time attack by default; of PGD, where the attack takes none."""
+    return training_attack(train_attack).steps or _PGD_STEPS
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimized: the loss on attacked inputs, with ε warmed up.
+    """What is minimized: the loss on attacked inputs.
 
     Args:
-        eps: the ℓ∞ radius; 0 trains without an attack.
-        train_attack: "pgd"; "atta" for steps from where the last visit to an example ended, or
-            "n-fgsm" for a single step from noise, both watched by a :class:`Guard`; "none": clean
-            inputs, whatever ε is.
+        eps: the ℓ∞ radius at the end of a warm-up; 0 trains without an attack.
         steps: of PGD, or of a visit of ATTA.
         step_size: length of a step at full ε; None for 2 ε / steps, of ATTA ε / 2.
         clean_weight: share of the loss on the clean batch, 0 to 1.
@@ -42,6 +37,9 @@ class Objective:
         precision: autocast type of the layers, or None for float32.
         fast: let the attack take the faster way through thin convolutions, and gradients keep
             channels_last.
+        train_attack: a name of :func:`atmc.attacks.registry.training_names`: "pgd"; "atta" for
+            steps from where the last visit to an example ended, or "n-fgsm" for a single step from
+            noise, both watched for collapse; "none": clean inputs, whatever ε is.
         bpda: let the attack's gradients past ReLUs that are off and losers of a max-pool.
         compiled: compile the attack's passes.
     """
@@ -54,7 +52,7 @@ class Objective:
     distill: float = 0.0
     precision: torch.dtype | None = None
     fast: bool = True
-    train_attack: TrainAttack = "pgd"
+    train_attack: str = "pgd"
     bpda: bool = False
     compiled: bool = False
 
@@ -63,75 +61,25 @@ class Objective:
         """Whether there is an attack at all."""
         return self.eps > 0 and self.train_attack != "none"
 
-    def single_step(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
-        """``x`` attacked by one noisy step of ``scale`` · ε."""
-        eps = self.eps * scale
-        if eps == 0:
-            return x
-        return n_fgsm(
-            model,
-            x,
-            y,
-            eps,
-            precision=self.precision,
-            fast=self.fast,
-            bpda=self.bpda,
-            compiled=self.compiled,
-        )
+    @property
+    def passes(self) -> dict[str, Any]:
+        """How the attack runs the model."""
+        return {
+            "precision": self.precision,
+            "fast": self.fast,
+            "bpda": self.bpda,
+            "compiled": self.compiled,
+        }
 
-    def attack(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
-        """``x`` attacked by PGD within ``scale`` · ε."""
-        eps = self.eps * scale
-        if eps == 0 or not self.attacked:
-            return x
-        steps, size = self.steps, self.step_size
-        if self.train_attack == "atta":  # those are of a visit
-            steps, size = max(steps, _PGD_STEPS), None
-        step = 2 * self.eps / steps if size is None else size
-        return self._pgd(model, x, y, eps, steps, step * scale)
-
-    def visit(self, model: nn.Module, x: Tensor, y: Tensor, scale: float, start: Tensor) -> Tensor:
-        """``x`` attacked by a few steps from ``start``, a point of the ball of ``scale`` · ε."""
-        size = self.eps / 2 if self.step_size is None else self.step_size
-        eps = self.eps * scale
-        return self._pgd(model, x, y, eps, self.steps, size * scale, start)
-
-    def _pgd(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        eps: float,
-        steps: int,
-        step_size: float,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        return pgd(
-            model,
-            x,
-            y,
-            eps,
-            steps,
-            step_size=step_size,
-            start=start,
-            precision=self.precision,
-            fast=self.fast,
-            bpda=self.bpda,
-            compiled=self.compiled,
-        )
-
-    def _one(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-        loss = F.cross_entropy(logits, y)
-        if target is None:
-            return loss
-        soft = F.kl_div(logits.log_softmax(1), target, reduction="batchmean", log_target=True)
-        return (1 - self.distill) * loss + self.distill * soft
+    def autocast(self, x: Tensor) -> torch.autocast:
+        """The autocast context of the layers."""
+        return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
 
     def loss(self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the logits on the attacked batch.
 
-        Inside ``plain_weights(model, graph=True)``, which must last until the gradients are there,
-        both batches share the W formed for the step.
+        Inside ``plain_weights(model, graph=True)``, which must last until the gradients are
+        computed, both batches share the W formed for the step.
         """
         target = None
         if self.teacher is not None and self.distill > 0:
@@ -141,11 +89,15 @@ class Objective:
         with layout, self.autocast(x):
             logits = as_logits(model(adv)).float()
             clean = as_logits(model(x)).float() if self.clean_weight > 0 else None
-        loss = self._one(logits, y, target)
+        loss = self._batch_loss(logits, y, target)
         if clean is not None:
-            loss = (1 - self.clean_weight) * loss + self.clean_weight * self._one(clean, y, target)
+            clean_loss = self._batch_loss(clean, y, target)
+            loss = (1 - self.clean_weight) * loss + self.clean_weight * clean_loss
         return loss, logits
 
-    def autocast(self, x: Tensor) -> torch.autocast:
-        """The autocast context of the layers."""
-        return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
+    def _batch_loss(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+        loss = F.cross_entropy(logits, y)
+        if target is None:
+            return loss
+        soft = F.kl_div(logits.log_softmax(1), target, reduction="batchmean", log_target=True)
+        return (1 - self.distill) * loss + self.distill * soft

@@ -1,4 +1,4 @@
-"""One stage of training: what a method says of its optimizer, its schedule and its end."""
+"""One stage of training: its structure, its optimizer, its schedules and its end."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-EXAMPLES = 8  # that a stage may look at before it starts
+EXAMPLES = 8  # inputs that a stage sees before it starts
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """Adam, in one pass over memory where the library has it so."""
-    held = list(parameters)
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in held)
-    # That pass walks over memory as it lies: a parameter that is a view with gaps is not for it.
-    fused = fused and all(_dense(p) for p in held)
-    return torch.optim.Adam(held, lr, fused=fused)
+    """Adam, in one pass over memory where torch supports it."""
+    moved = list(parameters)
+    return torch.optim.Adam(moved, lr, fused=all(_fusable(p) for p in moved))
 
 
-def _dense(p: Tensor) -> bool:
+def _fusable(p: Tensor) -> bool:
+    if not p.is_floating_point() or p.device.type not in ("cpu", "cuda"):
+        return False
+    # The one pass would also write between the entries of a view with gaps.
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(p.dim())
     return p.is_contiguous() or (last is not None and p.is_contiguous(memory_format=last))
 
 
 class Stage:
-    """One stretch of training: how the model is reshaped, which optimizer, which schedules.
+    """One stage of training, which a method subclasses.
 
-    A method subclasses it. ``reshape`` changes the structure alone, never by values, so that
-    a resumed run can repeat it before the model's state is loaded.
+    ``reshape`` changes the structure alone, never depending on values, so that a resumed run can
+    repeat it before the model's state is loaded.
+
+    Args:
+        epochs: passes over the loader.
+        lr: peak learning rate.
+        warmup: share of the stage over which ε rises, 0 to 1.
     """
 
     name = "stage"
@@ -61,7 +66,7 @@ class Stage:
         return 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8)) * 0.99 + 0.01
 
     def penalty(self) -> Tensor | None:
-        """A term of the loss that is the optimizer's own."""
+        """A term that the optimizer adds to the loss."""
         return None
 
     def after_step(self, step: int) -> None:
@@ -79,4 +84,4 @@ class Stage:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.attacks.packaged import autoattack, cw_linf, square
-from atmc.evaluation.accuracy import attack, evaluate, predict
+from atmc.evaluation import attack, evaluate, predict
 from atmc.factorization.layers import factorize
 
 pytest.importorskip("art")

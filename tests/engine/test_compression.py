@@ -24,7 +24,7 @@ from atmc.engine.folder_lock import locked
 from atmc.engine.job import Job
 from atmc.engine.settings import Settings
 from atmc.errors import AtmcError, BudgetError, FolderInUseError, ModelError, TrainingError
-from atmc.evaluation.accuracy import attack
+from atmc.evaluation import attack
 from atmc.factorization.layers import factorize, factorized_weights
 from atmc.methods.atmc import CompressStage
 from atmc.optim import atmc as optim

@@ -1,7 +1,7 @@
 import importlib.metadata
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atmc.attacks.gradient import default_step_size, pgd
+from atmc.attacks import registry
+from atmc.attacks.gradient import pgd
+from atmc.attacks.registry import default_step_size
 from atmc.errors import MissingExtraError
-from atmc.evaluation.accuracy import Attack, Source, attack, evaluate, predict
+from atmc.evaluation import Attack, Source, attack, evaluate, predict
 from atmc.factorization.layers import factorize
 
 
@@ -50,42 +52,50 @@ def examples() -> tuple[Tensor, Tensor]:
 def test_worst_is_per_example() -> None:
     RUNS.clear()
     x, y = examples()
-    found = evaluate(
+    result = evaluate(
         Threshold(),
         [(x[:4], y[:4]), (x[4:], y[4:])],
         [Flip("pgd", digit=0.0), Flip("pgd", digit=0.1), Flip("fgsm", digit=0.3)],
     )
-    assert found["accuracy"] == {
+    assert result["accuracy"] == {
         "clean": 5 / 6,
         "pgd": 3 / 6,  # the stronger of the two of that name
         "fgsm": 4 / 6,
         "worst": 1 / 6,
     }
-    assert [row["accuracy"] for row in found["attacks"]] == [3 / 6, 4 / 6, 4 / 6]
-    assert all(row["examples"] == 6 for row in found["attacks"])
+    assert [row["accuracy"] for row in result["attacks"]] == [3 / 6, 4 / 6, 4 / 6]
+    assert all(row["examples"] == 6 for row in result["attacks"])
 
 
 def test_restarts_are_spent_on_what_still_stands() -> None:
     x, y = examples()
     for works, runs in ((1, [5, 3, 3]), (2, [5, 5, 3]), (3, [5, 5, 5])):
         RUNS.clear()
-        found = evaluate(Threshold(), [(x, y)], [Flip("pgd", restarts=3, digit=0.0, works=works)])
-        assert found["accuracy"]["pgd"] == 3 / 6
+        result = evaluate(Threshold(), [(x, y)], [Flip("pgd", restarts=3, digit=0.0, works=works)])
+        assert result["accuracy"]["pgd"] == 3 / 6
         assert runs == RUNS
 
 
-def test_what_any_step_of_pgd_breaks_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[bool] = []
-
-    def watched(model: nn.Module, x: Tensor, *rest: object, **options: Any) -> Tensor:
-        given.append(options["stop_when_fooled"])
-        return x
-
-    monkeypatch.setattr("atmc.evaluation.accuracy.pgd", watched)
+@pytest.mark.parametrize("name", ["pgd", "margin", "bpda"])
+def test_what_any_step_of_pgd_breaks_is_broken(name: str) -> None:
     torch.manual_seed(0)
-    x, y = torch.rand(9, 4), torch.randint(0, 3, (9,))
-    evaluate(nn.Linear(4, 3), [(x, y)], [attack("pgd", eps=0.1), attack("margin", eps=0.1)])
-    assert given == [True, True]
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.rand(200, 4)
+    y = predict(model, x)
+    chosen = attack(name, eps=0.2, steps=4, step_size=0.2)
+    adversarial = [
+        pgd(
+            *(model, x, y, 0.2, 4),
+            step_size=0.2,
+            loss="margin" if name == "margin" else "ce",
+            bpda=name == "bpda",
+            stop_when_fooled=stop,
+            generator=torch.Generator().manual_seed(1),
+        )
+        for stop in (True, False)
+    ]
+    assert torch.equal(chosen(model, x, y, torch.Generator().manual_seed(1)), adversarial[0])
+    assert not torch.equal(*adversarial)
 
 
 def test_seeds_and_batches() -> None:
@@ -103,17 +113,17 @@ def test_seeds_and_batches() -> None:
     batches = [(x[:40], y[:40]), (x[40:], y[40:])]
     done: list[int] = []
     torch.manual_seed(1)
-    found = evaluate(model, batches, attacks, seed=4, on_batch=done.append)
+    result = evaluate(model, batches, attacks, seed=4, on_batch=done.append)
     torch.manual_seed(2)
-    assert evaluate(model, batches, attacks, seed=4) == found
+    assert evaluate(model, batches, attacks, seed=4) == result
     assert done == [40, 60]
     assert model.training
-    accuracy = found["accuracy"]
+    accuracy = result["accuracy"]
     assert accuracy["clean"] == 48 / 60
     assert accuracy["worst"] <= min(accuracy[a.name] for a in attacks)
     assert all(accuracy[a.name] <= accuracy["clean"] for a in attacks)
     assert accuracy["pgd"] < accuracy["clean"]
-    assert [row["name"] for row in found["attacks"]] == ["fgsm", "pgd", "wrm"]
+    assert [row["name"] for row in result["attacks"]] == ["fgsm", "pgd", "wrm"]
 
 
 def test_an_attack_finds_the_same_whatever_else_is_run() -> None:
@@ -124,12 +134,12 @@ def test_an_attack_finds_the_same_whatever_else_is_run() -> None:
     seen: list[Tensor] = []
 
     @dataclass(frozen=True)
-    class Kept(Attack):
-        def __call__(self, *given: Any) -> Tensor:
-            seen.append(super().__call__(*given))
+    class Recorded(Attack):
+        def __call__(self, *settings: Any) -> Tensor:
+            seen.append(super().__call__(*settings))
             return seen[-1]
 
-    few = Kept(**vars(attack("pgd", eps=0.05, steps=2, restarts=2)))
+    few = Recorded(**vars(attack("pgd", eps=0.05, steps=2, restarts=2)))
     evaluate(model, batches, [few])
     alone = list(seen)
     seen.clear()
@@ -141,8 +151,8 @@ def test_an_attack_finds_the_same_whatever_else_is_run() -> None:
 
 def test_what_was_not_run_is_null() -> None:
     x, y = examples()
-    found = evaluate(Threshold(), [(x, y)], [])
-    assert found == {
+    result = evaluate(Threshold(), [(x, y)], [])
+    assert result == {
         "accuracy": {"clean": 5 / 6, "fgsm": None, "pgd": None, "worst": 5 / 6},
         "attacks": [],
         "warnings": [],
@@ -176,11 +186,11 @@ def test_margin_is_pgd_on_the_margin_loss() -> None:
     torch.manual_seed(0)
     model, x = nn.Linear(4, 3), torch.rand(9, 4)
     y = predict(model, x)
-    found = [
+    result = [
         each(model, x, y, torch.Generator().manual_seed(1))
         for each in (margin, attack("pgd", eps=0.1, steps=3, loss="margin"))
     ]
-    assert torch.equal(*found)
+    assert torch.equal(*result)
 
 
 @pytest.mark.parametrize("name", ["autoattack", "cw-linf", "square"])
@@ -205,11 +215,11 @@ def test_a_row_names_a_package_without_metadata(monkeypatch: pytest.MonkeyPatch)
 
 def test_attacks_of_packages_have_settings_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.2")
-    given = {"eps": 0.1, "steps": 3, "step_size": 0.5, "restarts": 4, "loss": "dlr"}
-    cw = attack("cw-linf", **given)  # type: ignore[arg-type]
+    settings = {"eps": 0.1, "steps": 3, "step_size": 0.5, "restarts": 4, "loss": "dlr"}
+    cw = attack("cw-linf", **settings)  # type: ignore[arg-type]
     assert cw == Attack("cw-linf", 0.1, 50, 0.3, 1, "margin")
     assert attack("cw-linf-7", eps=0.1).steps == 7
-    square = attack("square", **given)  # type: ignore[arg-type]
+    square = attack("square", **settings)  # type: ignore[arg-type]
     assert square == Attack("square", 0.1, 1000, None, 1, "margin")
     assert attack("square-5000", eps=0.1).steps == 5000
     assert cw.row()["package"] == square.row()["package"] == "adversarial-robustness-toolbox 1.2"
@@ -219,28 +229,32 @@ def test_attacks_of_packages_have_settings_of_their_own(monkeypatch: pytest.Monk
 
 def test_attacks_of_packages_are_given_all_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "1")
-    given: dict[str, Any] = {}
+    passed: dict[str, dict[str, Any]] = {}
 
     def watched(name: str) -> Any:
-        def run(model: nn.Module, x: Tensor, y: Tensor, *settings: float, seed: int) -> Tensor:
-            given[name] = (*settings, seed)
+        def run(model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+            passed[name] = settings
             return 1 - x
 
         return run
 
-    for name in ("autoattack", "cw_linf", "square"):
-        monkeypatch.setattr(f"atmc.attacks.packaged.{name}", watched(name))
+    for name in ("autoattack", "cw-linf", "square"):
+        kind = replace(registry.parse(name)[0], run=watched(name))
+        monkeypatch.setitem(registry._evaluated, name, kind)
     x, y = examples()
     attacks = [attack(name, eps=0.1) for name in ("autoattack", "cw-linf", "square-9")]
-    found = evaluate(Threshold(), [(x, y)], attacks, seed=6)
-    first = dict(given)
-    assert {name: values[:-1] for name, values in given.items()} == {
-        **{"autoattack": (0.1,), "cw_linf": (0.1, 50, 0.3), "square": (0.1, 9)}
+    result = evaluate(Threshold(), [(x, y)], attacks, seed=6)
+    first = dict(passed)
+    seeds = {name: settings["seed"] for name, settings in passed.items()}
+    assert passed == {
+        "autoattack": {"eps": 0.1, "seed": seeds["autoattack"]},
+        "cw-linf": {"eps": 0.1, "steps": 50, "step_size": 0.3, "seed": seeds["cw-linf"]},
+        "square": {"eps": 0.1, "steps": 9, "seed": seeds["square"]},
     }
-    assert evaluate(Threshold(), [(x, y)], attacks, seed=6) == found and given == first
+    assert evaluate(Threshold(), [(x, y)], attacks, seed=6) == result and passed == first
     evaluate(Threshold(), [(x, y)], attacks, seed=7)
-    assert all(given[name] != first[name] for name in given)
-    assert found["accuracy"]["cw-linf"] == found["accuracy"]["worst"] == 0.0
+    assert all(passed[name]["seed"] != seeds[name] for name in passed)
+    assert result["accuracy"]["cw-linf"] == result["accuracy"]["worst"] == 0.0
 
 
 def test_transfer_is_all_steps_of_pgd_on_the_source() -> None:
@@ -249,9 +263,9 @@ def test_transfer_is_all_steps_of_pgd_on_the_source() -> None:
     x = torch.rand(9, 4)
     y = predict(model, x)
     transfer = attack("transfer-3", eps=0.3, loss="dlr", source=Source("other.atmc", other))
-    found = transfer(model, x, y, torch.Generator().manual_seed(1))
+    result = transfer(model, x, y, torch.Generator().manual_seed(1))
     expected = pgd(other, x, y, 0.3, 3, loss="dlr", generator=torch.Generator().manual_seed(1))
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
     row = transfer.row()
     assert (row["name"], row["steps"], row["loss"]) == ("transfer", 3, "dlr")
     assert (row["source"], row["source_attack"]) == ("other.atmc", "pgd")

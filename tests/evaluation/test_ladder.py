@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atmc.evaluation.accuracy import attack
+from atmc.evaluation import attack
 from atmc.evaluation.ladder import climb, grey, monotone
 
 

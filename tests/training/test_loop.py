@@ -6,8 +6,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,18 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from atmc.attacks import registry
 from atmc.data import Batches
 from atmc.errors import TrainingError
 from atmc.factorization.layers import factorize
 from atmc.methods.atmc import CompressStage
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
+from atmc.training import inner_attack
 from atmc.training import loop as training
-from atmc.training import objective as objective_module
-from atmc.training.cheap_attacks import Guard
+from atmc.training.inner_attack import InnerAttack
 from atmc.training.loop import Loader, Trainer, derive
-from atmc.training.objective import Objective, TrainAttack
+from atmc.training.objective import Objective
 from atmc.training.stage import Stage, adam
 
 STEPS = 4  # batches of an epoch
@@ -182,8 +182,8 @@ def test_a_run_cut_anywhere_sees_the_same_batches_and_noise(kind: str, tmp_path:
         _, before = run(LOADERS[kind], checkpoint, cut)
         resumed, after = run(LOADERS[kind], checkpoint)
         assert (len(before), len(after)) == (cut, TOTAL - cut)
-        for step, (expected, found) in enumerate(zip(seen, before + after, strict=True)):
-            for a, b in zip(expected, found, strict=True):
+        for step, (expected, result) in enumerate(zip(seen, before + after, strict=True)):
+            for a, b in zip(expected, result, strict=True):
                 assert torch.equal(a, b), f"step {step} of a run cut at {cut}"
         assert_same_state(whole, resumed)
 
@@ -201,11 +201,12 @@ def test_a_run_cut_many_times(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attack", ["n-fgsm", "atta"])
 def test_a_run_on_single_steps_cut_anywhere(
-    attack: TrainAttack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Any accuracy under the single step counts as too much: the guard is busy.
-    eager = partial(Guard, every=3, cure=2, share=math.inf)
-    monkeypatch.setattr(training, "Guard", eager)
+    monkeypatch.setattr(inner_attack, "CHECK_EVERY", 3)
+    monkeypatch.setattr(inner_attack, "CURE_STEPS", 2)
+    monkeypatch.setattr(inner_attack, "COLLAPSED", math.inf)
 
     def part(checkpoint: Path | None = None, cut: int | None = None) -> tuple[nn.Module, Trainer]:
         model = net()
@@ -219,18 +220,18 @@ def test_a_run_on_single_steps_cut_anywhere(
         return model, trainer
 
     whole, uncut = part()
-    assert 1 < uncut.guard.collapses < TOTAL / 3
+    assert 1 < uncut.attack.guard.collapses < TOTAL / 3
     for cut in (1, 2, 5, 10, 17):
         checkpoint = tmp_path / f"{cut}.pt"
         part(checkpoint, cut)
         resumed, trainer = part(checkpoint)
         assert_same_state(whole, resumed)
-        assert trainer.guard.collapses == uncut.guard.collapses
-        for name, kept in uncut.guard.visits.state_dict().items():
-            found = trainer.guard.visits.state_dict()[name]
-            assert (kept is None) == (found is None)
-            if kept is not None and found is not None:
-                assert torch.equal(kept, found)
+        expected, resumed_state = uncut.attack.state_dict(), trainer.attack.state_dict()
+        assert resumed_state["collapses"] == expected["collapses"]
+        for name, tensor in expected["visits"].items():
+            assert (tensor is None) == (attack == "n-fgsm")
+            restored = resumed_state["visits"][name]
+            assert restored is None if tensor is None else torch.equal(tensor, restored)
 
 
 def test_the_seed_decides_and_the_global_generator_does_not() -> None:
@@ -284,7 +285,7 @@ def test_the_rate_is_one_cycle() -> None:
     assert max(scales) == pytest.approx(1)
 
 
-def test_each_step_is_given_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_has_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[float, int, float, torch.dtype | None]] = []
 
     def attack(
@@ -292,8 +293,8 @@ def test_each_step_is_given_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch
         x: Tensor,
         y: Tensor,
         eps: float,
-        steps: int,
         *,
+        steps: int,
         step_size: float,
         precision: torch.dtype | None,
         **how: Any,
@@ -302,7 +303,8 @@ def test_each_step_is_given_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch
         calls.append((eps, steps, step_size, precision))
         return x
 
-    monkeypatch.setattr(objective_module, "pgd", attack)
+    recording = replace(registry.training_attack("pgd"), run=attack)
+    monkeypatch.setitem(registry._trained, "pgd", recording)
     rates: list[float] = []
 
     class Watched(torch.optim.SGD):
@@ -326,7 +328,7 @@ def test_each_step_is_given_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch
 
     calls.clear()
     objective = Objective(eps=0.2, steps=5, step_size=0.01, precision=torch.bfloat16)
-    objective.attack(net(), *examples(), 0.25)
+    InnerAttack(objective)(net(), *examples(), 0.25, 0)
     (call,) = calls
     assert call[:3] == pytest.approx((0.05, 5, 0.0025))
     assert call[3] is torch.bfloat16
@@ -424,9 +426,9 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
     )
     with pytest.raises(TrainingError, match="step 2 of stage 'explodes'"):
         trainer.run()
-    kept = torch.load(checkpoint, weights_only=True)
-    assert kept["step"] == 0
-    assert all(bool(v.isfinite().all()) for v in kept["model"].values())
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["step"] == 0
+    assert all(bool(v.isfinite().all()) for v in saved["model"].values())
 
 
 @pytest.mark.parametrize("rate", [1e20, 1e30])
@@ -534,10 +536,10 @@ def test_a_loader_that_does_not_keep_its_length() -> None:
     assert stage.total_steps == 2 * (STEPS - 1)
 
 
-# ---- what a caller is told
+# ---- what a caller learns
 
 
-def test_steps_and_epochs_are_told() -> None:
+def test_steps_and_epochs_are_reported() -> None:
     steps: list[training.Progress] = []
     epochs: list[tuple[str, int, int]] = []
     stages = [Sgd(2, 1e-2), Stage(1, 1e-3)]
@@ -556,16 +558,16 @@ def test_steps_and_epochs_are_told() -> None:
     assert trainer.seconds.keys() == {"sgd", "stage"}
 
 
-def test_the_loss_and_the_share_of_right_answers_that_are_told() -> None:
+def test_the_loss_and_the_share_of_right_answers_are_reported() -> None:
     x, y = examples()
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
-    told: list[training.Progress] = []
+    reported: list[training.Progress] = []
     with torch.no_grad():
         logits = model(x)
     loader = [(x, y)]
-    Trainer(model, loader, [Sgd(1, 1e-2)], Objective(eps=0), on_step=told.append).run()
-    assert told[0].loss == pytest.approx(float(F.cross_entropy(logits, y)), abs=1e-6)
-    assert told[0].robust == pytest.approx(float((logits.argmax(1) == y).float().mean()))
+    Trainer(model, loader, [Sgd(1, 1e-2)], Objective(eps=0), on_step=reported.append).run()
+    assert reported[0].loss == pytest.approx(float(F.cross_entropy(logits, y)), abs=1e-6)
+    assert reported[0].robust == pytest.approx(float((logits.argmax(1) == y).float().mean()))
 
 
 def test_the_interrupt_handler_is_put_back() -> None:
