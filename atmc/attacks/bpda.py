@@ -1,10 +1,10 @@
 """Gradients that get past ReLUs which are off and inputs which a max-pool leaves out.
 
 In a net of few weights most pixels have no gradient at all: the path of a pixel ends at a unit
-that is off, or at a maximum that it loses. PGD cannot see such a pixel, though changing it by
-enough would switch the unit on; the net looks more robust than it is, and training on such
-attacks teaches it to look so. In the backward pass differentiable approximation (BPDA, Athalye et
-al., ICML 2018) the forward pass is the net's, and the backward pass that of a smoother net.
+that is off, or at a maximum that it loses. PGD cannot see such a pixel, so that the net looks more
+robust than it is, and training on such attacks teaches it to look so. In the backward pass
+differentiable approximation (BPDA, Athalye et al., ICML 2018) the forward pass is the net's, and
+the backward pass that of a smoother net.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atmc.attacks.replacement import Replacement, pair
+from atmc.attacks.replacement import Pair, Replacement, pair
 
 SLOPE = 0.1  # of a ReLU that is off, and the share of the gradient that a window's mean receives
 
@@ -44,14 +44,7 @@ class _MaxPool2d(torch.autograd.Function):
     """``max_pool2d`` with a part of the mean's gradient added."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        size: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        ceil: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, size: Pair, stride: Pair, padding: Pair, ceil: bool) -> Tensor:
         out, indices = _aten.max_pool2d_with_indices(x, size, stride, padding, (1, 1), ceil)
         ctx.save_for_backward(x, indices)
         ctx.geometry = size, stride, padding, ceil

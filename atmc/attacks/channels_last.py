@@ -42,7 +42,7 @@ class ChannelsLastGradients(Replacement):
     def replace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor | None:
-        """Replace the flattening of such maps; compiled models have passes of their own."""
+        """Replace the flattening of such maps; compiled models arrange theirs."""
         if func in (torch.flatten, Tensor.flatten) and args and not torch.compiler.is_compiling():
             x, *dims = args
             last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)

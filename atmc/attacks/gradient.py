@@ -13,7 +13,7 @@ Some arguments mean the same in all of them:
 - ``precision``: run the layers under autocast in this type
 - ``fast``: let thin convolutions take the faster way; the gradient differs by rounding
 - ``bpda``: let gradients past ReLUs that are off and losers of a max-pool, as
-  :mod:`atmc.attacks.bpda` says: stronger where the net's own gradients are mostly zero
+  :mod:`atmc.attacks.bpda` says: stronger where the net's gradients are mostly zero
 - ``compiled``: pass the model through ``torch.compile``, with CUDA graphs on a GPU. The first call
   takes long; on the CPU the others are slower too for small nets
 """
@@ -60,11 +60,11 @@ def _compiled(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def _gradient(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
     loss: ExampleLoss,
     precision: torch.dtype | None,
-    compiled: bool = False,
+    compiled: bool,
+    x: Tensor,
+    y: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the input, and the logits."""
     x = x.detach().requires_grad_(True)
@@ -153,6 +153,7 @@ def pgd(
             "not follow: leave out one of them"
         )
     ascended = example_loss(loss)
+    gradient_of = partial(_gradient, model, ascended, precision, compiled)
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     worst = worst_score = None
     with frozen(model, fast, bpda):
@@ -162,17 +163,13 @@ def pgd(
                 adv = torch.clamp(start, low, high)
             elif random_start:
                 adv = torch.clamp(x + _noise(x, generator) * eps, low, high)
-            if stop_when_fooled:
-                adv = _ascend_until_fooled(
-                    model, adv, y, low, high, steps, step, ascended, precision
-                )
-            else:
-                for _ in range(steps):
-                    gradient, _ = _gradient(model, adv, y, ascended, precision, compiled)
-                    adv = torch.clamp(adv.add(gradient.sign_(), alpha=step), low, high)
+            adv = _ascend(gradient_of, adv, y, (low, high), steps, step, stop_when_fooled)
             if restarts == 1:
                 return adv
-            score = _score(model, adv, y, ascended, precision)
+            with torch.no_grad():
+                logits = _forward(model, adv, precision)
+                # Fooled counts above any loss: 1 where fooled, below 1 elsewhere.
+                score = torch.sigmoid(ascended(logits, y)) * 0.5 + (logits.argmax(1) != y)
             if worst is None or worst_score is None:
                 worst, worst_score = adv, score
             else:
@@ -182,34 +179,22 @@ def pgd(
     return worst
 
 
-@torch.no_grad()
-def _score(
-    model: nn.Module, adv: Tensor, y: Tensor, loss: ExampleLoss, precision: torch.dtype | None
-) -> Tensor:
-    """How bad each example is: 1 and more where the model is fooled, below 1 elsewhere."""
-    logits = _forward(model, adv, precision)
-    return torch.sigmoid(loss(logits, y)) * 0.5 + (logits.argmax(1) != y)
-
-
-def _ascend_until_fooled(
-    model: nn.Module,
-    start: Tensor,
+def _ascend(
+    gradient_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    adv: Tensor,
     y: Tensor,
-    low: Tensor,
-    high: Tensor,
+    box: tuple[Tensor, Tensor],
     steps: int,
     step_size: float,
-    loss: ExampleLoss,
-    precision: torch.dtype | None,
+    stop_when_fooled: bool,
 ) -> Tensor:
-    """Signed steps for the examples that are still classified correctly."""
-    reached = start.clone()
+    """Signed steps, of all examples or of those that are still classified correctly."""
+    low, high = box
+    reached = adv.clone() if stop_when_fooled else adv
     left = torch.arange(len(y), device=y.device)
-    adv = start
     for _ in range(steps):
-        gradient, logits = _gradient(model, adv, y, loss, precision)
-        stands = logits.argmax(1) == y
-        if not bool(stands.all()):
+        gradient, logits = gradient_of(adv, y)
+        if stop_when_fooled and not bool((stands := logits.argmax(1) == y).all()):
             reached[left] = adv
             left, adv, y, low, high, gradient = (
                 value[stands] for value in (left, adv, y, low, high, gradient)
@@ -217,6 +202,8 @@ def _ascend_until_fooled(
             if len(left) == 0:
                 return reached
         adv = torch.clamp(adv.add(gradient.sign_(), alpha=step_size), low, high)
+    if not stop_when_fooled:
+        return adv
     reached[left] = adv
     return reached
 
@@ -264,7 +251,7 @@ def n_fgsm(
         raise ValueError(f"noise is {noise}: give a number of at least 0")
     start = x + _noise(x, generator) * (noise * eps)
     with frozen(model, fast, bpda):
-        gradient, _ = _gradient(model, start, y, example_loss("ce"), precision, compiled)
+        gradient, _ = _gradient(model, example_loss("ce"), precision, compiled, start, y)
     return (start + eps * gradient.sign()).clamp(0, 1)
 
 
@@ -301,7 +288,7 @@ def wrm(
     adv = x.detach()
     with frozen(model):
         for t in range(steps):
-            gradient, _ = _gradient(model, adv, y, example_loss("ce"), precision)
+            gradient, _ = _gradient(model, example_loss("ce"), precision, False, adv, y)
             ascent = gamma * gradient - (adv - x)
             adv = torch.clamp(adv + ascent / (t + 1) ** 0.5, 0, 1)
     return adv

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atmc.attacks.replacement import Replacement, pair
+from atmc.attacks.replacement import Pair, Replacement, pair
 from atmc.hardware import matrix_units
 
 # Where torch's kernel is the slower one, by measurement.
@@ -30,16 +30,11 @@ class _ThinConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Pair
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.geometry = x.shape, stride, padding, dilation
+        ctx.geometry = x.shape, *geometry
+        stride, padding, dilation = geometry
         return F.conv2d(x, weight, bias, stride, padding, dilation)
 
     @staticmethod
@@ -49,12 +44,7 @@ class _ThinConv2d(torch.autograd.Function):
 
 
 def input_gradient(
-    gradient: Tensor,
-    weight: Tensor,
-    shape: torch.Size,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    gradient: Tensor, weight: Tensor, shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     """The gradient of a convolution's input, the faster of two ways.
 
@@ -73,12 +63,7 @@ def input_gradient(
 
 
 def _transposed(
-    gradient: Tensor,
-    weight: Tensor,
-    shape: torch.Size,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    gradient: Tensor, weight: Tensor, shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     """By torch's transposed convolution."""
     # Rows and columns at the end that no output depends on.
@@ -92,12 +77,7 @@ def _transposed(
 
 
 def _by_taps(
-    gradient: Tensor,
-    weight: Tensor,
-    shape: torch.Size,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    gradient: Tensor, weight: Tensor, shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     """By one product over all positions and one shifted sum a tap."""
     n, channels, height, width = shape
@@ -122,7 +102,7 @@ def _by_taps(
 
 def _geometry(
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> tuple[tuple[int, int], ...] | None:
+) -> tuple[Pair, Pair, Pair] | None:
     """Stride, padding and dilation; None of grouped convolutions, and of padding as a word."""
     if groups != 1 or isinstance(padding, str):
         return None
@@ -165,7 +145,7 @@ class ThinConvolutions(Replacement):
     def replace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor | None:
-        """Replace the convolutions that fit; compiled models have passes of their own."""
+        """Replace the convolutions that fit; compiled models have other kernels."""
         if func is F.conv2d and not torch.compiler.is_compiling():
             return _convolve(*args, **kwargs)
         return None

@@ -5,7 +5,8 @@ global generators of torch and numpy are restored afterwards. The packages are i
 attack runs (the extra ``eval``).
 
 In all functions ``model`` is a classifier of inputs in [0, 1], ``x`` its inputs (n, C, H, W), ``y``
-their labels (n,), int64, and ``eps`` the ℓ∞ radius, in pixels of [0, 1].
+their labels (n,), int64, and ``eps`` the ℓ∞ radius, in pixels of [0, 1]. They return the attacked
+inputs, in [0, 1] and within ε of ``x``.
 """
 
 from __future__ import annotations
@@ -95,9 +96,6 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, seed: int 
     """AutoAttack, standard version, by pyautoattack (Croce & Hein, ICML 2020).
 
     With fewer than four classes it runs the attacks that are defined there (:func:`components`).
-
-    Returns:
-        The attacked inputs, in [0, 1] and within ε of ``x``.
     """
     from pyautoattack import AutoAttack
 
@@ -172,7 +170,7 @@ def cw_linf(
         step_size: Adam's rate, in tanh space.
 
     Returns:
-        The attacked inputs, in [0, 1] and within ε of ``x``; the start where the search fails.
+        The attacked inputs; the start where the search fails.
     """
     from art.attacks.evasion import CarliniLInfMethod
 
@@ -215,9 +213,6 @@ def square(
 
     Args:
         steps: squares tried.
-
-    Returns:
-        The attacked inputs, in [0, 1] and within ε of ``x``.
     """
     from art.attacks.evasion import SquareAttack
 

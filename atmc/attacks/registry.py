@@ -70,11 +70,7 @@ class Attack:
         return self.kind.run(attacked, x, y, **taken)
 
     def row(self, classes: int | None = None) -> dict[str, Any]:
-        """The attack's row in report.json, without its accuracy.
-
-        Args:
-            classes: of the model; None if unknown.
-        """
+        """The attack's row in report.json without its accuracy, by the number of classes."""
         row = {each.name: getattr(self, each.name) for each in fields(self)}
         source: Source | None = row.pop("source")
         if source is not None:
@@ -89,54 +85,33 @@ class Attack:
 
 @dataclass(frozen=True)
 class EvaluatedAttack:
-    """A kind of attack that a model can be evaluated with.
+    """A kind of attack that a model can be evaluated with."""
 
-    Args:
-        name: as ``attacks`` and ``--attack`` have it.
-        run: attacks a batch once: ``run(model, x, y, **taken)``.
-        takes: the keywords of ``run``: "eps", "steps", "step_size", "loss", and as its source of
-            random numbers "generator" or "seed".
-        settings: takes the attack as requested, and returns it with the settings that it has.
-        steps: where the name states none; None for those that are requested.
-        numbered: whether the name may state the steps, as in ``pgd-100``.
-        needs_source: whether the examples are made on another model.
-        package: that it needs, of the extra ``eval``.
-        components: the attacks that it consists of, by the number of classes.
-        warning: what a report has to warn of, by the number of classes.
-    """
-
-    name: str
-    run: Callable[..., Tensor]
+    name: str  # as in --attack
+    run: Callable[..., Tensor]  # run(model, x, y, **taken) attacks a batch once
+    # The keywords of run: settings of Attack, and "generator" or "seed" for random numbers.
     takes: tuple[str, ...] = ("eps", "steps", "step_size", "loss", "generator")
-    settings: Callable[[Attack], Attack] = lambda requested: requested
-    steps: int | None = None
-    numbered: bool = False
-    needs_source: bool = False
-    package: str | None = None
+    settings: Callable[[Attack], Attack] = lambda requested: requested  # the settings that it has
+    steps: int | None = None  # where the name states none; None for those that are requested
+    numbered: bool = False  # whether the name may state the steps, as in pgd-100
+    needs_source: bool = False  # whether the examples are made on another model
+    package: str | None = None  # that it needs, of the extra eval
+    # By the number of classes: the attacks that it consists of, and what a report has to warn of.
     components: Callable[[int], tuple[str, ...]] | None = None
     warning: Callable[[int], str | None] = lambda classes: None
 
 
 @dataclass(frozen=True)
 class TrainingAttack:
-    """A kind of attack that a model can be trained on.
+    """A kind of attack that a model can be trained on."""
 
-    Args:
-        name: as ``train_attack`` has it.
-        run: attacks a batch: ``run(model, x, y, eps, *, precision, fast, bpda, compiled)``, as
-            :func:`atmc.attacks.n_fgsm` does.
-        steps: by default, of a ``run`` that takes ``steps`` and ``step_size`` too; else None.
-        step_size: by default, of ε and the number of steps.
-        watched: whether training on it may collapse, so that PGD has to check it.
-        remembers: whether ``run`` takes a ``start`` too: where it last left each example.
-    """
-
-    name: str
+    name: str  # as in --train-attack
+    # run(model, x, y, eps, *, precision, fast, bpda, compiled) attacks a batch.
     run: Callable[..., Tensor]
-    steps: int | None = None
-    step_size: Callable[[float, int], float] = lambda eps, steps: 2 * eps / steps
-    watched: bool = False
-    remembers: bool = False
+    steps: int | None = None  # by default, if run takes steps and step_size too; else None
+    step_size: Callable[[float, int], float] = lambda eps, steps: 2 * eps / steps  # by default
+    watched: bool = False  # whether training on it may collapse, so that PGD has to check it
+    remembers: bool = False  # whether run takes a start too: where it last left each example
 
 
 _evaluated: dict[str, EvaluatedAttack] = {}
@@ -144,12 +119,7 @@ _trained: dict[str, TrainingAttack] = {}
 
 
 def register(name: str, **traits: Any) -> Callable[[Run], Run]:
-    """Register the decorated function as the attack ``name`` of evaluation.
-
-    Args:
-        name: of the attack.
-        traits: of :class:`EvaluatedAttack`.
-    """
+    """Register the decorated function for evaluation, with traits of :class:`EvaluatedAttack`."""
 
     def decorate(run: Run) -> Run:
         _evaluated[name] = EvaluatedAttack(name, run, **traits)
@@ -159,12 +129,7 @@ def register(name: str, **traits: Any) -> Callable[[Run], Run]:
 
 
 def register_training(name: str, **traits: Any) -> Callable[[Run], Run]:
-    """Register the decorated function as the attack ``name`` of training.
-
-    Args:
-        name: of the attack.
-        traits: of :class:`TrainingAttack`.
-    """
+    """Register the decorated function for training, with traits of :class:`TrainingAttack`."""
 
     def decorate(run: Run) -> Run:
         _trained[name] = TrainingAttack(name, run, **traits)

@@ -31,7 +31,10 @@ class Replacement(TorchFunctionMode):
         return func(*args, **kwargs) if replaced is None else replaced
 
 
-def pair(value: Any) -> tuple[int, int]:
-    """A setting of a layer in two dimensions, one number or more, as (rows, columns)."""
+Pair = tuple[int, int]  # rows, columns
+
+
+def pair(value: Any) -> Pair:
+    """A setting of a layer in two dimensions, which may be a single number."""
     values = [int(each) for each in value] if isinstance(value, Iterable) else [int(value)]
     return values[0], values[-1]

@@ -129,12 +129,7 @@ def _evaluate(
 
 
 def _survives(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    correct: Tensor,
-    attack: Attack,
-    seeds: tuple[int, int],
+    model: nn.Module, x: Tensor, y: Tensor, correct: Tensor, attack: Attack, seeds: tuple[int, int]
 ) -> Tensor:
     """Which of the correctly classified examples stay so under all restarts of an attack."""
     generator = torch.Generator(x.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atmc.attacks.freezing import frozen
 from atmc.attacks.registry import TrainingAttack, training_attack
 from atmc.inference import as_logits
-from atmc.training.objective import Objective
+from atmc.training.objective import Objective, default_steps
 
 CHECK_EVERY = 50  # steps
 CHECK_EXAMPLES = 64  # of a batch
@@ -99,7 +99,7 @@ class InnerAttack:
         objective: names the attack and its settings.
 
     Raises:
-        ValueError: there is no such attack.
+        ValueError: no such attack.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -139,52 +139,50 @@ class InnerAttack:
             )
         if self.objective.eps * scale == 0:
             return x
-        if not self.kind.watched:
-            return self._run(model, x, y, scale, index)
+        pgd = training_attack("pgd")
         if self.guard.curing():
-            return self._pgd(model, x, y, scale)
-        adv = self._run(model, x, y, scale, index)
-        if step % CHECK_EVERY == 0 and self._collapsed(model, x, y, scale, adv):
-            return self._pgd(model, x, y, scale)
+            return self._run(pgd, model, x, y, scale)
+        adv = self._run(self.kind, model, x, y, scale, index)
+        if self.kind.watched and step % CHECK_EVERY == 0:
+            some_x, some_y = x[:CHECK_EXAMPLES], y[:CHECK_EXAMPLES]
+            under_pgd = self._run(pgd, model, some_x, some_y, scale)
+            right_under_pgd = self._right(model, under_pgd, some_y)
+            right_under_cheap = self._right(model, adv[:CHECK_EXAMPLES], some_y)
+            if self.guard.collapsed(right_under_pgd, right_under_cheap):
+                return self._run(pgd, model, x, y, scale)
         return adv
 
     def _run(
-        self, model: nn.Module, x: Tensor, y: Tensor, scale: float, index: Tensor | None
+        self,
+        kind: TrainingAttack,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        scale: float,
+        index: Tensor | None = None,
     ) -> Tensor:
-        settings = self._steps(self.kind, self.objective.steps, self.objective.step_size, scale)
-        eps = self.objective.eps * scale
-        if not self.kind.remembers:
-            return self.kind.run(model, x, y, eps, **settings, **self.objective.passes)
-        assert index is not None
-        settings["start"] = self.memory.starts(x, index, eps)
-        adv = self.kind.run(model, x, y, eps, **settings, **self.objective.passes)
-        self.memory.store(x, adv, index, eps)
+        """The objective's attack, or the PGD that checks it and replaces it."""
+        objective = self.objective
+        eps, steps, step_size = objective.eps * scale, objective.steps, objective.step_size
+        if kind is not self.kind and self.kind.steps is not None:  # they are of the cheap attack
+            steps, step_size = max(steps, default_steps(kind.name)), None
+        settings: dict[str, Any] = {}
+        if kind.steps is not None:
+            length = kind.step_size(objective.eps, steps) if step_size is None else step_size
+            settings |= {"steps": steps, "step_size": length * scale}
+        if kind.remembers and index is not None:
+            settings["start"] = self.memory.starts(x, index, eps)
+        adv = kind.run(
+            *(model, x, y, eps),
+            precision=objective.precision,
+            fast=objective.fast,
+            bpda=objective.bpda,
+            compiled=objective.compiled,
+            **settings,
+        )
+        if kind.remembers and index is not None:
+            self.memory.store(x, adv, index, eps)
         return adv
-
-    def _pgd(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
-        """PGD, with the steps of the objective unless they are those of the cheap attack."""
-        pgd = training_attack("pgd")
-        assert pgd.steps is not None
-        steps, step_size = self.objective.steps, self.objective.step_size
-        if self.kind.steps is not None:
-            steps, step_size = max(steps, pgd.steps), None
-        settings = self._steps(pgd, steps, step_size, scale)
-        return pgd.run(model, x, y, self.objective.eps * scale, **settings, **self.objective.passes)
-
-    def _steps(
-        self, kind: TrainingAttack, steps: int, step_size: float | None, scale: float
-    ) -> dict[str, Any]:
-        """The number of steps and their length at ``scale`` · ε, for an attack that takes them."""
-        if kind.steps is None:
-            return {}
-        if step_size is None:
-            step_size = kind.step_size(self.objective.eps, steps)
-        return {"steps": steps, "step_size": step_size * scale}
-
-    def _collapsed(self, model: nn.Module, x: Tensor, y: Tensor, scale: float, adv: Tensor) -> bool:
-        x, y, adv = x[:CHECK_EXAMPLES], y[:CHECK_EXAMPLES], adv[:CHECK_EXAMPLES]
-        right_under_pgd = self._right(model, self._pgd(model, x, y, scale), y)
-        return self.guard.collapsed(right_under_pgd, self._right(model, adv, y))
 
     @torch.no_grad()
     def _right(self, model: nn.Module, x: Tensor, y: Tensor) -> int:

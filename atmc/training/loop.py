@@ -22,12 +22,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from atmc.data.pixels import check_pixels
 from atmc.errors import TrainingError
 from atmc.factorization.layers import plain_weights
 from atmc.files import read, write
-from atmc.inference import run, seed_generators
+from atmc.inference import device_of, run, seed_generators
 from atmc.messages import argument, warn
 from atmc.models.preparation import copy_model
 from atmc.training.inner_attack import InnerAttack
@@ -36,9 +37,6 @@ from atmc.training.stage import EXAMPLES, Stage
 
 Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
 Loader = Iterable[Batch]
-
-# The keys of a checkpoint.
-_SAVED = {"stage", "step", "steps_per_epoch", "model", "optimizer", "extra", "guard", "seconds"}
 
 
 @dataclass
@@ -53,7 +51,7 @@ class Progress:
     robust: float
 
 
-def _in_range(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+def _in_range(model: nn.Module, optimizer: Optimizer) -> bool:
     """Whether every value, and the norm of every tensor, is a float32."""
     moved = (p for group in optimizer.param_groups for p in group["params"])
     tensors = (t.detach() for t in (*model.state_dict().values(), *moved))
@@ -146,6 +144,7 @@ class Trainer:
             self.steps_per_epoch = 0
         if self.steps_per_epoch == 0:
             raise ValueError("the train loader is empty or has no length: give a DataLoader")
+        self._device = device_of(model)
         # Whether batch norm refuses batches of one example; None until one comes.
         self._refuses_one: bool | None = None
 
@@ -182,7 +181,7 @@ class Trainer:
         x = next(iter(self.loader))[0]
         if self.objective.attacked:
             check_pixels(x, "the train loader")
-        x = x[:EXAMPLES].to(self.device)
+        x = x[:EXAMPLES].to(self._device)
         if self._too_small(x):
             raise ValueError(
                 "the train loader gives batches of one example, on which batch norm cannot be "
@@ -190,9 +189,7 @@ class Trainer:
             )
         return x
 
-    def _start(
-        self, stage: Stage, state: dict[str, Any] | None
-    ) -> tuple[torch.optim.Optimizer, int]:
+    def _start(self, stage: Stage, state: dict[str, Any] | None) -> tuple[Optimizer, int]:
         """The stage's optimizer, and its first step; both as in the checkpoint, if there is one."""
         if state is None:
             return stage.start(self.model), 0
@@ -205,14 +202,14 @@ class Trainer:
             optimizer.load_state_dict(state["optimizer"])
             stage.load_state_dict(state["extra"])
             self.attack.load_state_dict(state["guard"])
-        self.seconds = dict(state["seconds"])
-        return optimizer, state["step"]
+            self.seconds = dict(state["seconds"])
+            return optimizer, state["step"]
 
     def _run_stage(
         self,
         index: int,
         stage: Stage,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         step: int,
         interrupted: Callable[[], bool],
     ) -> None:
@@ -273,16 +270,16 @@ class Trainer:
             if current < step:
                 continue
             used = batch[:3] if self.attack.kind.remembers else batch[:2]
-            x, y, *index = (t.to(self.device, non_blocking=True) for t in used)
+            x, y, *index = (t.to(self._device, non_blocking=True) for t in used)
             yield x, y, index[0] if index else None
 
     def _reseed(self, *parts: int) -> None:
-        seed_generators(derive(*self.seed, *parts), self.device)
+        seed_generators(derive(*self.seed, *parts), self._device)
 
     def _backward(
         self,
         stage: Stage,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         x: Tensor,
         y: Tensor,
         index: Tensor | None,
@@ -304,11 +301,6 @@ class Trainer:
         if not math.isfinite(value):
             raise self._lost(f"the loss is {value}", stage, step + 1)
         return value, logits
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     def _too_small(self, x: Tensor) -> bool:
         """Whether to leave out a batch: it has one example, and batch norm refuses it."""
@@ -335,7 +327,7 @@ class Trainer:
         )
 
     @contextmanager
-    def _finite(self, stage: Stage, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
+    def _finite(self, stage: Stage, optimizer: Optimizer, step: int) -> Iterator[None]:
         """Inside, errors of projections and codebooks that meet infinite weights are named so."""
         try:
             yield
@@ -350,12 +342,9 @@ class Trainer:
         try:
             yield
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise TrainingError(
-                f"the checkpoint {self.checkpoint} is of another run ({type(error).__name__}): "
-                f"start again with {argument('overwrite', True)}, or in another folder"
-            ) from error
+            raise self._refused("is of another run", error) from error
 
-    def _save(self, index: int, step: int, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, index: int, step: int, stage: Stage, optimizer: Optimizer) -> None:
         # Weights that are lost show in the loss a step later: until then the old state stays.
         if self.checkpoint is None or not _in_range(self.model, optimizer):
             return
@@ -378,19 +367,21 @@ class Trainer:
             return None
         try:
             data = io.BytesIO(read(self.checkpoint))
-            state = dict(torch.load(data, map_location="cpu", weights_only=True))
-            if missing := _SAVED - state.keys():
-                raise KeyError(*missing)
+            state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+            batches = state["steps_per_epoch"]
             self.stages[state["stage"]]
         except Exception as error:
+            raise self._refused("cannot be read", error) from error
+        if batches != self.steps_per_epoch:
             raise TrainingError(
-                f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): "
-                f"start again with {argument('overwrite', True)}, or in another folder"
-            ) from error
-        if state["steps_per_epoch"] != self.steps_per_epoch:
-            raise TrainingError(
-                f"the checkpoint {self.checkpoint} is of a loader of {state['steps_per_epoch']} "
-                f"batches, the one given has {self.steps_per_epoch}: give that one, or start again "
-                f"with {argument('overwrite', True)}"
+                f"the checkpoint {self.checkpoint} is of a loader of {batches} batches, the one "
+                f"given has {self.steps_per_epoch}: give that one, or start again with "
+                f"{argument('overwrite', True)}"
             )
         return state
+
+    def _refused(self, why: str, error: Exception) -> TrainingError:
+        return TrainingError(
+            f"the checkpoint {self.checkpoint} {why} ({type(error).__name__}): "
+            f"start again with {argument('overwrite', True)}, or in another folder"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,16 +59,6 @@ class Objective:
     def attacked(self) -> bool:
         """Whether there is an attack at all."""
         return self.eps > 0 and self.train_attack != "none"
-
-    @property
-    def passes(self) -> dict[str, Any]:
-        """How the attack runs the model."""
-        return {
-            "precision": self.precision,
-            "fast": self.fast,
-            "bpda": self.bpda,
-            "compiled": self.compiled,
-        }
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The autocast context of the layers."""

@@ -1,4 +1,4 @@
-"""Smoother gradients: the forward pass is the net's own, the way back passes what is off."""
+"""Smoother gradients: the net's forward pass, and a backward pass past units that are off."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def gradient(module: nn.Module, x: Tensor, direction: Tensor) -> tuple[Tensor, T
 def test_a_relu_that_is_off_passes_a_tenth(inplace: bool) -> None:
     x = torch.tensor([-2.0, -0.0, 0.0, 3.0])
     direction = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    out, found = gradient(nn.ReLU(inplace), x, direction)
+    out, slope = gradient(nn.ReLU(inplace), x, direction)
     assert torch.equal(out, x.relu())
-    torch.testing.assert_close(found, direction * torch.tensor([SLOPE, SLOPE, SLOPE, 1.0]))
+    torch.testing.assert_close(slope, direction * torch.tensor([SLOPE, SLOPE, SLOPE, 1.0]))
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -44,13 +44,13 @@ def test_a_pool_passes_a_tenth_of_the_mean_as_well(
     pool = nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)
     mean = nn.AvgPool2d(size, stride, padding, ceil_mode=ceil)
     direction = torch.randn_like(pool(x))
-    out, found = gradient(pool, x, direction)
+    out, slope = gradient(pool, x, direction)
     assert torch.equal(out, pool(x))
     expected = []
     for module in (pool, mean):
         leaf = x.clone().requires_grad_(True)
         expected.append(torch.autograd.grad((module(leaf) * direction).sum(), leaf)[0])
-    torch.testing.assert_close(found, expected[0] + SLOPE * expected[1])
+    torch.testing.assert_close(slope, expected[0] + SLOPE * expected[1])
 
 
 def test_other_pools_are_left_alone() -> None:

@@ -52,9 +52,9 @@ def test_within_the_ball_and_the_box(name: str, factorized: bool) -> None:
     if factorized:
         factorize(model)
     x, y = batch()
-    given = x.clone()
+    before_attack = x.clone()
     adv = ATTACKS[name](model, x, y)
-    assert torch.equal(x, given)
+    assert torch.equal(x, before_attack)
     assert not adv.requires_grad and adv.shape == x.shape and adv.dtype == x.dtype
     assert float(adv.min()) >= 0 and float(adv.max()) <= 1
     if name != "wrm":
@@ -81,9 +81,9 @@ def test_leaves_the_model_as_it_was(name: str) -> None:
     assert [module.training for module in model.modules()] == modes
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
-    kept = [p.grad for p in model.parameters() if p.grad is not None]
-    assert len(kept) == len(grads) == len(list(model.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(kept, grads, strict=True))
+    after = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(after) == len(grads) == len(list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(after, grads, strict=True))
     model.zero_grad()
     ATTACKS[name](model, x, y)
     assert all(p.grad is None for p in model.parameters())
@@ -222,11 +222,11 @@ def test_the_generator_decides() -> None:
     assert torch.equal(attacked(0), attacked(0))
     assert not torch.equal(attacked(0), attacked(1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    found = []
+    results = []
     for _ in range(2):
         torch.manual_seed(5)
-        found.append(pgd(model, x, y, 0.1, 3))
-    assert torch.equal(*found)
+        results.append(pgd(model, x, y, 0.1, 3))
+    assert torch.equal(*results)
 
 
 def linear_model() -> nn.Linear:
@@ -271,10 +271,10 @@ def test_dlr_loss_is_that_of_the_paper() -> None:
         first, _, third, *_ = sorted(z, reverse=True)
         wrong = max(value for i, value in enumerate(z) if i != label)
         expected.append(-(z[label] - wrong) / (first - third))
-    found = dlr_loss(logits, y)
-    assert found.tolist() == pytest.approx(expected)
-    assert torch.equal(found > 0, logits.argmax(1) != y), "positive where fooled"
-    torch.testing.assert_close(dlr_loss(7 * logits + 3, y), found)
+    losses = dlr_loss(logits, y)
+    assert losses.tolist() == pytest.approx(expected)
+    assert torch.equal(losses > 0, logits.argmax(1) != y), "positive where fooled"
+    torch.testing.assert_close(dlr_loss(7 * logits + 3, y), losses)
 
 
 def test_dlr_loss_where_there_is_no_third_logit() -> None:

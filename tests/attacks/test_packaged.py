@@ -39,7 +39,7 @@ def images(count: int) -> Tensor:
 
 
 @every_attack
-def test_held_to_our_terms(name: str) -> None:
+def test_the_conditions_of_our_attacks(name: str) -> None:
     model = network()
     model.train()
     model[2].weight.requires_grad_(False)
@@ -53,20 +53,20 @@ def test_held_to_our_terms(name: str) -> None:
     np.random.seed(5)
     expected = np.random.rand()
     np.random.seed(5)
-    found = ATTACKS[name](model, x, y, seed=3)
+    adversarial = ATTACKS[name](model, x, y, seed=3)
     assert np.random.rand() == expected
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert torch.equal(ATTACKS[name](model, x, y, seed=3), found), "the seed decides"
+    assert torch.equal(ATTACKS[name](model, x, y, seed=3), adversarial), "the seed decides"
     assert all(module.training and not module._forward_hooks for module in model.modules())
     assert [p.requires_grad for p in model.parameters()] == required
     for p, grad in zip(model.parameters(), grads, strict=True):
         assert p.grad is None if grad is None else torch.equal(p.grad, grad)
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
-    assert found.dtype == x.dtype and found.shape == x.shape
-    assert float(found.min()) >= 0 and float(found.max()) <= 1
-    assert float((found - x).abs().max()) <= WIDE + 1e-6
-    assert int((predict(model, found) != y).sum()) > 0
+    assert adversarial.dtype == x.dtype and adversarial.shape == x.shape
+    assert float(adversarial.min()) >= 0 and float(adversarial.max()) <= 1
+    assert float((adversarial - x).abs().max()) <= WIDE + 1e-6
+    assert int((predict(model, adversarial) != y).sum()) > 0
 
 
 def test_seeds_differ() -> None:
@@ -104,8 +104,8 @@ def test_on_a_linear_model_broken_is_what_can_be_broken(name: str) -> None:
 def test_a_ball_of_radius_zero() -> None:
     model, x = network(), images(3)
     y = predict(model, x)
-    for found in (cw_linf(model, x, y, 0.0, 5, 1.0), square(model, x, y, 0.0, 5)):
-        assert torch.equal(found, x)
+    for adversarial in (cw_linf(model, x, y, 0.0, 5, 1.0), square(model, x, y, 0.0, 5)):
+        assert torch.equal(adversarial, x)
 
 
 @pytest.mark.parametrize("classes", [1, 3, 5])
@@ -117,12 +117,12 @@ def test_autoattack_of_few_classes(classes: int) -> None:
     y = predict(few, x)
     adversarial = autoattack(few, x, y, EPS / 100)  # too small a ball: all its attacks are run
     assert float((adversarial - x).abs().max()) <= EPS / 100 + 1e-6
-    found = evaluate(few, [(x, y)], [attack("autoattack", eps=WIDE)])
-    (row,) = found["attacks"]
+    result = evaluate(few, [(x, y)], [attack("autoattack", eps=WIDE)])
+    (row,) = result["attacks"]
     whole = ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert row["components"] == (whole if classes > 3 else ["apgd-ce", "fab", "square"])
-    assert len(found["warnings"]) == (classes < 4)
-    assert all("AutoAttack ran apgd-ce, fab, square alone" in each for each in found["warnings"])
+    assert len(result["warnings"]) == (classes < 4)
+    assert all("AutoAttack ran apgd-ce, fab, square alone" in each for each in result["warnings"])
     assert row["accuracy"] < 1
 
 
@@ -131,5 +131,5 @@ def test_packages_take_one_logit_for_two_classes() -> None:
     one = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
     x = images(4)
     y = predict(one, x)
-    for found in (square(one, x, y, WIDE, 60), cw_linf(one, x, y, WIDE, 10, 1.0)):
-        assert bool((predict(one, found) != y).any())
+    for adversarial in (square(one, x, y, WIDE, 60), cw_linf(one, x, y, WIDE, 10, 1.0)):
+        assert bool((predict(one, adversarial) != y).any())

@@ -146,7 +146,7 @@ def test_an_attack_finds_the_same_whatever_else_is_run() -> None:
     evaluate(model, batches, [attack("margin-3", eps=0.2, restarts=3), few])
     assert len(seen) == len(alone) == 4
     assert all(torch.equal(one, other) for one, other in zip(alone, seen, strict=True))
-    assert not torch.equal(seen[0][:5], seen[1][:5])  # each restart has a start of its own
+    assert not torch.equal(seen[0][:5], seen[1][:5])  # each restart has another start
 
 
 def test_what_was_not_run_is_null() -> None:

@@ -42,13 +42,13 @@ def examples(count: int = 40) -> tuple[Tensor, Tensor]:
 
 def test_each_rung_is_an_attack_with_steps_to_scale() -> None:
     x, y = examples()
-    found = climb(
+    result = climb(
         Brightness(),
         [(x[:15], y[:15]), (x[15:], y[15:])],
         [0.3, 0.1, 0.3, 0.0],
         attack("pgd", eps=0.2, steps=8, step_size=0.05),
     )
-    rows = found["ladder"]
+    rows = result["ladder"]
     assert [row["eps"] for row in rows] == [0.0, 0.1, 0.3]
     assert [row["step_size"] for row in rows] == pytest.approx([0.0, 0.025, 0.075])
     assert {(row["name"], row["steps"], row["examples"]) for row in rows} == {("pgd", 8, 40)}
@@ -56,16 +56,20 @@ def test_each_rung_is_an_attack_with_steps_to_scale() -> None:
     distances = torch.linspace(0.05, 0.45, 40)
     expected = [float((distances > eps).float().mean()) for eps in (0.0, 0.1, 0.3)]
     assert [row["accuracy"] for row in rows] == pytest.approx(expected)
-    assert [check["name"] for check in found["checks"]] == ["monotone", "grey-ball", "grey-picture"]
-    assert all(check["passed"] for check in found["checks"])
+    assert [check["name"] for check in result["checks"]] == [
+        "monotone",
+        "grey-ball",
+        "grey-picture",
+    ]
+    assert all(check["passed"] for check in result["checks"])
 
 
 @pytest.mark.parametrize("eps", [0.0, None])
 def test_steps_that_cannot_be_scaled(eps: float | None) -> None:
     x, y = examples()
-    given = attack("pgd", eps=0.0) if eps == 0.0 else attack("wrm", eps=0.1)
+    unscalable = attack("pgd", eps=0.0) if eps == 0.0 else attack("wrm", eps=0.1)
     with pytest.raises(ValueError, match="scales the steps"):
-        climb(Brightness(), [(x, y)], [0.1], given)
+        climb(Brightness(), [(x, y)], [0.1], unscalable)
 
 
 def rungs(*accuracies: float, examples: int = 100) -> list[dict[str, Any]]:
@@ -76,7 +80,7 @@ def rungs(*accuracies: float, examples: int = 100) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("clean", "rows", "said"),
+    ("clean", "rows", "failure"),
     [
         (0.9, rungs(0.8, 0.5, 0.2), None),
         (0.9, rungs(0.8, 0.2, 0.25), None),  # 1 / (2 √100) above
@@ -87,11 +91,11 @@ def rungs(*accuracies: float, examples: int = 100) -> list[dict[str, Any]]:
         (0.9, rungs(0.2, 0.24, 0.28, 0.32), "0.3200 at eps 0.4 is above 0.2000 at eps 0.1"),
     ],
 )
-def test_monotone(clean: float, rows: list[dict[str, Any]], said: str | None) -> None:
+def test_monotone(clean: float, rows: list[dict[str, Any]], failure: str | None) -> None:
     check = monotone(clean, rows)
     assert check["name"] == "monotone"
-    assert check["passed"] is (said is None)
-    assert (said or "never rises") in check["detail"]
+    assert check["passed"] is (failure is None)
+    assert (failure or "never rises") in check["detail"]
 
 
 def checked(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -100,10 +104,10 @@ def checked(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def test_an_honest_model_passes_the_grey_checks() -> None:
-    found = checked(Brightness())
-    assert found["grey-ball"]["passed"] and found["grey-picture"]["passed"]
-    assert "pgd-10 at eps 0.5 leaves 0.0000 of 40 examples" in found["grey-ball"]["detail"]
-    assert "the largest class has 0.5000" in found["grey-picture"]["detail"]
+    result = checked(Brightness())
+    assert result["grey-ball"]["passed"] and result["grey-picture"]["passed"]
+    assert "pgd-10 at eps 0.5 leaves 0.0000 of 40 examples" in result["grey-ball"]["detail"]
+    assert "the largest class has 0.5000" in result["grey-picture"]["detail"]
 
 
 def test_a_share_that_is_no_short_fraction_is_no_failure() -> None:
@@ -117,13 +121,13 @@ def test_a_share_that_is_no_short_fraction_is_no_failure() -> None:
 
 
 def test_masked_gradients_are_flagged() -> None:
-    found = checked(Masked())
-    assert not found["grey-ball"]["passed"]
-    assert "it misses what it must find" in found["grey-ball"]["detail"]
-    assert found["grey-picture"]["passed"], "the bound holds for the model itself"
+    result = checked(Masked())
+    assert not result["grey-ball"]["passed"]
+    assert "it misses what it must find" in result["grey-ball"]["detail"]
+    assert result["grey-picture"]["passed"], "the bound holds for the model itself"
 
 
 def test_a_model_that_gives_one_picture_several_classes_is_flagged() -> None:
-    found = checked(Position())
-    assert not found["grey-picture"]["passed"]
-    assert "leaves 1.0000 of 40 examples" in found["grey-picture"]["detail"]
+    result = checked(Position())
+    assert not result["grey-picture"]["passed"]
+    assert "leaves 1.0000 of 40 examples" in result["grey-picture"]["detail"]

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atmc.attacks.registry import TrainingAttack
 from atmc.training import inner_attack
 from atmc.training.inner_attack import InnerAttack, StartMemory
 from atmc.training.objective import Objective
 
 
-class Net(nn.Module):
-    """A convolution, a norm and a linear layer, for 1 x 8 x 8 inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3)
-        self.norm = nn.BatchNorm2d(3)
-        self.fc = nn.Linear(108, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc(F.relu(self.norm(self.conv(x))).flatten(1))
-        return out
-
-
-def net() -> Net:
+def net() -> nn.Module:
+    """For 1 x 8 x 8 inputs."""
     torch.manual_seed(0)
-    return Net()
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4)
+    )
 
 
 def examples(count: int = 16) -> tuple[Tensor, Tensor]:
@@ -65,14 +57,10 @@ class Scripted(InnerAttack):
         self.calls: list[str] = []
 
     def _run(
-        self, model: nn.Module, x: Tensor, y: Tensor, scale: float, index: Tensor | None
+        self, kind: TrainingAttack, model: nn.Module, x: Tensor, y: Tensor, *settings: Any
     ) -> Tensor:
-        self.calls.append(f"{self.kind.name} {len(y)}")
-        return x
-
-    def _pgd(self, model: nn.Module, x: Tensor, y: Tensor, scale: float) -> Tensor:
-        self.calls.append(f"pgd {len(y)}")
-        return -x if self.weak else x
+        self.calls.append(f"{kind.name} {len(y)}")
+        return -x if self.weak and kind.name == "pgd" else x
 
 
 class Sign(nn.Module):
