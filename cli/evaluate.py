@@ -123,7 +123,7 @@ def command(
 
     ARTIFACT may also be the dense.safetensors of a run folder.
     """
-    transfers = [name for name in attacks if registry.parse(name)[0].needs_source]
+    transfers = [name for name in attacks if registry.parse(name)[0].source_attack]
     if transfers and not sources:
         raise click.UsageError(
             f"--attack {transfers[0]} needs --source ARTIFACT, the model it is made on"

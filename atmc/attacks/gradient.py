@@ -294,7 +294,7 @@ def wrm(
     return adv
 
 
-register("transfer", numbered=True, needs_source=True)(pgd)
+register("transfer", numbered=True, source_attack="pgd")(pgd)
 
 
 @register_training("none")

@@ -32,7 +32,7 @@ def default_step_size(eps: float, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Source:
-    """The model that adversarial examples of a transfer attack are made on, and its name."""
+    """The model that a transfer attack generates its examples on, and its name."""
 
     name: str
     model: nn.Module = field(repr=False)
@@ -74,7 +74,7 @@ class Attack:
         row = {each.name: getattr(self, each.name) for each in fields(self)}
         source: Source | None = row.pop("source")
         if source is not None:
-            row |= {"source": source.name, "source_attack": "pgd"}
+            row |= {"source": source.name, "source_attack": self.kind.source_attack}
         if self.kind.package is not None:
             package = self.kind.package
             row["package"] = " ".join(filter(None, (package, version(package))))
@@ -85,33 +85,52 @@ class Attack:
 
 @dataclass(frozen=True)
 class EvaluatedAttack:
-    """A kind of attack that a model can be evaluated with."""
+    """A kind of attack that a model can be evaluated with.
 
-    name: str  # as in --attack
-    run: Callable[..., Tensor]  # run(model, x, y, **taken) attacks a batch once
-    # The keywords of run: settings of Attack, and "generator" or "seed" for random numbers.
+    Args:
+        name: as in ``--attack``.
+        run: attacks a batch once: ``run(model, x, y, **taken)``.
+        takes: the keywords of ``run``: settings of :class:`Attack`, and "generator" or "seed".
+        settings: makes an attack as requested one with the settings that its kind has.
+        steps: where the name states none; None for those that are requested.
+        numbered: whether the name may state the steps, as in ``pgd-100``.
+        source_attack: what it runs on another model; None for attacks on the model itself.
+        package: that it needs, of the extra ``eval``.
+        components: the attacks that it consists of, by the number of classes.
+        warning: what a report has to warn of, by the number of classes.
+    """
+
+    name: str
+    run: Callable[..., Tensor]
     takes: tuple[str, ...] = ("eps", "steps", "step_size", "loss", "generator")
-    settings: Callable[[Attack], Attack] = lambda requested: requested  # the settings that it has
-    steps: int | None = None  # where the name states none; None for those that are requested
-    numbered: bool = False  # whether the name may state the steps, as in pgd-100
-    needs_source: bool = False  # whether the examples are made on another model
-    package: str | None = None  # that it needs, of the extra eval
-    # By the number of classes: the attacks that it consists of, and what a report has to warn of.
+    settings: Callable[[Attack], Attack] = lambda requested: requested
+    steps: int | None = None
+    numbered: bool = False
+    source_attack: str | None = None
+    package: str | None = None
     components: Callable[[int], tuple[str, ...]] | None = None
     warning: Callable[[int], str | None] = lambda classes: None
 
 
 @dataclass(frozen=True)
 class TrainingAttack:
-    """A kind of attack that a model can be trained on."""
+    """A kind of attack that a model can be trained on.
 
-    name: str  # as in --train-attack
-    # run(model, x, y, eps, *, precision, fast, bpda, compiled) attacks a batch.
+    Args:
+        name: as in ``--train-attack``.
+        run: attacks a batch: ``run(model, x, y, eps, *, precision, fast, bpda, compiled)``.
+        steps: the default, if ``run`` takes ``steps`` and ``step_size`` too; else None.
+        step_size: the default, by ε and the number of steps.
+        watched: whether training on it may collapse, so that PGD has to check it.
+        remembers: whether ``run`` takes a ``start`` too: where it last left each example.
+    """
+
+    name: str
     run: Callable[..., Tensor]
-    steps: int | None = None  # by default, if run takes steps and step_size too; else None
-    step_size: Callable[[float, int], float] = lambda eps, steps: 2 * eps / steps  # by default
-    watched: bool = False  # whether training on it may collapse, so that PGD has to check it
-    remembers: bool = False  # whether run takes a start too: where it last left each example
+    steps: int | None = None
+    step_size: Callable[[float, int], float] = lambda eps, steps: 2 * eps / steps
+    watched: bool = False
+    remembers: bool = False
 
 
 _evaluated: dict[str, EvaluatedAttack] = {}
@@ -191,10 +210,9 @@ def attack(
 ) -> Attack:
     """The attack of that name, with its settings resolved.
 
-    ``pgd-100``, ``margin-100``, ``bpda-100`` and ``transfer-100`` take that many steps instead of
-    ``steps``, and the step size that follows from them. "cw-linf" takes 50 steps of Adam and
-    "square" tries 1,000 squares, or as many as in ``cw-linf-100`` and ``square-5000``; ``steps``,
-    ``step_size``, ``restarts`` and ``loss`` do not apply to them.
+    ``pgd-100`` takes 100 steps instead of ``steps``, of the size that follows from them. "cw-linf"
+    takes 50 steps of Adam and "square" tries 1,000 squares, or as many as in ``cw-linf-100`` and
+    ``square-5000``; ``steps``, ``step_size``, ``restarts`` and ``loss`` do not apply to them.
 
     Args:
         name: one of :func:`names`.
@@ -203,7 +221,7 @@ def attack(
         step_size: of PGD; None for 4/3 · ε / steps.
         restarts: of PGD.
         loss: of "pgd", "bpda" and "transfer".
-        source: of "transfer": the model that the examples are made on.
+        source: of "transfer": the model that generates the examples.
 
     Raises:
         MissingExtraError: a package that the attack needs is not installed.
@@ -213,8 +231,8 @@ def attack(
     eps = parse_eps(eps)
     if steps < 1 or restarts < 1:
         raise ValueError("steps and restarts must be at least 1")
-    if kind.needs_source != (source is not None):
-        needing = ", ".join(each.name for each in _evaluated.values() if each.needs_source)
+    if (kind.source_attack is None) != (source is None):
+        needing = ", ".join(each.name for each in _evaluated.values() if each.source_attack)
         raise ValueError(f"the attack {needing} needs a source, and no other attack takes one")
     if kind.package is not None:
         require(kind.package, "eval", kind.name)

@@ -116,7 +116,7 @@ def evaluate(
     )
     chosen = []
     for each in (attacks,) if isinstance(attacks, str) else attacks:
-        if parse(each)[0].needs_source and sources:
+        if parse(each)[0].source_attack and sources:
             chosen += [
                 resolve(each, source=_read_source(Path(s), loaded, where, model)) for s in sources
             ]

@@ -160,7 +160,7 @@ class Trainer:
             KeyboardInterrupt: after a checkpoint, as before any exception of `on_step` or
                 `on_epoch`.
         """
-        with torch.random.fork_rng(), _interruptible() as interrupted:
+        with torch.random.fork_rng(), _interruptible() as stopped:
             state = self._load()
             torch.manual_seed(derive(*self.seed))
             example = self._examples()
@@ -171,7 +171,7 @@ class Trainer:
                 stage.total_steps = stage.epochs * self.steps_per_epoch
                 stage.example = example
                 optimizer, step = self._start(stage, state)
-                self._run_stage(index, stage, optimizer, step, interrupted)
+                self._run_stage(index, stage, optimizer, step, stopped)
                 with self._finite(stage, optimizer, stage.total_steps):
                     stage.finish(self.model)
                 state = None
@@ -206,13 +206,9 @@ class Trainer:
             return optimizer, state["step"]
 
     def _run_stage(
-        self,
-        index: int,
-        stage: Stage,
-        optimizer: Optimizer,
-        step: int,
-        interrupted: Callable[[], bool],
+        self, index: int, stage: Stage, optimizer: Optimizer, step: int, stopped: Callable[[], bool]
     ) -> None:
+        """Steps from one on to the end of the stage, with checkpoints between them."""
         started = saved = time.monotonic()
         before = self.seconds.get(stage.name, 0.0)
 
@@ -239,7 +235,7 @@ class Trainer:
                         robust = (logits.argmax(1) == y).float().mean().item()
                         total = stage.total_steps
                         self.on_step(Progress(stage.name, epoch, step, total, loss, robust))
-                    if interrupted():
+                    if stopped():
                         raise KeyboardInterrupt
                 if time.monotonic() - saved > self.every_seconds:
                     save()
@@ -249,7 +245,7 @@ class Trainer:
             if self.on_epoch is not None:
                 with _saved_before_errors(save):
                     self.on_epoch(self.model, stage, epoch)
-                    if interrupted():
+                    if stopped():
                         raise KeyboardInterrupt
         self.seconds[stage.name] = before + time.monotonic() - started
 
@@ -367,7 +363,7 @@ class Trainer:
             return None
         try:
             data = io.BytesIO(read(self.checkpoint))
-            state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+            state = dict(torch.load(data, map_location="cpu", weights_only=True))
             batches = state["steps_per_epoch"]
             self.stages[state["stage"]]
         except Exception as error:
