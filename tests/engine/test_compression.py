@@ -28,6 +28,7 @@ from atmc.evaluation import attack
 from atmc.factorization.layers import factorize, factorized_weights
 from atmc.methods.atmc import CompressStage
 from atmc.optim import atmc as optim
+from atmc.training.inner_attack import InnerAttack
 
 PARTS = {"header", "codebooks", "positions", "values", "dense"}
 
@@ -432,7 +433,7 @@ def test_the_fast_gradient_can_be_switched_off(fast: bool, monkeypatch: pytest.M
     monkeypatch.setattr("atmc.attacks.freezing.ThinConvolutions", Watched)
     how = Settings.of({"eps": 0.1, "fast": fast, "budget_bits": 40_000}).resolved()
     job = Job(tiny(), loader(), how)
-    job._objective(None).attack(job.model, *next(iter(loader())), 1.0)
+    InnerAttack(job._objective(None))(job.model, *next(iter(loader())), 1.0, 0)
     assert bool(seen) is fast
 
 
