@@ -14,8 +14,8 @@ from atmc.attacks.losses import Loss
 from atmc.engine.evaluation import evaluate
 from atmc.engine.settings import Settings
 from atmc.parsing import parse_eps
+from atmc.reports import curves
 from atmc.reports import figure as pictures
-from atmc.reports import ladder_plot
 
 from .errors import about
 from .options import setting
@@ -158,7 +158,7 @@ def command(
             device=given.run.device,
         )
     if plot is not None:
-        ladder_plot.draw(plot, result["accuracy"]["clean"], result["ladder"], artifact.name)
+        curves.draw_ladder(plot, result["accuracy"]["clean"], result["ladder"], artifact.name)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

@@ -37,10 +37,10 @@ def command(
 
     report.html is one file that opens offline.
     """
-    made = report(folder, output, data_root=data_root, dataset=dataset, model=model)
-    for warning in made.warnings:
+    written = report(folder, output, data_root=data_root, dataset=dataset, model=model)
+    for warning in written.warnings:
         click.echo(f"Warning: {' '.join(warning.split())}", err=True)
-    failed = f", {made.failed} failed" if made.failed else ""
-    click.echo(f"{made.finished} finished run{'s'[: made.finished != 1]}{failed}")
-    for path in made.files:
+    failed = f", {written.failed} failed" if written.failed else ""
+    click.echo(f"{written.finished} finished run{'s'[: written.finished != 1]}{failed}")
+    for path in written.files:
         click.echo(str(path))

@@ -95,7 +95,7 @@ def test_heavy_dependencies_are_extras(installed):
     assert {"torch", "numpy", "click", "constriction"} <= core
     extras = {
         "eval": {"adversarial-robustness-toolbox", "pyautoattack"},
-        "report": {"matplotlib", "plotly"},
+        "report": {"matplotlib", "plotly", "jinja2"},
         "onnx": {"onnx", "onnxruntime", "onnxscript"},
     }
     for extra, expected in extras.items():

@@ -1,7 +1,4 @@
-"""Curves, tables and one HTML page from finished runs.
-
-A folder of its own, because the page's style sheet and script lie beside the code.
-"""
+"""``atmc report``: curves, tables and one HTML page from finished runs."""
 
 from __future__ import annotations
 
@@ -10,33 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
-from atmc import codec, data
+from atmc import codec
 from atmc.artifact import decode
 from atmc.data import Dataset
-from atmc.engine.inputs import Inputs, check_dataset
 from atmc.errors import ReportError
 from atmc.extras import require
 from atmc.files import read, write
 from atmc.messages import argument
-from atmc.models.sources import Model, build, is_own
-from atmc.python_path import GIVEN
-from atmc.reports import examples, page
-from atmc.reports.curves import MADE_BY, draw, groups
+from atmc.models.sources import Model
+from atmc.reports import curves, examples, page
+from atmc.reports.figure import SIGNATURES
+from atmc.reports.groups import group_runs
 from atmc.reports.layers import bits_per_layer
 from atmc.reports.results import Result, find, to_csv
 
 __all__ = ["Report", "ReportError", "report"]
 
-# Near the start of each file that is written: what tells it from other people's.
-_MARKS = {
+# The files, and what tells each from other programs' near its start.
+_SIGNATURES = {
     "results.csv": b"method,bits,model,dataset,seed,budget_bits,file_bits",
-    "curves.png": MADE_BY.encode(),
-    "curves.svg": MADE_BY.encode(),
+    "curves.png": SIGNATURES[".png"],
+    "curves.svg": SIGNATURES[".svg"],
     "report.html": b"\xc2\xb7 atmc report</title>",
 }
-_LOOKED_AT = 2**16
+_START = 2**16
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def report(
         OSError: a file cannot be written.
     """
     folder = Path(folder)
-    for package in ("matplotlib", "plotly"):
+    for package in ("matplotlib", "plotly", "jinja2"):
         require(package, "report", "a report")
     if not folder.is_dir():
         raise ReportError(f"{folder} is no folder: give one that holds run folders")
@@ -102,118 +96,68 @@ def report(
     if output.exists() and not output.is_dir():
         raise ReportError(f"{output} is a file: give a folder")
     _check_files(output)
-    found = groups(results)
-    content = page.Content(found)
-    own = _Own.of(dataset, model, data_root)
-    _open_artifacts(results, content, warnings, data_root, sheets, own)
-    from plotly.offline import get_plotlyjs
-
-    written = {
-        "results.csv": to_csv(results),
-        **draw(found),
-        "report.html": page.render(content, get_plotlyjs()).encode(),
-    }
+    sources = examples.Sources(data_root, dataset, model)
+    content = page.Content(group_runs(results))
+    _add_artifacts(content, results, warnings, sources, sheets)
+    html = page.render(content)
     output.mkdir(parents=True, exist_ok=True)
-    _check_files(output)  # once more: it took a while
-    for name, content_of in written.items():
-        write(output / name, content_of)
+    _check_files(output)  # again: the work took a while
+    files = tuple(output / name for name in _SIGNATURES)
+    csv, png, svg, html_page = files
+    write(csv, to_csv(results))
+    curves.draw(png, content.groups)
+    curves.draw(svg, content.groups)
+    write(html_page, html.encode())
     failed = sum(result.failed for result in results)
-    files = tuple(output / name for name in written)
     return Report(files, len(results) - failed, failed, tuple(warnings))
 
 
 def _check_files(output: Path) -> None:
-    """Refuse to write over a file that no report wrote.
-
-    Raises:
-        ReportError: there is one.
-    """
-    for name, mark in _MARKS.items():
+    """Refuse to write over a file that no report wrote, by a ``ReportError``."""
+    for name, signature in _SIGNATURES.items():
         path = output / name
         if not path.exists():
             continue
         with path.open("rb") as file:
-            start = file.read(_LOOKED_AT)
-        if mark not in start:
+            start = file.read(_START)
+        if signature not in start:
             raise ReportError(
                 f"{path} is a file that atmc report did not write: give another "
                 f"{argument('output')}, or rename it"
             )
 
 
-@dataclass(frozen=True)
-class _Own:
-    """The data set and the model of one's own, each under the names that reports may call it."""
-
-    datasets: dict[str, Dataset]
-    models: dict[str, nn.Module]
-
-    @classmethod
-    def of(
-        cls, dataset: str | Dataset | None, model: str | Model | None, data_root: str | None
-    ) -> _Own:
-        own = cls({}, {})
-        if isinstance(dataset, str):
-            found = data.kind(dataset)
-            if found is None:
-                raise ReportError(f"there is no data set {dataset!r}: name it as its runs do")
-            if found == "own":  # others are loaded by their names
-                loaded = data.load(dataset, data_root)
-                own.datasets.update({dataset: loaded, loaded.name: loaded})
-        elif dataset is not None:
-            own.datasets[check_dataset(dataset).name] = dataset
-        if isinstance(model, str):
-            if not is_own(model):
-                raise ReportError(f"{model!r} is no model of one's own: give file.py:function")
-            own.models[model] = build(model)
-        elif model is not None:
-            given = Inputs(model)
-            own.models[given.names["model"].removeprefix(GIVEN)] = given.build()
-        return own
-
-
-def _open_artifacts(
-    results: Sequence[Result],
+def _add_artifacts(
     content: page.Content,
+    results: Sequence[Result],
     warnings: list[str],
-    data_root: str | None,
+    sources: examples.Sources,
     sheets: int,
-    own: _Own,
 ) -> None:
     """Read every artifact once: where its bits went, and for some of them the sheet."""
     readable = [r for r in results if not r.failed and (r.folder / "model.atmc").is_file()]
     chosen = {id(result) for result in examples.choose(readable, sheets)}
-    notes: dict[str, None] = {}
     for result in readable:
         path = result.folder / "model.atmc"
         try:
-            held = read(path)
-            artifact = decode(held)
-        except codec.AtmcFormatError as error:
-            warnings.append(f"{path}: {error}: its bits and examples are left out")
-            continue
-        except OSError as error:
-            warnings.append(f"{path}: {error.strerror}: its bits and examples are left out")
-            continue
-        if result.file_bits != 8 * len(held):
-            warnings.append(
-                f"{path}: {8 * len(held)} bits, where report.json says {result.file_bits}: "
-                "its bits and examples are left out"
-            )
+            artifact = _read_artifact(path, result)
+        except (codec.AtmcFormatError, ReportError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            warnings.append(f"{path}: {reason}: its bits and examples are left out")
             continue
         content.layers.append((result, bits_per_layer(artifact)))
         if id(result) in chosen:
             try:
-                sheet = examples.sheet(
-                    result,
-                    artifact,
-                    data_root=data_root,
-                    dataset=own.datasets.get(result.dataset),
-                    model=own.models.get(result.model),
-                )
-                content.sheets.append((result, sheet))
+                content.sheets.append((result, examples.sheet(result, artifact, sources)))
             except examples.NoSheetError as error:
-                notes[str(error)] = None
-    examples.forget()
-    content.notes = list(notes)
+                if str(error) not in content.notes:
+                    content.notes.append(str(error))
     warnings += content.notes
+
+
+def _read_artifact(path: Path, result: Result) -> codec.Artifact:
+    stored = read(path)
+    artifact = decode(stored)
+    if result.file_bits != 8 * len(stored):
+        raise ReportError(f"{8 * len(stored)} bits, where report.json says {result.file_bits}")
+    return artifact

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from atmc import codec, data
 from atmc.artifact import from_artifact
 from atmc.attacks import default_step_size, pgd
-from atmc.errors import ModelError
+from atmc.data import Dataset
+from atmc.engine.inputs import Inputs, check_dataset
+from atmc.errors import ModelError, ReportError
 from atmc.evaluation.accuracy import predict
 from atmc.messages import argument
 from atmc.models.check import check_model
 from atmc.models.preparation import copy_model
+from atmc.models.sources import Model, build, is_own
 from atmc.python_path import GIVEN
-from atmc.reports.results import Result
+from atmc.reports.results import Attack, Result
 
 IMAGES = 8
 
@@ -44,11 +47,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The examples of one run, and the attack that made them.
-
-    ``eps`` is in pixels of [0, 1]; ``classes`` are the names of the classes, None where they have
-    none.
-    """
+    """The examples of one run, and the settings of PGD on them; ``eps`` in pixels of [0, 1]."""
 
     eps: float
     steps: int
@@ -57,126 +56,146 @@ class Sheet:
     classes: tuple[str, ...] | None = None
 
 
-@lru_cache(maxsize=1)  # runs of one data set follow one another
-def _load(name: str, root: str | None, image_size: int | None) -> data.Dataset:
-    return data.load(name, root, image_size=image_size)
+class Sources:
+    """The data sets and models of runs. The data set that was loaded last is freed with it.
 
+    Args:
+        data_root: where the data lies; None for where each run had it.
+        dataset: a custom one, by its name in the runs or as an object. No other custom data set or
+            model is used: no code is run because a file names it.
+        model: a custom one, by its name or as :func:`atmc.compress` takes it.
 
-def forget() -> None:
-    """Let go of the data set that was looked at last."""
-    _load.cache_clear()
+    Raises:
+        DataError, PythonPathError, RunError, SettingsError: `dataset` or `model` cannot be loaded.
+        ReportError: there is no such data set, or `model` is the name of one of the zoo.
+    """
+
+    def __init__(
+        self,
+        data_root: str | None = None,
+        dataset: str | Dataset | None = None,
+        model: str | Model | None = None,
+    ) -> None:
+        self._data_root = data_root
+        self._load = functools.lru_cache(maxsize=1)(data.load)  # runs come sorted by data set
+        # Under each name that reports may call them.
+        self._datasets: dict[str, Dataset] = {}
+        self._models: dict[str, nn.Module] = {}
+        if isinstance(dataset, str):
+            kind = data.kind(dataset)
+            if kind is None:
+                raise ReportError(f"there is no data set {dataset!r}: name it as its runs do")
+            if kind == "own":  # others are loaded by their names
+                custom = data.load(dataset, data_root)
+                self._datasets = {dataset: custom, custom.name: custom}
+        elif dataset is not None:
+            self._datasets = {check_dataset(dataset).name: dataset}
+        if isinstance(model, str):
+            if not is_own(model):
+                raise ReportError(f"{model!r} is no model of one's own: give file.py:function")
+            self._models = {model: build(model)}
+        elif model is not None:
+            inputs = Inputs(model)
+            self._models = {inputs.names["model"].removeprefix(GIVEN): inputs.build()}
+
+    def dataset(self, result: Result) -> Dataset:
+        """The data set of a run, of pictures.
+
+        Raises:
+            NoSheetError: it is not at hand, or holds no pictures.
+        """
+        name = result.dataset
+        dataset = self._datasets[name] if name in self._datasets else self._by_name(result)
+        if len(dataset.input_shape) != 3 or dataset.input_shape[0] not in (1, 3, 4):
+            raise NoSheetError(f"The data set {name} holds no pictures, grey or in colour.")
+        return dataset
+
+    def _by_name(self, result: Result) -> Dataset:
+        config = result.config
+        was_object = str(config.get("dataset")).startswith(GIVEN)
+        if data.kind(result.dataset) in (None, "own") or was_object:
+            raise NoSheetError(
+                f"The data set {result.dataset} is one's own: give it as {argument('dataset')}."
+            )
+        root = config.get("data_root") if self._data_root is None else self._data_root
+        size = config.get("image_size")
+        try:
+            return self._load(
+                result.dataset,
+                None if root is None else str(root),
+                image_size=size if isinstance(size, int) else None,
+            )
+        except (data.DataError, OSError, ValueError) as error:
+            raise NoSheetError(
+                f"The data set {result.dataset} is not at hand: give its folder as "
+                f"{argument('data_root')}."
+            ) from error
+
+    def model(self, result: Result, artifact: codec.Artifact) -> nn.Module:
+        """The model in the file of a run.
+
+        Raises:
+            NoSheetError: it is of neither the zoo nor the custom model.
+        """
+        custom = None if "model" in artifact.meta else self._models.get(result.model)
+        module = None if custom is None else copy_model(custom).cpu().float()
+        try:
+            return from_artifact(artifact, module)
+        except codec.AtmcFormatError as error:
+            raise NoSheetError(
+                f"The model {result.model} is not one of the zoo: give it as {argument('model')}."
+            ) from error
 
 
 def sheet(
-    result: Result,
-    artifact: codec.Artifact,
-    *,
-    data_root: str | None = None,
-    dataset: data.Dataset | None = None,
-    model: nn.Module | None = None,
-    images: int = IMAGES,
+    result: Result, artifact: codec.Artifact, sources: Sources, images: int = IMAGES
 ) -> Sheet:
-    """PGD on the first test images, with the ε, steps and step size of the run's own evaluation.
+    """PGD on the first test images, with the ε, steps and step size of the run's evaluation.
 
     Args:
         result: the run.
         artifact: its decoded file.
-        data_root: where the data lies; None for where the run had it.
-        dataset: its data set, where that is at hand; None to load it by its name.
-        model: what the file's weights are put into, where its model is not of the zoo; a copy is.
+        sources: of its data set and its model.
         images: how many of them, from the first on; none is chosen.
 
     Raises:
         NoSheetError: the data or the model are not at hand.
     """
-    loaded = _data_of(result, data_root) if dataset is None else dataset
-    if len(loaded.input_shape) != 3 or loaded.input_shape[0] not in (1, 3, 4):
-        raise NoSheetError(f"The data set {result.dataset} holds no pictures, grey or in colour.")
-    try:
-        module = (
-            None if model is None or "model" in artifact.meta else copy_model(model).cpu().float()
-        )
-        decoded = from_artifact(artifact, module)
-    except codec.AtmcFormatError as error:
-        raise NoSheetError(
-            f"The model {result.model} is not one of the zoo: give it as {argument('model')}."
-        ) from error
+    dataset = sources.dataset(result)
+    model = sources.model(result, artifact)
     name = artifact.meta.get("model", result.model)
     try:
-        check_model(decoded, loaded, name)
+        check_model(model, dataset, name)
     except ModelError as error:
         raise NoSheetError(f"The model {name} does not take images of {result.dataset}.") from error
-    usual: dict[str, Any] = {"eps": loaded.eps, "steps": loaded.eval_steps, "step_size": None}
-    said = next((attack for attack in result.attacks if attack.name == "pgd"), None)
-    configured = result.config.get("eval_steps")
-    if isinstance(configured, int) and configured > 0:
-        usual["steps"] = configured
-    if result.eps is not None:
-        usual["eps"] = result.eps
-    if said is not None:
-        own = {key: getattr(said, key) for key in usual}
-        usual |= {key: value for key, value in own.items() if value is not None}
-    eps, steps = float(usual["eps"]), int(usual["steps"])
-    step_size = usual["step_size"]
-    step_size = default_step_size(eps, steps) if step_size is None else float(step_size)
-    x, y = loaded.test.head(images)
-    generator = torch.Generator().manual_seed(result.seed or 0)
+    eps, steps, step_size = _attack_settings(result, dataset)
+    x, y = dataset.test.head(images)
     adversarial = pgd(
-        *(decoded, x, y, eps, steps),
+        *(model, x, y, eps, steps),
         step_size=step_size,
         stop_when_fooled=True,
-        generator=generator,
+        generator=torch.Generator().manual_seed(result.seed or 0),
     )
-    before, after = predict(decoded, x), predict(decoded, adversarial)
-    scale = 2 * eps if eps > 0 else 1.0
-    return Sheet(
-        eps,
-        steps,
-        step_size,
-        tuple(
-            Example(
-                _png(x[i]),
-                _png(adversarial[i]),
-                _png(0.5 + (adversarial[i] - x[i]) / scale),
-                *(int(labels[i]) for labels in (y, before, after)),
-            )
-            for i in range(len(x))
-        ),
-        loaded.class_names or result.class_names,
-    )
+    perturbation = 0.5 + (adversarial - x) / (2 * eps if eps > 0 else 1.0)
+    labels = (y.tolist(), predict(model, x).tolist(), predict(model, adversarial).tolist())
+    pictures = (map(_png, batch) for batch in (x, adversarial, perturbation))
+    examples = tuple(Example(*each) for each in zip(*pictures, *labels, strict=True))
+    return Sheet(eps, steps, step_size, examples, dataset.class_names or result.class_names)
 
 
-def _data_of(result: Result, data_root: str | None) -> data.Dataset:
-    """The data set of a run, by its name.
-
-    Raises:
-        NoSheetError: it is not at hand, or a function, which is not called because a file says so.
-    """
-    root = data_root if data_root is not None else result.config.get("data_root")
-    image_size = result.config.get("image_size")
-    found = data.kind(result.dataset)
-    given = str(result.config.get("dataset")).startswith(GIVEN)
-    if found is None or found == "own" or given:
-        raise NoSheetError(
-            f"The data set {result.dataset} is one's own: give it as {argument('dataset')}."
-        )
-    try:
-        return _load(
-            result.dataset,
-            None if root is None else str(root),
-            image_size if isinstance(image_size, int) else None,
-        )
-    except (data.DataError, OSError, ValueError) as error:
-        raise NoSheetError(
-            f"The data set {result.dataset} is not at hand: give its folder as "
-            f"{argument('data_root')}."
-        ) from error
+def _attack_settings(result: Result, dataset: Dataset) -> tuple[float, int, float]:
+    """ε, steps and step size: as the run was evaluated, else as configured, else by default."""
+    recorded = next((a for a in result.attacks if a.name == "pgd"), Attack(name="pgd"))
+    radii = (recorded.eps, result.eps, dataset.eps)
+    eps = next(radius for radius in radii if radius is not None)
+    counts = (recorded.steps, result.config.get("eval_steps"), dataset.eval_steps)
+    steps = next(count for count in counts if isinstance(count, int) and count > 0)
+    step_size = recorded.step_size
+    return eps, steps, default_step_size(eps, steps) if step_size is None else step_size
 
 
 def _png(image: Tensor) -> str:
     """(C, H, W) in [0, 1] as a data URL."""
-    from PIL import Image
-
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
@@ -185,15 +204,13 @@ def _png(image: Tensor) -> str:
 
 def choose(results: Sequence[Result], most: int) -> list[Result]:
     """The runs worth a sheet: of every series the smallest file that is there, first seed."""
-    best: dict[tuple[str, str, float | None, str], Result] = {}
+    series: dict[tuple[str, str, float | None, str], list[Result]] = {}
     for result in results:
         key = result.dataset, result.model, result.eps, result.series
-        known = best.get(key)
-        if known is None or _rank(result) < _rank(known):
-            best[key] = result
-    return list(best.values())[:most]
+        series.setdefault(key, []).append(result)
+    return [min(runs, key=_size_and_seed) for runs in series.values()][:most]
 
 
-def _rank(result: Result) -> tuple[float, int]:
-    size = result.budget_bits if result.budget_bits is not None else result.file_bits
+def _size_and_seed(result: Result) -> tuple[float, int]:
+    size = result.file_bits if result.budget_bits is None else result.budget_bits
     return float(size or 0), result.seed or 0

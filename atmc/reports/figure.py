@@ -1,4 +1,4 @@
-"""Pictures as files: SVG, PNG or PDF (the extra ``report``).
+"""The style of all pictures, and how they are written: SVG, PNG or PDF (the extra ``report``).
 
 matplotlib is imported where it draws, and used without its global state.
 """
@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,79 @@ from atmc.extras import require
 from atmc.files import write
 
 SUFFIXES = (".svg", ".png", ".pdf")
-_STYLE: Any = {
+# Okabe & Ito's colours, which the colour-blind tell apart, without their yellow (invisible on
+# white) and with a grey for their black, so that they show on light and on dark ground.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#808080")
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = COLOURS
+INK = "#222222"
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
+_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))
+_DASHES = ("solid", "dash", "dot")
+_RC: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#666666",
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 9,
+    "grid.color": "#e2e2e2",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
     "svg.fonttype": "none",  # text stays text, to be searched and copied
     "svg.hashsalt": "atmc",
     "text.parse_math": False,  # names may hold dollars
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
 }
-# What would change from one time to the next, or with matplotlib's version.
-_METADATA: dict[str, dict[str, None]] = {
-    ".svg": {"Date": None},
-    ".png": {"Software": None},
-    ".pdf": {"CreationDate": None},
+# Nothing that changes with the time or with matplotlib's version.
+_METADATA: dict[str, dict[str, str | None]] = {
+    ".svg": {"Creator": "atmc", "Date": None},
+    ".png": {"Software": "atmc"},
+    ".pdf": {"Creator": "atmc", "CreationDate": None},
 }
+# By suffix, what the first bytes of a picture written here contain, and no other program's.
+SIGNATURES = {".svg": b"<dc:title>atmc", ".png": b"Software\0atmc"}
 _DPI, _LONGEST = 150, 60_000  # a PNG has fewer than 2^16 pixels a side
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a series is drawn, in matplotlib's words and in plotly's; no two of 21 are alike.
+
+    The second seven take the first seven's colours with other markers and dashed lines.
+    """
+
+    index: int
+
+    @property
+    def colour(self) -> str:
+        """As ``#rrggbb``."""
+        return COLOURS[self.index % 7]
+
+    @property
+    def _turn(self) -> int:
+        return self.index // 7 % 3
+
+    @property
+    def _mark(self) -> int:
+        return (self.index + 3 * self._turn) % 7
+
+    @property
+    def matplotlib(self) -> dict[str, Any]:
+        """Keywords of ``Axes.plot``."""
+        return {"color": self.colour, "marker": _MARKERS[self._mark], "ls": _LINES[self._turn]}
+
+    @property
+    def plotly(self) -> dict[str, str]:
+        """Colour, marker symbol and dash."""
+        symbol, dash = _SYMBOLS[self._mark], _DASHES[self._turn]
+        return {"colour": self.colour, "symbol": symbol, "dash": dash}
 
 
 def check_name(path: Path) -> None:
@@ -56,7 +118,7 @@ def check(path: Path) -> None:
 def picture(path: Path, width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure to draw on, written in one step when the block ends without an error.
 
-    What is drawn the same gives the same bytes.
+    The same drawing gives the same bytes.
 
     Args:
         path: its suffix chooses the format.
@@ -71,7 +133,7 @@ def picture(path: Path, width: float, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     suffix = path.suffix.lower()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         data = io.BytesIO()

@@ -10,30 +10,28 @@ from atmc import codec, models
 from atmc.factorization.layers import named_state
 from atmc.reports.bits_plot import PARTS
 
-FACTORS = ("U", "V", "C")
+_WEIGHTS = ("U", "V", "C")
+FACTORS = (*_WEIGHTS, "dense", "header")
 
 
 @cache
-def _names(model: str) -> tuple[str, ...]:
+def _zoo_names(model: str) -> tuple[str, ...]:
     """The names of a zoo model's tensors, in the order of its artifacts, which store none."""
     return tuple(named_state(models.create(model)))
 
 
-def _names_of(artifact: codec.Artifact) -> Sequence[str]:
+def _tensor_names(artifact: codec.Artifact) -> Sequence[str]:
     stored = [entry.name for entry in artifact.entries]
-    name = artifact.meta.get("model")
-    if None in stored and isinstance(name, str) and models.known(name):
-        known = _names(name)
-        if len(known) == len(stored):
-            return known
-    return [f"tensor {index}" if n is None else n for index, n in enumerate(stored)]
+    model = artifact.meta.get("model")
+    if None in stored and isinstance(model, str) and models.known(model):
+        names = _zoo_names(model)
+        if len(names) == len(stored):
+            return names
+    return [f"tensor {i}" if name is None else name for i, name in enumerate(stored)]
 
 
 def bits_per_layer(artifact: codec.Artifact) -> list[dict[str, Any]]:
     """Where every bit went, a layer being the module that holds the tensors.
-
-    Args:
-        artifact: a decoded one.
 
     Returns:
         A row a layer in the file's order, and the file's header as the last: ``{"layer",
@@ -44,18 +42,19 @@ def bits_per_layer(artifact: codec.Artifact) -> list[dict[str, Any]]:
     sizes = codec.measure(artifact)
     rows: dict[str, dict[str, Any]] = {}
     tensors = iter(sizes.tensors)
-    for name, entry in zip(_names_of(artifact), artifact.entries, strict=True):
+    for name, entry in zip(_tensor_names(artifact), artifact.entries, strict=True):
         layer, _, kind = name.rpartition(".")
         row = rows.setdefault(layer or kind, _row(layer or kind))
         factorized = isinstance(entry.value, codec.FactorizedWeight)
-        for column in FACTORS if factorized else ("dense",):
+        for column in _WEIGHTS if factorized else ("dense",):
             tensor = next(tensors)
             for part, bits in tensor.parts.items():
                 row["parts"][part] += bits
             row["factors"][column] += tensor.bits
             if factorized:
                 row["nonzeros"][column] += tensor.nonzeros
-            row["elements"] += tensor.elements if column in ("dense", "C") else 0
+            if column in ("dense", "C"):
+                row["elements"] += tensor.elements
     header = _row("file header")
     header["parts"]["header"] = header["factors"]["header"] = sizes.parts["header"]
     return [*rows.values(), header]
@@ -65,7 +64,7 @@ def _row(layer: str) -> dict[str, Any]:
     return {
         "layer": layer,
         "parts": dict.fromkeys(PARTS, 0),
-        "factors": dict.fromkeys((*FACTORS, "dense", "header"), 0),
-        "nonzeros": dict.fromkeys(FACTORS, 0),
+        "factors": dict.fromkeys(FACTORS, 0),
+        "nonzeros": dict.fromkeys(_WEIGHTS, 0),
         "elements": 0,
     }

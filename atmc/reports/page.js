@@ -11,10 +11,10 @@
   const faded = (colour, alpha) =>
     colour + Math.round(255 * alpha).toString(16).padStart(2, "0");
   const element = (name, attributes = {}, ...children) => {
-    const made = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    made.append(...children);
-    return made;
+    const node = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.append(...children);
+    return node;
   };
 
   // ---- layout that all plots share
@@ -95,7 +95,7 @@
         text: runs.map(describe), hovertemplate: "%{text}<extra></extra>",
       });
     }
-    const said = several
+    const texts = several
       ? points.map((p) =>
           [
             `<b>${text(series.name)}</b>, mean of ${p.runs} run${p.runs === 1 ? "" : "s"}`,
@@ -108,7 +108,7 @@
       ...group, showlegend: panel === 0, mode: "lines+markers", meta: "mean",
       x, y: points.map((point) => point.mean),
       line: { color: colour, width: 2, dash }, marker: { color: colour, symbol, size: 9 },
-      text: said, hovertemplate: "%{text}<extra></extra>",
+      text: texts, hovertemplate: "%{text}<extra></extra>",
     });
     return traces;
   };
@@ -170,7 +170,7 @@
       annotations: [panelTitle("clean accuracy", 0)],
       legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0,
                 font: { size: 13 }, itemwidth: 40, groupclick: "togglegroup", tracegroupgap: 0 },
-      uirevision: "kept",
+      uirevision: "same",
     };
     if (robust) {
       layout.xaxis2 = size({ matches: "x" });
@@ -182,24 +182,22 @@
 
   // ---- where the bits went
 
-  const partNames = ["positions", "values", "codebooks", "dense", "header"];
-  const factorNames = ["U", "V", "C", "dense", "header"];
-  const said = { dense: "dense part", header: "file header" };
-  const stackColours = ["#0072b2", "#56b4e9", "#e69f00", "#009e73", "#808080"];
+  const labels = { dense: "dense part", header: "file header" };
 
   const drawLayers = () => {
     const entry = data.layers[$("layers-run").value];
     const kind = $("layers-kind").value;
-    const names = kind === "parts" ? partNames : factorNames;
+    const colours = data.stacks[kind];
+    const names = Object.keys(colours);
     const total = entry.rows.reduce((sum, row) => sum + names.reduce((s, n) => s + row[kind][n], 0), 0);
-    const traces = names.map((name, i) => ({
-      type: "bar", orientation: "h", name: said[name] || name,
+    const traces = names.map((name) => ({
+      type: "bar", orientation: "h", name: labels[name] || name,
       y: entry.rows.map((row) => text(row.layer)),
       x: entry.rows.map((row) => row[kind][name]),
-      marker: { color: stackColours[i] },
+      marker: { color: colours[name] },
       text: entry.rows.map((row) =>
         [
-          `<b>${text(row.layer)}</b>: ${said[name] || name} ${number(row[kind][name])} bits, ` +
+          `<b>${text(row.layer)}</b>: ${labels[name] || name} ${number(row[kind][name])} bits, ` +
             `${((100 * row[kind][name]) / total).toFixed(1)} % of the file`,
           row.elements ? `nonzeros: U ${number(row.nonzeros.U)}, V ${number(row.nonzeros.V)}, C ${number(row.nonzeros.C)}` : "",
         ].filter(Boolean).join("<br>")),
@@ -224,23 +222,23 @@
     const sheet = data.sheets[$("sheet-run").value];
     const fooled = sheet.examples.filter((e) => e.before === e.label && e.after !== e.label).length;
     const right = sheet.examples.filter((e) => e.before === e.label).length;
-    $("sheet-said").textContent =
+    $("sheet-settings").textContent =
       `PGD with ${sheet.steps} steps of ${sheet.step_size.toPrecision(3)} within ε = ` +
       `${+sheet.eps.toPrecision(4)}, one random start. Of these ${sheet.examples.length} images the ` +
       `model has ${right} right before the attack and ${right - fooled} under it.`;
-    const called = (label) => sheet.classes?.[label] ?? label;
+    const className = (label) => sheet.classes?.[label] ?? label;
     $("sheet").replaceChildren(...sheet.examples.map((example) => {
-      const images = [["image", "image"], ["perturbation", "perturbation"], ["attacked", "attacked"]];
+      const images = ["image", "perturbation", "attacked"];
       const verdict = example.before !== example.label
         ? ["wrong", "wrong before"] : example.after === example.label ? ["held", "held"] : ["fooled", "fooled"];
       return element("figure", { class: "card" },
-        element("div", { class: "images" }, ...images.map(([key, label]) => {
-          const alt = `${label}, true label ${called(example.label)}`;
-          return element("div", {}, element("img", { src: example[key], alt }), element("span", {}, label));
+        element("div", { class: "images" }, ...images.map((name) => {
+          const alt = `${name}, true label ${className(example.label)}`;
+          return element("div", {}, element("img", { src: example[name], alt }), element("span", {}, name));
         })),
         element("figcaption", {},
-          element("span", {}, `true ${called(example.label)} · before ${called(example.before)} · ` +
-            `under attack ${called(example.after)}`),
+          element("span", {}, `true ${className(example.label)} · before ${className(example.before)} · ` +
+            `under attack ${className(example.after)}`),
           element("span", { class: `verdict ${verdict[0]}` }, verdict[1])));
     }));
   };

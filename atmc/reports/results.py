@@ -1,6 +1,6 @@
-"""What finished and failed runs left in their folders, read back and put in order.
+"""The results of finished and failed runs, read back from their folders and put in order.
 
-Nothing here is trusted: a file that is damaged or not ours is named in a warning and left out.
+Nothing here is trusted: a damaged or foreign file is named in a warning and left out.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,7 @@ from atmc.engine.settings import read_config
 from atmc.errors import SettingsError
 from atmc.parsing import parse_bits_per_value, parse_eps
 
+_T = TypeVar("_T")
 _Count = Annotated[int, Field(ge=0, le=2**63)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Seconds = Annotated[float, Field(ge=0)]
@@ -44,13 +45,13 @@ class Attack(_Record):
 
     @property
     def settings(self) -> str:
-        """All that has to be said of it, on one line."""
-        pairs = [("eps", self.eps), ("steps", self.steps), ("step size", self.step_size)]
-        pairs += [("restarts", self.restarts)]
-        said = [f"{name} {value:.4g}" for name, value in pairs if value is not None]
-        said += [f"loss {self.loss}"] if self.loss is not None else []
-        said += [f"{self.examples:,} examples"] if self.examples is not None else []
-        return f"{self.name} ({', '.join(said)})"
+        """All its settings on one line."""
+        numbers = [("eps", self.eps), ("steps", self.steps), ("step size", self.step_size)]
+        numbers += [("restarts", self.restarts)]
+        texts = [f"{name} {value:.4g}" for name, value in numbers if value is not None]
+        texts += [f"loss {self.loss}"] if self.loss is not None else []
+        texts += [f"{self.examples:,} examples"] if self.examples is not None else []
+        return f"{self.name} ({', '.join(texts)})"
 
 
 class _Size(_Record):
@@ -76,19 +77,16 @@ class _Point(_Record):
     bits: int | str | None = None
 
 
-def _names(value: object) -> object:
-    """Names of classes, where they are such."""
-    return value if are_names(value) else None
-
-
 class _Report(_Point):
     size: _Size
     accuracy: dict[str, _Share | None]
-    attacks: list[Attack] = []
+    attacks: tuple[Attack, ...] = ()
     seconds: dict[str, _Seconds | None] = {}
     train_attack: _TrainAttack | None = None
     warnings: list[str] = []
-    class_names: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
+    class_names: Annotated[
+        tuple[str, ...] | None, BeforeValidator(lambda names: names if are_names(names) else None)
+    ] = None
 
 
 class _Failure(_Point):
@@ -98,21 +96,17 @@ class _Failure(_Point):
 
 @dataclass(frozen=True)
 class Result:
-    """One run: finished, with its figures, or failed, with the reason. None is: not known.
+    """One run: finished, with its figures, or failed, with the reason. None means unknown.
 
     Attributes:
-        folder: where it lies.
-        path: the same, relative to the folder that was searched.
+        path: of ``folder``, relative to the folder that was searched.
         bits: b, an int or "auto".
-        budget_bits: the ceiling it was given, in bits.
-        file_bits: the size of its artifact, in bits; likewise the other sizes.
         accuracy: by the attack's name; "clean" and "worst" are among them.
-        attacks: with their settings.
         seconds: by phase.
         train_attack: the attack that it was trained on.
         eps: the radius that it was attacked with.
         warnings: why its robust accuracies are not to be trusted.
-        class_names: what the classes are called, in the order of their numbers.
+        class_names: in the order of the labels.
         config: the run's settings, as far as they are there.
         error: why it failed; None for a finished run.
         smallest_bits: of a failed run: the smallest budget that its method can reach.
@@ -158,10 +152,9 @@ class Result:
             return "dense, no attack in training" if self.train_attack == "none" else "dense"
         if self.bits is None:
             return self.method
-        plural = "" if self.bits == 1 else "s"
-        return (
-            f"{self.method}, {'bits auto' if self.bits == 'auto' else f'{self.bits} bit{plural}'}"
-        )
+        if self.bits == "auto":
+            return f"{self.method}, bits auto"
+        return f"{self.method}, {self.bits} bit{'s'[: self.bits != 1]}"
 
     @property
     def status(self) -> str:
@@ -170,9 +163,21 @@ class Result:
             return "done"
         return "failed" if self.smallest_bits is None else "unreachable"
 
+    @property
+    def examples(self) -> int | None:
+        """The number of test examples that every attack was run on at least."""
+        counts = [attack.examples for attack in self.attacks if attack.examples is not None]
+        return min(counts, default=None)
+
+    @property
+    def minutes(self) -> float | None:
+        """Of training and compression."""
+        seconds = [value for phase, value in self.seconds.items() if phase != "evaluate"]
+        return sum(seconds) / 60 if seconds else None
+
 
 def find(folder: Path) -> tuple[list[Result], list[str]]:
-    """All runs below a folder, in a fixed order, and a line for each file that was no use.
+    """All runs below a folder, in a fixed order, and a line for each file that was left out.
 
     Args:
         folder: searched with everything below it; links to folders are not followed.
@@ -183,10 +188,10 @@ def find(folder: Path) -> tuple[list[Result], list[str]]:
     results: list[Result] = []
     warnings: list[str] = []
 
-    def unreadable(error: OSError) -> None:
+    def warn(error: OSError) -> None:
         warnings.append(f"{error.filename}: {error.strerror}: left out")
 
-    for place, folders, files in os.walk(folder, onerror=unreadable):
+    for place, folders, files in os.walk(folder, onerror=warn):
         folders.sort()
         # A point that failed once and was finished later counts as finished.
         for name, kind in (("report.json", _Report), ("failure.json", _Failure)):
@@ -194,72 +199,70 @@ def find(folder: Path) -> tuple[list[Result], list[str]]:
                 try:
                     results.append(_read(Path(place), folder, name, kind))
                     break
-                except _NoUseError as error:
+                except _UnusableError as error:
                     warnings.append(f"{Path(place) / name}: {error}: left out")
     return sorted(results, key=_order), warnings
 
 
-class _NoUseError(ValueError):
+class _UnusableError(ValueError):
     """Why a file is left out."""
 
 
 def _read(place: Path, top: Path, name: str, kind: type[_Report] | type[_Failure]) -> Result:
+    record = _parse(place / name, kind)
     try:
-        loaded = json.loads((place / name).read_bytes())
-        json.dumps(loaded, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except OSError as error:
-        raise _NoUseError(error.strerror or "cannot be read") from error
-    except (ValueError, RecursionError) as error:
-        raise _NoUseError("no JSON") from error
-    try:
-        record = kind.model_validate(loaded)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _NoUseError(f"not a {name} of schema 1 ({where or 'top'}: {first['msg']})") from error
-    config = _config(place)
+        config = read_config(place / "config.yaml")
+    except SettingsError:
+        config = {}  # an old run, or a report alone
     bits = record.bits if "bits" in record.model_fields_set else config.get("bits")
-    relative = os.fsencode(place.relative_to(top).as_posix()).decode("utf-8", "replace")
-    found: dict[str, Any] = {
+    common: dict[str, Any] = {
         "folder": place,
-        "path": relative,
+        "path": os.fsencode(place.relative_to(top).as_posix()).decode("utf-8", "replace"),
         "method": record.method,
-        "bits": _or_none(parse_bits_per_value, bits),
+        "bits": _parse_or_none(parse_bits_per_value, bits),
         "model": record.model or "unknown",
         "dataset": record.dataset or "unknown",
         "seed": record.seed,
         "budget_bits": record.budget_bits,
-        "eps": _or_none(parse_eps, config.get("eps")),
         "config": config,
     }
+    eps = _parse_or_none(parse_eps, config.get("eps"))
     if isinstance(record, _Failure):
-        reason = " ".join(record.error.split()) or "no reason given"
-        return Result(**found, error=reason, smallest_bits=record.smallest_bits)
-    attacked = [attack.eps for attack in record.attacks if attack.eps is not None]
-    found["eps"] = attacked[0] if attacked else found["eps"]
+        error = " ".join(record.error.split()) or "no reason given"
+        return Result(**common, eps=eps, error=error, smallest_bits=record.smallest_bits)
     trained = config.get("train_attack")
     if record.train_attack is not None:
         trained = record.train_attack.name or "none"
     return Result(
-        **found,
+        **common,
         **record.size.model_dump(),
         accuracy={name: v for name, v in record.accuracy.items() if v is not None},
-        attacks=tuple(record.attacks),
+        attacks=record.attacks,
         seconds={name: v for name, v in record.seconds.items() if v is not None},
         train_attack=trained if isinstance(trained, str) else None,
+        eps=next((attack.eps for attack in record.attacks if attack.eps is not None), eps),
         warnings=tuple(" ".join(warning.split()) for warning in record.warnings),
         class_names=record.class_names,
     )
 
 
-def _config(place: Path) -> dict[str, Any]:
+def _parse(path: Path, kind: type[_Report] | type[_Failure]) -> _Report | _Failure:
     try:
-        return read_config(place / "config.yaml")
-    except SettingsError:
-        return {}  # an old run, or only its report was kept
+        loaded = json.loads(path.read_bytes())
+        json.dumps(loaded, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return kind.model_validate(loaded)
+    except OSError as error:
+        raise _UnusableError(error.strerror or "cannot be read") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "top"
+        reason = f"not a {path.name} of schema 1 ({where}: {first['msg']})"
+        raise _UnusableError(reason) from error
+    except (ValueError, RecursionError) as error:
+        raise _UnusableError("no JSON") from error
 
 
-def _or_none(parse: Any, value: object) -> Any:
+def _parse_or_none(parse: Callable[[object], _T], value: object) -> _T | None:
     try:
         return None if value is None else parse(value)
     except ValueError:
@@ -296,21 +299,19 @@ def to_csv(results: Iterable[Result]) -> bytes:
     """``results.csv``: a row a run under :data:`COLUMNS`; empty where a value does not apply.
 
     Sizes are in bits, accuracies and ε are shares of 1. ``attacks`` holds every attack with its
-    settings and its accuracy, those without a column of their own too.
+    settings and its accuracy, those without a column too.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for result in results:
-        row = {name: getattr(result, name) for name in COLUMNS if hasattr(result, name)}
+        row = {name: getattr(result, name, None) for name in COLUMNS}
         row |= {name: result.accuracy.get(name) for name in ("clean", "fgsm", "pgd", "worst")}
         row |= {f"{name}_seconds": value for name, value in result.seconds.items()}
-        examples = [attack.examples for attack in result.attacks if attack.examples is not None]
-        row["examples"] = min(examples, default=None)
         row["attacks"] = "; ".join(
             attack.settings + ("" if attack.accuracy is None else f" = {attack.accuracy}")
             for attack in result.attacks
         )
         row["warnings"] = "; ".join(result.warnings)
-        writer.writerow({name: row.get(name) for name in COLUMNS})
+        writer.writerow(row)
     return text.getvalue().encode()

@@ -188,7 +188,7 @@ def test_adversarial_examples(page):
     page.wait(
         "[...document.querySelectorAll('#sheet img')].every(i => i.complete && i.naturalWidth)"
     )
-    assert "PGD with 3 steps" in page.run("document.getElementById('sheet-said').textContent")
+    assert "PGD with 3 steps" in page.run("document.getElementById('sheet-settings').textContent")
     shown = "document.getElementById('sheet').textContent"
     assert "true 0" in page.run(shown)
     page.run(

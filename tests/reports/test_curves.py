@@ -1,99 +1,51 @@
-"""Which runs form a curve, and the figure for print."""
+"""The curves over file bits, and those over ε."""
+
+import re
 
 import pytest
-from report_builders import attacks, dense, failure, run
+from report_builders import dense, failure, run
 
-from atmc.reports.curves import Style, draw, groups, robust_label
+from atmc.reports.curves import draw, draw_ladder
+from atmc.reports.groups import group_runs
 from atmc.reports.results import find
 
+pytest.importorskip("matplotlib")
 
-def found(folder):
-    return groups(find(folder)[0])
-
-
-def test_no_two_of_21_series_look_alike():
-    for kind in ("matplotlib", "plotly"):
-        assert len({str(getattr(Style(index), kind)) for index in range(21)}) == 21
-    # Nor do two of one colour share a marker.
-    marks = {(Style(index).colour, Style(index).plotly["symbol"]) for index in range(21)}
-    assert len(marks) == 21
+ROWS = [
+    {"name": "pgd", "steps": 40, "loss": "ce", "eps": eps, "accuracy": 0.9 - eps, "examples": 100}
+    for eps in (0.0, 0.1, 0.3)
+]
 
 
-def test_points_are_means_over_seeds_with_their_spread(tmp_path):
-    for seed, clean in enumerate((0.7, 0.8, 0.9)):
-        run(tmp_path / f"a{seed}", seed=seed, clean=clean, file_bits=19_900 + 8 * seed)
-    run(tmp_path / "b", budget_bits=9_000, file_bits=8_992, clean=0.5)
-    (group,) = found(tmp_path)
-    (series,) = group.series()
-    small, large = series.points("clean")
-    assert (small.budget_bits, small.file_bits, small.mean, small.runs) == (9_000, 8_992, 0.5, 1)
-    assert (large.file_bits, large.low, large.high, large.runs) == (19_908, 0.7, 0.9, 3)
-    assert large.mean == pytest.approx(0.8)
-    assert series.points("autoattack") == []
-
-
-def test_runs_without_a_budget_are_points_of_their_own(tmp_path):
-    for bits in (8_000, 16_000):
-        run(tmp_path / str(bits), budget_bits=None, file_bits=bits)
-    (series,) = found(tmp_path)[0].series()
-    assert [point.file_bits for point in series.points("worst")] == [8_000, 16_000]
-
-
-def test_only_runs_on_the_same_terms_are_put_together(tmp_path):
-    run(tmp_path / "a")
-    run(tmp_path / "b", attacks=attacks(eps=0.2))
-    run(tmp_path / "c", dataset="mnist", model="lenet5")
-    failure(tmp_path / "f")  # tells no ε
-    failure(tmp_path / "g", model="resnet18")
-    made = found(tmp_path)
-    assert [group.title for group in made] == [
-        "digits-cnn on digits, ε = 0.1",
-        "digits-cnn on digits, ε = 0.2",
-        "resnet18 on digits",
-        "lenet5 on mnist, ε = 0.1",
-    ]
-    assert [result.path for result in made[0].results] == ["a", "f"]
-
-
-def test_dense_runs_are_lines_and_no_curve(tmp_path):
-    run(tmp_path / "a")
-    dense(tmp_path / "d0")
-    dense(tmp_path / "d1", seed=1)
-    dense(tmp_path / "n", attack="none")
-    (group,) = found(tmp_path)
-    assert [series.name for series in group.series()] == ["atmc, bits auto"]
-    lines = group.series(dense=True)
-    assert [(line.name, len(line.results)) for line in lines] == [
-        ("dense", 2),
-        ("dense, no attack in training", 1),
-    ]
-
-
-def test_robust_accuracy_says_under_which_attacks(tmp_path):
-    run(tmp_path / "a")
-    (group,) = found(tmp_path)
-    assert group.accuracies == ["worst", "fgsm", "pgd"]
-    assert robust_label(group, "worst") == "robust accuracy, worst case of fgsm, pgd-3"
-    assert robust_label(group, "pgd") == "robust accuracy, pgd-3"
-    assert robust_label(group, "fgsm") == "robust accuracy, fgsm"
-    run(tmp_path / "b", attacks=attacks()[1:])
-    (group,) = found(tmp_path)
-    assert robust_label(group, "worst") == "robust accuracy, worst case of each run's attacks"
-
-
-def test_the_figure(tmp_path):
+def test_clean_and_robust_accuracy_of_every_group(tmp_path):
     for index in range(14):
         for budget in (10_000, 40_000):
-            run(tmp_path / f"{index}-{budget}", method=f"m{index}$\\bad$_&<", budget_bits=budget)
+            method = f"m{index}$\\bad$_&<"
+            run(tmp_path / f"{index}-{budget}", method=method, budget_bits=budget)
     dense(tmp_path / "d")
     run(tmp_path / "e", accuracy={"clean": 0.5}, dataset="mnist")
-    made = found(tmp_path)
-    files = draw(made)
-    assert files["curves.png"].startswith(b"\x89PNG")
-    assert b"<svg" in files["curves.svg"]
-    assert draw(made)["curves.svg"] == files["curves.svg"]
+    groups = group_runs(find(tmp_path)[0])
+    for name in ("a.png", "a.svg", "b.svg"):
+        draw(tmp_path / name, groups)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    texts = re.findall("<text.*?>(.*?)</text>", (tmp_path / "a.svg").read_text())
+    assert texts.count("clean accuracy") == 2
+    assert texts.count("robust accuracy, worst case of fgsm, pgd-3") == 1
+    legend = {f"m{index}$\\bad$_&amp;&lt;, bits auto" for index in range(14)} | {"dense"}
+    assert legend <= set(texts)
+    for text in ("digits-cnn on mnist, ε = 0.1", "20 k", "0.2 %"):
+        assert text in texts
 
 
-def test_the_figure_of_failures_alone(tmp_path):
+def test_failures_alone(tmp_path):
     failure(tmp_path / "f")
-    assert set(draw(found(tmp_path))) == {"curves.png", "curves.svg"}
+    draw(tmp_path / "a.svg", group_runs(find(tmp_path)[0]))
+    assert (tmp_path / "a.svg").exists()
+
+
+def test_the_ladder_is_labelled(tmp_path):
+    draw_ladder(tmp_path / "a.svg", 0.95, ROWS, "title")
+    svg = (tmp_path / "a.svg").read_text()
+    for text in ("title", "pgd-40, loss ce", "accuracy (100 examples)"):
+        assert f">{text}</text>" in svg

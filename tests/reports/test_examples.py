@@ -14,13 +14,18 @@ from report_builders import artifact, run
 from atmc import codec, data
 from atmc.artifact import from_artifact
 from atmc.evaluation.accuracy import predict
-from atmc.reports.examples import NoSheetError, choose, sheet
+from atmc.reports import examples
+from atmc.reports.examples import NoSheetError, Sources, choose
 from atmc.reports.results import find
 
 
 def result(folder, **more):
     run(folder, **more)
     return find(folder)[0][0]
+
+
+def sheet(result, artifact, images=8, **sources):
+    return examples.sheet(result, artifact, Sources(**sources), images)
 
 
 def pixels(url):
@@ -64,7 +69,7 @@ def test_classes_have_the_names_of_the_data_or_else_of_the_run(tmp_path):
     [
         ("eps: 16/255\neval_steps: 2\n", (16 / 255, 2)),
         ("eval_steps: none\n", (0.1, 20)),
-        ("", (0.1, 20)),  # the data set's usual
+        ("", (0.1, 20)),  # the data set's default
     ],
 )
 def test_without_a_recorded_attack_the_settings_count(tmp_path, config, expected):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from atmc.errors import MissingExtraError
-from atmc.reports.figure import check, picture
+from atmc.reports.figure import SIGNATURES, Style, check, picture
 
 STARTS = {"a.png": b"\x89PNG", "b.SVG": b"<?xml", "c.pdf": b"%PDF"}
 
@@ -61,3 +61,20 @@ def test_what_is_refused_before_the_work(tmp_path: Path, hide: Callable[..., Non
     hide()
     with pytest.raises(MissingExtraError, match=r"a plot needs matplotlib.*atmc\[report\]"):
         check(tmp_path / "a.png")
+
+
+def test_no_two_of_21_series_look_alike() -> None:
+    for kind in ("matplotlib", "plotly"):
+        assert len({str(getattr(Style(index), kind)) for index in range(21)}) == 21
+    # Nor do two of one colour share a marker.
+    marks = {(Style(index).colour, Style(index).plotly["symbol"]) for index in range(21)}
+    assert len(marks) == 21
+
+
+@pytest.mark.parametrize("suffix", SIGNATURES)
+def test_a_picture_is_known_by_its_signature(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"a{suffix}"
+    with picture(path, 3, 2):
+        pass
+    assert SIGNATURES[suffix] in path.read_bytes()[:2048]

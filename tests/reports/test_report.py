@@ -1,12 +1,15 @@
 """The four files, and what the page says."""
 
+import gc
 import json
 import re
+import weakref
 from html.parser import HTMLParser
 
 import pytest
 from report_builders import artifact, attacks, dense, failure, report, run, write
 
+from atmc import data
 from atmc.errors import MissingExtraError, ReportError
 from atmc.reports.build import report as make
 
@@ -199,9 +202,26 @@ def test_a_file_of_another_program_is_not_written_over(tmp_path, name):
     make(tmp_path / "runs", tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "plotly"])
+@pytest.mark.parametrize("package", ["matplotlib", "plotly", "jinja2"])
 def test_a_missing_package_is_named(tmp_path, hide, package):
     run(tmp_path)
     hide(package)
     with pytest.raises(MissingExtraError, match=rf"needs {package}: pip install 'atmc\[report\]'"):
         make(tmp_path)
+
+
+def test_data_sets_are_let_go(tmp_path, monkeypatch):
+    loaded = []
+
+    def load(*args, **more):
+        dataset = load_data(*args, **more)
+        loaded.append(weakref.ref(dataset))
+        return dataset
+
+    load_data = data.load
+    monkeypatch.setattr(data, "load", load)
+    run(tmp_path / "a", model_seed=0)
+    run(tmp_path / "b", model_seed=1, method="l0")
+    assert 'id="sheet"' in page(make(tmp_path))
+    gc.collect()
+    assert [each() for each in loaded] == [None]  # once for both runs
