@@ -112,7 +112,7 @@ def draw_ladder(path: Path, clean: float, rows: Sequence[dict[str, Any]], title:
     with pictures.picture(path, 6, 4) as figure:
         axes = figure.add_subplot()
         label = f"{first['name']}-{first['steps']}, loss {first['loss']}"
-        axes.plot(*zip(*points, strict=True), label=label, **pictures.Style(0).matplotlib)
+        axes.plot(*zip(*points, strict=True), label=label, **pictures.series_style(0).matplotlib)
         axes.set(
             xlabel="ε (ℓ∞, pixels in [0, 1])",
             ylabel=f"accuracy ({first['examples']:,} examples)",

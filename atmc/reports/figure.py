@@ -22,10 +22,12 @@ SUFFIXES = (".svg", ".png", ".pdf")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#808080")
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = COLOURS
 INK = "#222222"
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
-_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))
-_DASHES = ("solid", "dash", "dot")
+# In matplotlib's words and in plotly's.
+_MARKERS = (
+    *(("o", "circle"), ("s", "square"), ("D", "diamond"), ("^", "triangle-up")),
+    *(("v", "triangle-down"), ("P", "cross"), ("X", "x")),
+)
+_LINES = (("-", "solid"), ((0, (5, 2)), "dash"), ((0, (1, 1.5)), "dot"))
 _RC: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#666666",
@@ -60,36 +62,32 @@ _DPI, _LONGEST = 150, 60_000  # a PNG has fewer than 2^16 pixels a side
 
 @dataclass(frozen=True)
 class Style:
-    """How a series is drawn, in matplotlib's words and in plotly's; no two of 21 are alike.
+    """How a series is drawn.
+
+    Attributes:
+        matplotlib: keywords of ``Axes.plot``.
+        plotly: colour, marker symbol and dash.
+    """
+
+    colour: str
+    matplotlib: dict[str, Any]
+    plotly: dict[str, str]
+
+
+def series_style(index: int) -> Style:
+    """The style of a series by its number: no two of 21 are alike.
 
     The second seven take the first seven's colours with other markers and dashed lines.
     """
-
-    index: int
-
-    @property
-    def colour(self) -> str:
-        """As ``#rrggbb``."""
-        return COLOURS[self.index % 7]
-
-    @property
-    def _turn(self) -> int:
-        return self.index // 7 % 3
-
-    @property
-    def _mark(self) -> int:
-        return (self.index + 3 * self._turn) % 7
-
-    @property
-    def matplotlib(self) -> dict[str, Any]:
-        """Keywords of ``Axes.plot``."""
-        return {"color": self.colour, "marker": _MARKERS[self._mark], "ls": _LINES[self._turn]}
-
-    @property
-    def plotly(self) -> dict[str, str]:
-        """Colour, marker symbol and dash."""
-        symbol, dash = _SYMBOLS[self._mark], _DASHES[self._turn]
-        return {"colour": self.colour, "symbol": symbol, "dash": dash}
+    turn = index // 7 % 3
+    colour = COLOURS[index % 7]
+    marker, symbol = _MARKERS[(index + 3 * turn) % 7]
+    line, dash = _LINES[turn]
+    return Style(
+        colour,
+        {"color": colour, "marker": marker, "ls": line},
+        {"colour": colour, "symbol": symbol, "dash": dash},
+    )
 
 
 def check_name(path: Path) -> None:

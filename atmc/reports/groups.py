@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from atmc.reports.figure import Style
+from atmc.reports.figure import Style, series_style
 from atmc.reports.results import Result, series_order
 
 
@@ -96,7 +96,9 @@ class Group:
         for result in sorted(self.finished, key=series_order):
             if result.dense == dense:
                 named.setdefault(result.series, []).append(result)
-        return [Series(name, Style(i), tuple(r)) for i, (name, r) in enumerate(named.items())]
+        return [
+            Series(name, series_style(i), tuple(r)) for i, (name, r) in enumerate(named.items())
+        ]
 
     def attacks(self) -> list[str]:
         """Every attack on its runs, with its settings, each once."""

@@ -10,11 +10,18 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from atmc.engine.model_files import are_names
 from atmc.engine.settings import read_config
@@ -22,9 +29,39 @@ from atmc.errors import SettingsError
 from atmc.parsing import parse_bits_per_value, parse_eps
 
 _T = TypeVar("_T")
+
+
+def _parse_or_none(parse: Callable[[object], _T], value: object) -> _T | None:
+    try:
+        return None if value is None else parse(value)
+    except ValueError:
+        return None
+
+
+def _without_none(values: object) -> object:
+    if not isinstance(values, dict):
+        return values
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _attack_name(attack: object) -> object:
+    return attack.get("name") or "none" if isinstance(attack, dict) else attack
+
+
 _Count = Annotated[int, Field(ge=0, le=2**63)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Seconds = Annotated[float, Field(ge=0)]
+_Line = Annotated[str, AfterValidator(lambda text: " ".join(text.split()))]
+_Name = Annotated[str, BeforeValidator(lambda name: "unknown" if name in (None, "") else name)]
+_Bits = Annotated[
+    int | str | None, AfterValidator(lambda bits: _parse_or_none(parse_bits_per_value, bits))
+]
+_Reason = Annotated[str, AfterValidator(lambda text: " ".join(text.split()) or "no reason given")]
+_Accuracy = Annotated[dict[str, _Share], BeforeValidator(_without_none)]
+_TrainAttack = Annotated[str | None, BeforeValidator(_attack_name)]
+_ClassNames = Annotated[
+    tuple[str, ...] | None, BeforeValidator(lambda names: names if are_names(names) else None)
+]
 
 
 class _Record(BaseModel):
@@ -54,86 +91,46 @@ class Attack(_Record):
         return f"{self.name} ({', '.join(texts)})"
 
 
-class _Size(_Record):
-    file_bits: Annotated[int, Field(ge=1, le=2**63)] | None = None
-    paper_bits: _Count | None = None
-    dense_bits: _Count | None = None
-    nonzeros: _Count | None = None
-
-
-class _TrainAttack(_Record):
-    name: str | None = None
-
-
-class _Point(_Record):
-    """What a report and a failure have in common."""
-
-    schema_: Literal[1] = Field(alias="schema")
-    method: str
-    model: str | None = None
-    dataset: str | None = None
-    seed: int | None = None
-    budget_bits: _Count | None = None
-    bits: int | str | None = None
-
-
-class _Report(_Point):
-    size: _Size
-    accuracy: dict[str, _Share | None]
-    attacks: tuple[Attack, ...] = ()
-    seconds: dict[str, _Seconds | None] = {}
-    train_attack: _TrainAttack | None = None
-    warnings: list[str] = []
-    class_names: Annotated[
-        tuple[str, ...] | None, BeforeValidator(lambda names: names if are_names(names) else None)
-    ] = None
-
-
-class _Failure(_Point):
-    error: str
-    smallest_bits: _Count | None = None
-
-
-@dataclass(frozen=True)
-class Result:
+class Result(_Record):
     """One run: finished, with its figures, or failed, with the reason. None means unknown.
 
     Attributes:
         path: of ``folder``, relative to the folder that was searched.
+        config: the run's settings, as far as they are there.
         bits: b, an int or "auto".
         accuracy: by the attack's name; "clean" and "worst" are among them.
         seconds: by phase.
         train_attack: the attack that it was trained on.
-        eps: the radius that it was attacked with.
         warnings: why its robust accuracies are not to be trusted.
         class_names: in the order of the labels.
-        config: the run's settings, as far as they are there.
         error: why it failed; None for a finished run.
         smallest_bits: of a failed run: the smallest budget that its method can reach.
     """
 
     folder: Path
     path: str
+    config: dict[str, Any]
+    schema_: Literal[1] = Field(alias="schema")
     method: str
-    bits: int | str | None
-    model: str
-    dataset: str
-    seed: int | None
-    budget_bits: int | None
-    file_bits: int | None = None
-    paper_bits: int | None = None
-    dense_bits: int | None = None
-    nonzeros: int | None = None
-    accuracy: dict[str, float] = field(default_factory=dict)
+    bits: _Bits = None
+    model: _Name = "unknown"
+    dataset: _Name = "unknown"
+    seed: int | None = None
+    budget_bits: _Count | None = None
+    file_bits: Annotated[int, Field(ge=1, le=2**63)] | None = Field(
+        None, validation_alias=AliasPath("size", "file_bits")
+    )
+    paper_bits: _Count | None = Field(None, validation_alias=AliasPath("size", "paper_bits"))
+    dense_bits: _Count | None = Field(None, validation_alias=AliasPath("size", "dense_bits"))
+    nonzeros: _Count | None = Field(None, validation_alias=AliasPath("size", "nonzeros"))
+    accuracy: _Accuracy = {}
     attacks: tuple[Attack, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-    train_attack: str | None = None
-    eps: float | None = None
-    warnings: tuple[str, ...] = ()
-    class_names: tuple[str, ...] | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
-    smallest_bits: int | None = None
+    seconds: Annotated[dict[str, _Seconds], BeforeValidator(_without_none)] = {}
+    train_attack: _TrainAttack = None
+    warnings: tuple[_Line, ...] = ()
+    class_names: _ClassNames = None
+    error: _Reason | None = None
+    smallest_bits: _Count | None = None
 
     @property
     def failed(self) -> bool:
@@ -164,6 +161,12 @@ class Result:
         return "failed" if self.smallest_bits is None else "unreachable"
 
     @property
+    def eps(self) -> float | None:
+        """The radius that it was attacked with, else that of its settings."""
+        radii = [attack.eps for attack in self.attacks if attack.eps is not None]
+        return radii[0] if radii else _parse_or_none(parse_eps, self.config.get("eps"))
+
+    @property
     def examples(self) -> int | None:
         """The number of test examples that every attack was run on at least."""
         counts = [attack.examples for attack in self.attacks if attack.examples is not None]
@@ -174,6 +177,15 @@ class Result:
         """Of training and compression."""
         seconds = [value for phase, value in self.seconds.items() if phase != "evaluate"]
         return sum(seconds) / 60 if seconds else None
+
+
+class _Finished(Result):
+    size: dict[str, Any]
+    accuracy: _Accuracy
+
+
+class _Failed(Result):
+    error: _Reason
 
 
 def find(folder: Path) -> tuple[list[Result], list[str]]:
@@ -194,7 +206,7 @@ def find(folder: Path) -> tuple[list[Result], list[str]]:
     for place, folders, files in os.walk(folder, onerror=warn):
         folders.sort()
         # A point that failed once and was finished later counts as finished.
-        for name, kind in (("report.json", _Report), ("failure.json", _Failure)):
+        for name, kind in (("report.json", _Finished), ("failure.json", _Failed)):
             if name in files:
                 try:
                     results.append(_read(Path(place), folder, name, kind))
@@ -208,65 +220,34 @@ class _UnusableError(ValueError):
     """Why a file is left out."""
 
 
-def _read(place: Path, top: Path, name: str, kind: type[_Report] | type[_Failure]) -> Result:
-    record = _parse(place / name, kind)
+def _read(place: Path, top: Path, name: str, kind: type[_Finished] | type[_Failed]) -> Result:
+    try:
+        loaded = json.loads((place / name).read_bytes())
+        json.dumps(loaded, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except OSError as error:
+        raise _UnusableError(error.strerror or "cannot be read") from error
+    except (ValueError, RecursionError) as error:
+        raise _UnusableError("no JSON") from error
+    if not isinstance(loaded, dict):
+        raise _UnusableError(f"not a {name} of schema 1 (top: no mapping)")
     try:
         config = read_config(place / "config.yaml")
     except SettingsError:
         config = {}  # an old run, or a report alone
-    bits = record.bits if "bits" in record.model_fields_set else config.get("bits")
-    common: dict[str, Any] = {
-        "folder": place,
-        "path": os.fsencode(place.relative_to(top).as_posix()).decode("utf-8", "replace"),
-        "method": record.method,
-        "bits": _parse_or_none(parse_bits_per_value, bits),
-        "model": record.model or "unknown",
-        "dataset": record.dataset or "unknown",
-        "seed": record.seed,
-        "budget_bits": record.budget_bits,
-        "config": config,
-    }
-    eps = _parse_or_none(parse_eps, config.get("eps"))
-    if isinstance(record, _Failure):
-        error = " ".join(record.error.split()) or "no reason given"
-        return Result(**common, eps=eps, error=error, smallest_bits=record.smallest_bits)
-    trained = config.get("train_attack")
-    if record.train_attack is not None:
-        trained = record.train_attack.name or "none"
-    return Result(
-        **common,
-        **record.size.model_dump(),
-        accuracy={name: v for name, v in record.accuracy.items() if v is not None},
-        attacks=record.attacks,
-        seconds={name: v for name, v in record.seconds.items() if v is not None},
-        train_attack=trained if isinstance(trained, str) else None,
-        eps=next((attack.eps for attack in record.attacks if attack.eps is not None), eps),
-        warnings=tuple(" ".join(warning.split()) for warning in record.warnings),
-        class_names=record.class_names,
-    )
-
-
-def _parse(path: Path, kind: type[_Report] | type[_Failure]) -> _Report | _Failure:
+    loaded.setdefault("bits", _parse_or_none(parse_bits_per_value, config.get("bits")))
+    if kind is _Finished:
+        trained = config.get("train_attack")
+        if loaded.get("train_attack") is None and isinstance(trained, str):
+            loaded["train_attack"] = {"name": trained}
+        loaded |= {"error": None, "smallest_bits": None}
+    path = os.fsencode(place.relative_to(top).as_posix()).decode("utf-8", "replace")
+    loaded |= {"folder": place, "path": path, "config": config}
     try:
-        loaded = json.loads(path.read_bytes())
-        json.dumps(loaded, ensure_ascii=False).encode()  # half a surrogate pair is no text
         return kind.model_validate(loaded)
-    except OSError as error:
-        raise _UnusableError(error.strerror or "cannot be read") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "top"
-        reason = f"not a {path.name} of schema 1 ({where}: {first['msg']})"
-        raise _UnusableError(reason) from error
-    except (ValueError, RecursionError) as error:
-        raise _UnusableError("no JSON") from error
-
-
-def _parse_or_none(parse: Callable[[object], _T], value: object) -> _T | None:
-    try:
-        return None if value is None else parse(value)
-    except ValueError:
-        return None
+        raise _UnusableError(f"not a {name} of schema 1 ({where}: {first['msg']})") from error
 
 
 def _order(result: Result) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from atmc.errors import MissingExtraError
-from atmc.reports.figure import SIGNATURES, Style, check, picture
+from atmc.reports.figure import SIGNATURES, check, picture, series_style
 
 STARTS = {"a.png": b"\x89PNG", "b.SVG": b"<?xml", "c.pdf": b"%PDF"}
 
@@ -65,9 +65,11 @@ def test_what_is_refused_before_the_work(tmp_path: Path, hide: Callable[..., Non
 
 def test_no_two_of_21_series_look_alike() -> None:
     for kind in ("matplotlib", "plotly"):
-        assert len({str(getattr(Style(index), kind)) for index in range(21)}) == 21
+        assert len({str(getattr(series_style(index), kind)) for index in range(21)}) == 21
     # Nor do two of one colour share a marker.
-    marks = {(Style(index).colour, Style(index).plotly["symbol"]) for index in range(21)}
+    marks = {
+        (series_style(index).colour, series_style(index).plotly["symbol"]) for index in range(21)
+    }
     assert len(marks) == 21
 
 

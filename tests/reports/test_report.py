@@ -54,8 +54,8 @@ def test_again_over_itself_and_to_the_byte(made):
     folder, result = made
     before = [path.read_bytes() for path in result.files]
     again = make(folder, folder / "out" / "deeper")
-    for path, data in zip(again.files, before, strict=True):
-        assert path.read_bytes() == data, path
+    for path, old in zip(again.files, before, strict=True):
+        assert path.read_bytes() == old, path
 
 
 def test_the_page_tells_what_was_run(made):
