@@ -55,9 +55,9 @@ def draw(path: str | os.PathLike[str], sizes: Sizes, title: str = "") -> None:
             )
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.set(xlabel="bits", xlim=(0, 1.25 * max(ends)), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_title(title)
         axes.grid(False, axis="y")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_title(title)
         legend = [
             Patch(color=colour, label=f"{part} {label(sizes.parts[part])}")
             for part, colour in COLOURS.items()

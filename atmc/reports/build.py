@@ -68,13 +68,13 @@ def report(
         output: where the files go; None for ``folder``.
         data_root: where the data lies; None for where each run had it. Without it the page has no
             adversarial examples, and says so.
-        dataset: one's own, by its name in the runs or as it is: examples of no other of one's own
-            are attacked, since no code is run because a file says so.
-        model: likewise, by its name or as :func:`atmc.compress` takes it.
+        dataset: a custom one, by its name in the runs or as an object. No other custom data set or
+            model is used: no code is run because a file names it.
+        model: a custom one, by its name or as :func:`atmc.compress` takes it.
         sheets: for how many runs, at most, there are adversarial examples.
 
     Raises:
-        DataError, PythonPathError, RunError, SettingsError: `dataset` or `model` cannot be.
+        DataError, PythonPathError, RunError, SettingsError: `dataset` or `model` cannot be loaded.
         ReportError: no such folder, no run in it, or ``output`` is a file.
         MissingExtraError: a package of the extra ``report`` is missing.
         OSError: a file cannot be written.

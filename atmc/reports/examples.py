@@ -57,17 +57,9 @@ class Sheet:
 
 
 class Sources:
-    """The data sets and models of runs. The data set that was loaded last is freed with it.
+    """The data sets and models of runs; arguments and errors as of :func:`atmc.report`.
 
-    Args:
-        data_root: where the data lies; None for where each run had it.
-        dataset: a custom one, by its name in the runs or as an object. No other custom data set or
-            model is used: no code is run because a file names it.
-        model: a custom one, by its name or as :func:`atmc.compress` takes it.
-
-    Raises:
-        DataError, PythonPathError, RunError, SettingsError: `dataset` or `model` cannot be loaded.
-        ReportError: there is no such data set, or `model` is the name of one of the zoo.
+    The data set that was loaded last is freed with this object.
     """
 
     def __init__(

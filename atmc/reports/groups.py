@@ -33,13 +33,9 @@ class Series:
     style: Style
     results: tuple[Result, ...]
 
-    def values(self, accuracy: str) -> list[float]:
-        """An accuracy ("clean", "pgd", "worst", ...) of each run that has it."""
-        return [run.accuracy[accuracy] for run in self.results if accuracy in run.accuracy]
-
     def mean(self, accuracy: str) -> float | None:
-        """Over all its runs; None where none has it."""
-        values = self.values(accuracy)
+        """An accuracy ("clean", "pgd", "worst", ...) over all its runs; None where none has it."""
+        values = [run.accuracy[accuracy] for run in self.results if accuracy in run.accuracy]
         return fmean(values) if values else None
 
     def points(self, accuracy: str) -> list[Point]:
@@ -99,10 +95,6 @@ class Group:
         return [
             Series(name, series_style(i), tuple(r)) for i, (name, r) in enumerate(named.items())
         ]
-
-    def attacks(self) -> list[str]:
-        """Every attack on its runs, with its settings, each once."""
-        return list(dict.fromkeys(a.settings for run in self.finished for a in run.attacks))
 
     def robust_label(self, accuracy: str) -> str:
         """What a robust accuracy is, in words: under which attacks."""

@@ -185,17 +185,17 @@
   const labels = { dense: "dense part", header: "file header" };
 
   const drawLayers = () => {
-    const entry = data.layers[$("layers-run").value];
+    const rows = data.layers[$("layers-run").value];
     const kind = $("layers-kind").value;
     const colours = data.stacks[kind];
     const names = Object.keys(colours);
-    const total = entry.rows.reduce((sum, row) => sum + names.reduce((s, n) => s + row[kind][n], 0), 0);
+    const total = rows.reduce((sum, row) => sum + names.reduce((s, n) => s + row[kind][n], 0), 0);
     const traces = names.map((name) => ({
       type: "bar", orientation: "h", name: labels[name] || name,
-      y: entry.rows.map((row) => text(row.layer)),
-      x: entry.rows.map((row) => row[kind][name]),
+      y: rows.map((row) => text(row.layer)),
+      x: rows.map((row) => row[kind][name]),
       marker: { color: colours[name] },
-      text: entry.rows.map((row) =>
+      text: rows.map((row) =>
         [
           `<b>${text(row.layer)}</b>: ${labels[name] || name} ${number(row[kind][name])} bits, ` +
             `${((100 * row[kind][name]) / total).toFixed(1)} % of the file`,
@@ -208,7 +208,7 @@
       ...base(),
       barmode: "stack",
       bargap: 0.35,
-      height: 130 + 34 * entry.rows.length,
+      height: 130 + 34 * rows.length,
       margin: { l: 20, r: 16, t: 10, b: 40 },
       xaxis: axis({ title: { text: "file bits", font: { size: 13 } }, tickformat: ",d" }),
       yaxis: axis({ autorange: "reversed", ticks: "", gridcolor: "rgba(0,0,0,0)" }),

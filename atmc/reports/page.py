@@ -55,7 +55,7 @@ def render(content: Content) -> str:
         **vars(content),
         title=_title(content.groups),
         facts=_facts(content.groups, runs),
-        attacks=_unique(attack for group in content.groups for attack in group.attacks()),
+        attacks=_unique(attack.settings for run in runs for attack in run.attacks),
         budget_tables=[table for table in tables if table.budgets],
         runs=runs,
         accuracies=["clean", "fgsm", "pgd", *others, "worst"],
@@ -119,13 +119,13 @@ class _BudgetTable:
 
     Attributes:
         title: of the group.
-        budgets: each in bits, and its share of the dense size in words, empty where unknown.
+        budgets: each in bits, and in percent of the dense size, where that is known.
         rows: the name of each series, and its cells.
         dense: the name of each dense line, and its accuracies.
     """
 
     title: str
-    budgets: list[tuple[int, str]]
+    budgets: list[tuple[int, float | None]]
     rows: list[tuple[str, list[_Cell]]]
     dense: list[tuple[str, str]]
 
@@ -133,7 +133,7 @@ class _BudgetTable:
 def _budget_table(group: Group) -> _BudgetTable:
     compressed = [run for run in group.results if not run.dense]
     budgets = sorted({run.budget_bits for run in compressed if run.budget_bits is not None})
-    dense_bits = group.dense_bits
+    shares = [100 * bits / group.dense_bits if group.dense_bits else None for bits in budgets]
     curves = {series.name: series for series in group.series()}
     rows = []
     for name in _unique(run.series for run in sorted(compressed, key=series_order)):
@@ -142,7 +142,7 @@ def _budget_table(group: Group) -> _BudgetTable:
         rows.append((name, cells))
     return _BudgetTable(
         group.title,
-        [(bits, f"{100 * bits / dense_bits:.2g} %" if dense_bits else "") for bits in budgets],
+        list(zip(budgets, shares, strict=True)),
         rows,
         [
             (series.name, _accuracies(series.mean("worst"), series.mean("clean")))
@@ -203,7 +203,6 @@ def _plot_data(content: Content) -> dict[str, Any]:
     return {
         "groups": [
             {
-                "title": group.title,
                 "dense_bits": group.dense_bits,
                 "robust": [
                     {"name": name, "label": group.robust_label(name)} for name in group.accuracies
@@ -213,11 +212,8 @@ def _plot_data(content: Content) -> dict[str, Any]:
             }
             for group in content.groups
         ],
-        "stacks": {
-            "parts": colours,
-            "factors": dict(zip(FACTORS, colours.values(), strict=True)),
-        },
-        "layers": [{"rows": rows} for _, rows in content.layers],
+        "stacks": {"parts": colours, "factors": dict(zip(FACTORS, colours.values(), strict=True))},
+        "layers": [rows for _, rows in content.layers],
         "sheets": [asdict(sheet) for _, sheet in content.sheets],
     }
 

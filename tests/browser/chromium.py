@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-# Chromium reads at file descriptor 3 and writes at 4; what is there when it starts is made so.
+# Chromium reads at file descriptor 3 and writes at 4: this puts the pipes there first.
 _START = (
     "import fcntl, os, sys\n"
     "pipes = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]\n"
@@ -119,11 +119,11 @@ class Page:
 
     def run(self, script):
         """The value of a JavaScript expression; promises are waited for."""
-        found = self.call(
+        answer = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def wait(self, script, seconds=5):
         """Until a JavaScript expression is true."""

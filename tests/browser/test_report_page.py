@@ -41,12 +41,12 @@ def page(tmp_path_factory):
     failure(folder / "low")
     failure(folder / "nan", method="hydra", smallest_bits=None, error=EVIL)
     report(folder)
-    made = chromium.Page(tmp_path_factory.mktemp("profile"))
+    browser = chromium.Page(tmp_path_factory.mktemp("profile"))
     try:
-        made.open(folder / "report.html")
-        yield made
+        browser.open(folder / "report.html")
+        yield browser
     finally:
-        made.close()
+        browser.close()
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +62,10 @@ def nothing_went_wrong(page):
 def visible(page):
     """By series: whether its traces are shown, all of them being alike in that."""
     pairs = page.run(f"{PLOT}.data.map(t => [t.legendgroup, t.visible ?? true])")
-    found = {}
+    shown_by_name = {}
     for name, shown in pairs:
-        assert found.setdefault(name, shown) == shown
-    return found
+        assert shown_by_name.setdefault(name, shown) == shown
+    return shown_by_name
 
 
 def column(page, name):
@@ -115,10 +115,10 @@ def test_pointing_at_a_run_names_it_with_its_figures(page):
     traces = f"[...{PLOT}.querySelectorAll('.subplot.xy .scatterlayer .trace')]"
     its = "e => e.__data__[0].trace.name === 'nat-prune, 4 bits'"
     page.point(f"{traces}.find({its}).querySelector('.point')")
-    said = f"{PLOT}.querySelector('.hoverlayer').textContent"
-    page.wait(f"{said}.includes('with-artifact')")
+    hover_text = f"{PLOT}.querySelector('.hoverlayer').textContent"
+    page.wait(f"{hover_text}.includes('with-artifact')")
     for word in ("nat-prune, 4 bits, seed 0", "file bits", "paper bits", "clean 0.9", "worst 0.7"):
-        assert word in page.run(said)
+        assert word in page.run(hover_text)
 
 
 def test_another_attack_on_the_right(page):

@@ -13,7 +13,7 @@ from atmc.factorization.layers import named_factors
 
 @cache
 def artifact(seed=0):
-    """The bytes of a small artifact of digits-cnn: untrained, one entry in 64 kept."""
+    """The bytes of a small artifact of digits-cnn: untrained, one entry in 64 is nonzero."""
     torch.manual_seed(seed)
     model = models.create("digits-cnn")
     atmc.factorize(model)
@@ -58,7 +58,7 @@ def report(clean=0.9, worst=0.7, **more):
 
 
 def write(folder, content, name="report.json"):
-    """A file of a run folder, which is made."""
+    """Write a file of a run folder, and the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     text = content if isinstance(content, str) else json.dumps(content)
     (folder / name).write_text(text)
@@ -66,7 +66,7 @@ def write(folder, content, name="report.json"):
 
 
 def run(folder, *, file_bits=None, model_seed=None, config="", **more):
-    """A finished run; with an artifact where ``model_seed`` is given."""
+    """A finished run; with an artifact of ``model_seed``, if any."""
     content = report(**more)
     if model_seed is not None:
         data = artifact(model_seed)

@@ -31,19 +31,19 @@ def drawn(path: Path) -> tuple[list[str], dict[str, list[float]]]:
 
 def test_every_tensor_and_part_is_drawn_to_scale(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    given = sizes(
+    drawn_sizes = sizes(
         tensor("fc.U", positions=1),
         tensor("fc.V", positions=600, values=300, codebooks=100),
         tensor("fc.bias", dense=200),
         header=799,
     )
-    draw(tmp_path / "a.svg", given, "a title")
+    draw(tmp_path / "a.svg", drawn_sizes, "a title")
     texts, widths = drawn(tmp_path / "a.svg")
     names = ["fc.U", "fc.V", "fc.bias", "file header"]
     assert [text for text in texts if text in names] == names
     for text in ("1 bit (0.1%)", "1,000 bits (50.0%)", "200 bits (10.0%)", "799 bits (40.0%)"):
         assert text in texts
-    for part, bits in given.parts.items():
+    for part, bits in drawn_sizes.parts.items():
         assert f"{part} {bits:,} bits ({bits / 2000:.1%})" in texts
     assert "a title" in texts
     # Bars first, in the order of the parts; the last of each colour is the legend's.

@@ -35,14 +35,14 @@ def pixels(url):
 
 def test_the_first_images_attacked_within_the_runs_radius(tmp_path):
     decoded = codec.decode(artifact())
-    made = sheet(result(tmp_path), decoded)
+    attacked_sheet = sheet(result(tmp_path), decoded)
     digits = data.load("digits")
-    assert (made.eps, made.steps, made.step_size) == (0.1, 3, 0.05)
-    assert [e.label for e in made.examples] == digits.y_test[:8].tolist()
+    assert (attacked_sheet.eps, attacked_sheet.steps, attacked_sheet.step_size) == (0.1, 3, 0.05)
+    assert [e.label for e in attacked_sheet.examples] == digits.y_test[:8].tolist()
     expected = predict(from_artifact(decoded), digits.x_test[:8]).tolist()
-    assert [e.before for e in made.examples] == expected
+    assert [e.before for e in attacked_sheet.examples] == expected
     moved = 0.0
-    for example, x in zip(made.examples, digits.x_test, strict=False):
+    for example, x in zip(attacked_sheet.examples, digits.x_test, strict=False):
         image, attacked = pixels(example.image), pixels(example.attacked)
         assert np.abs(image - x[0].numpy()).max() <= 0.5 / 255 + 1e-6
         assert np.abs(attacked - image).max() <= 0.1 + 1.01 / 255
@@ -50,7 +50,7 @@ def test_the_first_images_attacked_within_the_runs_radius(tmp_path):
         assert np.abs(change - (attacked - image)).max() <= 1.5 / 255
         moved = max(moved, np.abs(attacked - image).max())
     assert moved > 0.09
-    assert sheet(result(tmp_path), decoded) == made
+    assert sheet(result(tmp_path), decoded) == attacked_sheet
 
 
 def test_classes_have_the_names_of_the_data_or_else_of_the_run(tmp_path):
@@ -73,17 +73,26 @@ def test_classes_have_the_names_of_the_data_or_else_of_the_run(tmp_path):
     ],
 )
 def test_without_a_recorded_attack_the_settings_count(tmp_path, config, expected):
-    made = sheet(result(tmp_path, attacks=[], config=config), codec.decode(artifact()), images=2)
-    assert (made.eps, made.steps) == expected
-    assert made.step_size == pytest.approx(4 / 3 * made.eps / made.steps)
-    assert len(made.examples) == 2
+    attacked_sheet = sheet(
+        result(tmp_path, attacks=[], config=config), codec.decode(artifact()), images=2
+    )
+    assert (attacked_sheet.eps, attacked_sheet.steps) == expected
+    assert attacked_sheet.step_size == pytest.approx(
+        4 / 3 * attacked_sheet.eps / attacked_sheet.steps
+    )
+    assert len(attacked_sheet.examples) == 2
+
+
+def test_a_recorded_attack_without_steps(tmp_path):
+    attack = {"name": "pgd", "eps": 0.1, "steps": 0}
+    assert sheet(result(tmp_path, attacks=[attack]), codec.decode(artifact()), images=1).steps == 20
 
 
 def test_a_radius_of_zero(tmp_path):
-    made = sheet(
+    attacked_sheet = sheet(
         result(tmp_path, attacks=[], config="eps: 0\n"), codec.decode(artifact()), images=1
     )
-    assert made.examples[0].attacked == made.examples[0].image
+    assert attacked_sheet.examples[0].attacked == attacked_sheet.examples[0].image
 
 
 def test_colour_images(tmp_path):
@@ -106,9 +115,11 @@ def test_data_of_ones_own(tmp_path):
     labels = np.arange(40) % 10
     where = tmp_path / "a.npz"
     np.savez(where, x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
-    made = sheet(result(tmp_path / "run", dataset=f"npz:{where}"), codec.decode(artifact()))
-    assert [example.label for example in made.examples] == labels[:8].tolist()
-    shown = np.stack([pixels(example.image) for example in made.examples])
+    attacked_sheet = sheet(
+        result(tmp_path / "run", dataset=f"npz:{where}"), codec.decode(artifact())
+    )
+    assert [example.label for example in attacked_sheet.examples] == labels[:8].tolist()
+    shown = np.stack([pixels(example.image) for example in attacked_sheet.examples])
     assert np.array_equal(np.rint(shown * 255), images[:8])
     for config in ("image_size: 8\n", "image_size: [8]\n"):
         one = result(tmp_path / "b", dataset=f"imagefolder:{tmp_path}/void", config=config)
@@ -140,6 +151,6 @@ def test_of_every_series_the_smallest_file(tmp_path):
         "e": {"method": "l0"},
     }.items():
         run(tmp_path / path, **more)
-    found = find(tmp_path)[0]
-    assert [Path(each.path).name for each in choose(found, 9)] == ["b", "c", "e"]
-    assert len(choose(found, 2)) == 2
+    results = find(tmp_path)[0]
+    assert [Path(each.path).name for each in choose(results, 9)] == ["b", "c", "e"]
+    assert len(choose(results, 2)) == 2

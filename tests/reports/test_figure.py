@@ -13,13 +13,13 @@ STARTS = {"a.png": b"\x89PNG", "b.SVG": b"<?xml", "c.pdf": b"%PDF"}
 @pytest.mark.parametrize("name", STARTS)
 def test_a_picture_and_nothing_else_is_written(tmp_path: Path, name: str) -> None:
     pytest.importorskip("matplotlib")
-    found = []
+    contents = []
     for _ in range(2):
         with picture(tmp_path / name, 3, 2) as figure:
             figure.suptitle("a title")
-        found.append((tmp_path / name).read_bytes())
-    assert found[0] == found[1]
-    assert found[0].startswith(STARTS[name])
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
+    assert contents[0].startswith(STARTS[name])
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

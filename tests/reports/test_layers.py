@@ -21,18 +21,18 @@ def test_rows_add_up_to_the_file_and_carry_the_models_names():
     assert sum(sum(row["nonzeros"].values()) for row in rows) == sizes.nonzeros
 
 
-def own(name):
+def bias_entry(name):
     bias = codec.quantize_dense(np.linspace(-1, 1, 4, dtype=np.float32), 8)
     return codec.Entry(name, bias)
 
 
 def test_a_model_of_ones_own():
-    rows = bits_per_layer(codec.Artifact({}, (own("a.fc.bias"), own("scale"))))
+    rows = bits_per_layer(codec.Artifact({}, (bias_entry("a.fc.bias"), bias_entry("scale"))))
     assert [row["layer"] for row in rows] == ["a.fc", "scale", "file header"]
     assert rows[0]["factors"]["dense"] == rows[0]["parts"]["dense"] > 0
 
 
 def test_a_file_that_claims_another_model():
     for meta in ({"model": "digits-cnn"}, {"model": "unheard-of"}, {"model": [1]}):
-        rows = bits_per_layer(codec.Artifact(meta, (own(None),)))
+        rows = bits_per_layer(codec.Artifact(meta, (bias_entry(None),)))
         assert [row["layer"] for row in rows] == ["tensor 0", "file header"]

@@ -17,7 +17,7 @@ EVIL = '<img src=x onerror="pwned=1">\'&</script><script>pwned=1</script>'
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def reported(tmp_path_factory):
     """A folder of runs of every kind, and its report."""
     folder = tmp_path_factory.mktemp("runs")
     run(folder / "a", model_seed=0)
@@ -40,8 +40,8 @@ def content(html):
     return re.sub(r"<script>.*?</script>", "", html, flags=re.S)
 
 
-def test_the_files(made):
-    folder, result = made
+def test_the_files(reported):
+    folder, result = reported
     names = ["results.csv", "curves.png", "curves.svg", "report.html"]
     assert [path.name for path in result.files] == names
     assert sorted(path.name for path in (folder / "out" / "deeper").iterdir()) == sorted(names)
@@ -50,16 +50,16 @@ def test_the_files(made):
     assert "bad" in warning
 
 
-def test_again_over_itself_and_to_the_byte(made):
-    folder, result = made
+def test_again_over_itself_and_to_the_byte(reported):
+    folder, result = reported
     before = [path.read_bytes() for path in result.files]
     again = make(folder, folder / "out" / "deeper")
     for path, old in zip(again.files, before, strict=True):
         assert path.read_bytes() == old, path
 
 
-def test_the_page_tells_what_was_run(made):
-    html = content(page(made[1]))
+def test_the_page_tells_what_was_run(reported):
+    html = content(page(reported[1]))
     assert "<h1>digits-cnn on digits</h1>" in html
     assert "4 finished, 2 failed" in html
     assert "pgd (eps 0.1, steps 3, step size 0.05, restarts 1, loss ce, 497 examples)" in html
@@ -71,8 +71,8 @@ def test_the_page_tells_what_was_run(made):
     assert "eight times the length" in html
 
 
-def test_names_from_files_stay_text(made):
-    html = page(made[1])
+def test_names_from_files_stay_text(reported):
+    html = page(reported[1])
     assert "<img src=x" not in html
     assert html.count("</script>") == 3  # the data, plotly.js, and the page's own
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', html)[1]
@@ -81,8 +81,8 @@ def test_names_from_files_stay_text(made):
     assert any(EVIL in name for name in names)
 
 
-def test_the_page_asks_the_network_for_nothing(made):
-    html = content(page(made[1]))
+def test_the_page_asks_the_network_for_nothing(reported):
+    html = content(page(reported[1]))
     assert "default-src 'none'" in html
     links = []
 
@@ -130,32 +130,32 @@ def test_without_the_data_the_page_says_so(tmp_path):
     run(tmp_path / "a", model_seed=0, dataset="mnist")
     result = make(tmp_path, data_root=str(tmp_path))
     html = content(page(result))
-    said = "The data set mnist is not at hand: give its folder as data_root."
-    assert result.warnings == (said,)
-    assert said in html
+    message = "The data set mnist is not at hand: give its folder as data_root."
+    assert result.warnings == (message,)
+    assert message in html
     assert 'id="layers"' in html
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda path: path.write_bytes(artifact()[:-5]), "checksum"),
         (lambda path: run(path.parent, file_bits=800), "bits, where report.json says 800"),
         (lambda path: (path.unlink(), path.symlink_to(path)), None),
     ],
 )
-def test_a_damaged_artifact_is_named_and_left_out(tmp_path, damage, said):
+def test_a_damaged_artifact_is_named_and_left_out(tmp_path, damage, message):
     run(tmp_path / "a", model_seed=0)
     path = tmp_path / "a" / "model.atmc"
     damage(path)
     result = make(tmp_path)
     assert result.finished == 1
-    if said is None:
+    if message is None:
         assert result.warnings == ()  # as good as not there
     else:
         (warning,) = result.warnings
         assert warning.startswith(f"{path}: ")
-        assert said in warning
+        assert message in warning
     assert 'id="layers"' not in page(result)
 
 
@@ -189,15 +189,15 @@ def test_folders_that_are_none(tmp_path):
 @pytest.mark.parametrize("name", ["results.csv", "curves.png", "curves.svg", "report.html"])
 def test_a_file_of_another_program_is_not_written_over(tmp_path, name):
     run(tmp_path / "runs" / "a")
-    theirs = tmp_path / "runs" / name
-    theirs.write_bytes(b"method,bits\natmc report,8\n")
-    said = rf"{name} is a file that atmc report did not write: give another output"
+    foreign = tmp_path / "runs" / name
+    foreign.write_bytes(b"method,bits\natmc report,8\n")
+    message = rf"{name} is a file that atmc report did not write: give another output"
     if name.startswith("curves"):
-        theirs.write_bytes(b"<svg>mine</svg>")
-    before = theirs.read_bytes()
-    with pytest.raises(ReportError, match=said):
+        foreign.write_bytes(b"<svg>mine</svg>")
+    before = foreign.read_bytes()
+    with pytest.raises(ReportError, match=message):
         make(tmp_path / "runs")
-    assert theirs.read_bytes() == before
+    assert foreign.read_bytes() == before
     assert len(list((tmp_path / "runs").iterdir())) == 2
     make(tmp_path / "runs", tmp_path / "elsewhere")
 

@@ -20,9 +20,9 @@ def test_runs_are_found_at_any_depth_in_a_fixed_order(tmp_path):
     run(tmp_path / "a" / "b", method="l0", seed=0)
     run(tmp_path / "y", method="atmc", bits=4)
     run(tmp_path / "x", method="atmc", budget_bits=90_000)
-    found, warnings = find(tmp_path)
+    results, warnings = find(tmp_path)
     assert warnings == []
-    assert [result.path for result in found] == ["z", "x", "y", "a/b", "a/b/c"]
+    assert [result.path for result in results] == ["z", "x", "y", "a/b", "a/b/c"]
 
 
 def test_a_run_folder_itself(tmp_path):
@@ -90,7 +90,7 @@ def test_a_run_that_was_finished_after_it_failed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("", "no JSON"),
         ("{", "no JSON"),
@@ -107,28 +107,28 @@ def test_a_run_that_was_finished_after_it_failed(tmp_path):
         (report(attacks=[{}]), "(attacks.0.name"),
     ],
 )
-def test_a_damaged_report_is_named_and_left_out(tmp_path, content, said):
+def test_a_damaged_report_is_named_and_left_out(tmp_path, content, message):
     run(tmp_path / "good")
     write(tmp_path / "bad", content)
-    found, (warning,) = find(tmp_path)
-    assert [result.path for result in found] == ["good"]
+    results, (warning,) = find(tmp_path)
+    assert [result.path for result in results] == ["good"]
     assert warning.startswith(f"{tmp_path / 'bad' / 'report.json'}: ")
-    assert said in warning
+    assert message in warning
     assert "\n" not in warning
 
 
 def test_a_damaged_report_beside_a_failure_counts_as_failed(tmp_path):
     write(tmp_path, "{")
     failure(tmp_path)
-    found, warnings = find(tmp_path)
-    assert ([result.status for result in found], len(warnings)) == (["unreachable"], 1)
+    results, warnings = find(tmp_path)
+    assert ([result.status for result in results], len(warnings)) == (["unreachable"], 1)
 
 
 def test_a_report_that_cannot_be_read(tmp_path):
     tmp_path.joinpath("link").mkdir()
     os.symlink("void", tmp_path / "link" / "report.json")
-    found, (warning,) = find(tmp_path)
-    assert found == []
+    results, (warning,) = find(tmp_path)
+    assert results == []
     assert "No such file" in warning
 
 
