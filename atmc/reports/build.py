@@ -21,8 +21,6 @@ from atmc.reports.groups import group_runs
 from atmc.reports.layers import bits_per_layer
 from atmc.reports.results import Result, find, to_csv
 
-__all__ = ["Report", "ReportError", "report"]
-
 # The files, and what tells each from other programs' near its start.
 _SIGNATURES = {
     "results.csv": b"method,bits,model,dataset,seed,budget_bits,file_bits",
@@ -96,9 +94,9 @@ def report(
     if output.exists() and not output.is_dir():
         raise ReportError(f"{output} is a file: give a folder")
     _check_files(output)
-    sources = examples.Sources(data_root, dataset, model)
     content = page.Content(group_runs(results))
-    _add_artifacts(content, results, warnings, sources, sheets)
+    # No name for the sources: the data sets are freed before the page is rendered.
+    _add_artifacts(content, results, warnings, examples.Sources(data_root, dataset, model), sheets)
     html = page.render(content)
     output.mkdir(parents=True, exist_ok=True)
     _check_files(output)  # again: the work took a while

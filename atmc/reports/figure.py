@@ -16,7 +16,6 @@ from typing import Any
 from atmc.extras import require
 from atmc.files import write
 
-SUFFIXES = (".svg", ".png", ".pdf")
 # Okabe & Ito's colours, which the colour-blind tell apart, without their yellow (invisible on
 # white) and with a grey for their black, so that they show on light and on dark ground.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#808080")
@@ -92,7 +91,7 @@ def series_style(index: int) -> Style:
 
 def check_name(path: Path) -> None:
     """Refuse another suffix than .svg, .png or .pdf, by a ``ValueError``."""
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in _METADATA:
         raise ValueError(f"{path} is no picture that can be drawn: end it in .svg, .png or .pdf")
 
 

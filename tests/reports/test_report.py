@@ -11,6 +11,7 @@ from report_builders import artifact, attacks, dense, failure, report, run, writ
 
 from atmc import data
 from atmc.errors import MissingExtraError, ReportError
+from atmc.reports import page as page_module
 from atmc.reports.build import report as make
 
 EVIL = '<img src=x onerror="pwned=1">\'&</script><script>pwned=1</script>'
@@ -210,7 +211,7 @@ def test_a_missing_package_is_named(tmp_path, hide, package):
         make(tmp_path)
 
 
-def test_data_sets_are_let_go(tmp_path, monkeypatch):
+def test_data_sets_are_loaded_once_and_freed_before_the_page_is_rendered(tmp_path, monkeypatch):
     loaded = []
 
     def load(*args, **more):
@@ -218,10 +219,14 @@ def test_data_sets_are_let_go(tmp_path, monkeypatch):
         loaded.append(weakref.ref(dataset))
         return dataset
 
-    load_data = data.load
+    def render(*args):
+        gc.collect()
+        assert [each() for each in loaded] == [None]
+        return render_page(*args)
+
+    load_data, render_page = data.load, page_module.render
     monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(page_module, "render", render)
     run(tmp_path / "a", model_seed=0)
     run(tmp_path / "b", model_seed=1, method="l0")
     assert 'id="sheet"' in page(make(tmp_path))
-    gc.collect()
-    assert [each() for each in loaded] == [None]  # once for both runs
