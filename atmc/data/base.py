@@ -1,4 +1,9 @@
-"""What every data set is: labelled images in three parts, checked, and what is usual on them."""
+"""The shape of every data set: three parts, each of labelled images that come in batches.
+
+A part is an :class:`Examples`, of which there are three kinds: tensors in memory (`in_memory.py`),
+examples that are read or computed one by one (`streamed.py`), and a loader of the user
+(`loaded.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from torch import Tensor
 
 from atmc.errors import DataError
 
+DEFAULT_EPS, DEFAULT_EVAL_STEPS = 8 / 255, 20  # common on small colour images
+
 
 class Loader(Protocol):
     """Batches (x, y), or (x, y, index); a pass over it is an epoch."""
@@ -23,28 +30,55 @@ class Loader(Protocol):
         """Start a pass."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of :meth:`Examples.batches`."""
+
+    batch_size: int
+    shuffle: bool = False
+    indexed: bool = False
+    augment: bool = False
+    device: torch.device | str | None = None
+
+
 class Examples(ABC):
-    """Labelled images of one size, always the same ones in the same order."""
+    """Labelled images of one size, always the same ones in the same order.
+
+    Attributes:
+        shape: of one image, (C, H, W).
+        augmented: whether there is an augmentation that `batches` can apply.
+    """
+
+    shape: tuple[int, ...]
+    augmented: bool
 
     @abstractmethod
     def __len__(self) -> int:
         """The number of examples."""
 
-    @property
     @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image, (C, H, W)."""
-
-    @property
-    @abstractmethod
-    def augmented(self) -> bool:
-        """Whether there is an augmentation that `batches` can apply."""
-
-    @abstractmethod
-    def take(self, indices: Tensor) -> Examples:
+    def take(self, indices: Tensor | slice) -> Examples:
         """Some of the examples, in the order of `indices`, int64 of shape (n,)."""
 
     @abstractmethod
+    def check(self, where: str, classes: int) -> None:
+        """Refuse examples that training cannot use; a quick check, which may leave some out.
+
+        Args:
+            where: the part of the data set, for the message.
+            classes: labels must be below it.
+
+        Raises:
+            DataError: saying what is wrong with which of them.
+        """
+
+    def check_rest(self, where: str) -> None:  # noqa: B027 (most leave nothing out)
+        """Refuse likewise the examples that :meth:`check` leaves out."""
+
+    @abstractmethod
+    def _batches(self, plan: Plan) -> Loader:
+        """See :meth:`batches`."""
+
     def batches(
         self,
         batch_size: int,
@@ -58,76 +92,52 @@ class Examples(ABC):
 
         Args:
             batch_size: examples in a batch, at least 1.
-            shuffle: whether each pass has an order of its own, drawn from torch's global CPU
-                generator when the pass starts; what is left over is dropped then, so that all
-                batches have the same size.
-            indexed: whether each batch says which examples it holds, as int64 of shape (n,).
+            shuffle: whether each pass has a new order, drawn from torch's global CPU generator
+                when the pass starts. All batches have the same size then: the remainder is dropped.
+            indexed: whether each batch ends with the numbers of its examples, int64 of shape (n,).
             augment: whether the examples are augmented, anew in each pass.
-            device: where the batches are; None for where the examples lie.
+            device: of the batches; None for that of the examples.
 
         Raises:
-            DataError: an example cannot be read, or is not what it should be.
+            DataError: an example cannot be read, or is not valid.
             ValueError: `batch_size` is below 1.
         """
-
-    @abstractmethod
-    def check(self, where: str, classes: int) -> None:
-        """Refuse examples that training cannot use.
-
-        Args:
-            where: what they are, for the message.
-            classes: labels must be below it.
-
-        Raises:
-            DataError: saying what is wrong with which of them.
-        """
-
-    @abstractmethod
-    def check_rest(self, where: str) -> None:
-        """Refuse what `check`, which is quick, has not looked at; nothing where it sees all.
-
-        Args:
-            where: what they are, for the message.
-
-        Raises:
-            DataError: saying what is wrong with which of them.
-        """
+        return self._batches(Plan(batch_size, shuffle, indexed, augment, device))
 
     def first(self, count: int | None) -> Examples:
         """The first `count` examples; all of them where there are fewer, or `count` is None."""
-        if count is None or count >= len(self):
-            return self
-        return self.take(torch.arange(count))
+        return self.take(slice(count))
 
     def head(self, count: int | None) -> tuple[Tensor, Tensor]:
         """The x and y of :meth:`first`, in memory, as :meth:`batches` gives them."""
         part = self.first(count)
-        found = list(part.batches(max(1, len(part))))
-        return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+        batches = list(part.batches(max(1, len(part))))
+        if len(batches) == 1:
+            return batches[0][0], batches[0][1]
+        return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification data set, with the settings that are usual on it.
+    """A classification data set, with its default settings.
 
     It checks itself: an instance has images of one shape in [0, 1], a label in range for each,
-    and no empty part. Of examples that are made as they are needed it looks at the first, until
-    :meth:`check_rest` looks at all.
+    and no empty part. Of streamed examples it checks the first ones, until :meth:`check_rest`
+    checks all.
 
     Attributes:
         name: the name `load` takes.
-        train: training examples, the validation part left out.
-        val: validation examples; where the data bring none, cut from their training split.
+        train: training examples, without the validation part.
+        val: validation examples; where the source has none, cut from its training examples.
         test: test examples.
         num_classes: the number of classes.
-        eps: the usual attack radius, in the infinity norm.
-        eval_steps: the usual number of PGD steps when robust accuracy is measured.
-        model: the name of the usual model; None where none of ours is.
-        class_names: what the classes are called, in the order of their numbers; None where they
-            have no names.
+        eps: the default attack radius, in the infinity norm.
+        eval_steps: the default number of PGD steps when robust accuracy is measured.
+        model: the name of the default model; None for none.
+        class_names: the names of the classes, in the order of their numbers; None for no names.
 
     Raises:
-        DataError: something of that does not hold.
+        DataError: one of these does not hold.
     """
 
     name: str
@@ -135,13 +145,12 @@ class Dataset:
     val: Examples
     test: Examples
     num_classes: int
-    eps: float
-    eval_steps: int
+    eps: float = DEFAULT_EPS
+    eval_steps: int = DEFAULT_EVAL_STEPS
     model: str | None = None
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what training cannot use."""
         where = f"data set {self.name!r}"
         for title, part in self._parts.items():
             if len(part) == 0:
@@ -162,10 +171,10 @@ class Dataset:
                 )
 
     def check_rest(self) -> None:
-        """Look at every example that was not looked at yet: a pass over them, before training.
+        """Check every example that was not checked yet, in a pass over them.
 
         Raises:
-            DataError: one is not what it should be.
+            DataError: one is not valid.
         """
         for title, part in self._parts.items():
             part.check_rest(f"data set {self.name!r}: its {title} part")
@@ -181,7 +190,7 @@ class Dataset:
 
     @property
     def augmented(self) -> bool:
-        """Whether its training examples are augmented, unless one says otherwise."""
+        """Whether training augments its examples by default."""
         return self.train.augmented
 
     @property
@@ -191,25 +200,25 @@ class Dataset:
 
     @property
     def y_train(self) -> Tensor:
-        """Their labels: int64, of shape (N,)."""
+        """All training labels: int64, of shape (N,)."""
         return self.train.head(None)[1]
 
     @property
     def x_val(self) -> Tensor:
-        """All validation images, likewise."""
+        """All validation images."""
         return self.val.head(None)[0]
 
     @property
     def y_val(self) -> Tensor:
-        """Their labels."""
+        """All validation labels."""
         return self.val.head(None)[1]
 
     @property
     def x_test(self) -> Tensor:
-        """All test images, likewise."""
+        """All test images."""
         return self.test.head(None)[0]
 
     @property
     def y_test(self) -> Tensor:
-        """Their labels."""
+        """All test labels."""
         return self.test.head(None)[1]

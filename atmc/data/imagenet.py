@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
 
-from atmc.data.augmentation import Augmentation
-from atmc.data.base import Dataset
-from atmc.data.image_folder import class_names, cut, list_files
-from atmc.data.images import ImageFiles, Middle, Somewhere
+from atmc.data.images import ImageFiles, center_square, class_names, list_files, split_files
+from atmc.data.pixels import Augmentation
+from atmc.data.registry import Parts, register
 from atmc.data.streamed import Streamed
-from atmc.data.torchvision_sets import read, root_folder
-from atmc.data.usual import USUAL
+from atmc.data.torchvision_sets import read
 from atmc.errors import DataError
 from atmc.messages import argument
 
 _SIDE, _SHORTER = 224, 256
-_A_CLASS = 10  # validation images
+_VALIDATION_PER_CLASS = 10
 
 
-def load_imagenet(
-    root: str | os.PathLike[str] | None = None, image_size: int | None = None
-) -> Dataset:
-    """Load ImageNet from the class folders in `root`/train and `root`/val.
+@register("imagenet", eps=4 / 255, epochs=(15, 10, 1))
+def load_imagenet(folder: Path, download: bool, image_size: int | None) -> Parts:
+    """Load ImageNet from the class folders in `train` and `val`; nothing can be downloaded.
 
-    Where there are none, torchvision unpacks the archives in `root` (which takes a while, once).
-    Its validation images are the test part here; the validation part is cut from the training
-    images, 10 a class, and the same ones every time. Images have their shorter side brought to 256
-    pixels and the middle square of 224 cut out; training crops at random, and mirrors.
-
-    Args:
-        root: the folder that holds `train` and `val`; the folder `data` where it is None.
-        image_size: another side of the square; the shorter side is 8/7 of it.
+    Where there are none, torchvision unpacks the archives in the same folder (which takes a while,
+    once). The images in `val` are the test part here; the validation part is held out from the
+    training images, 10 a class, and always the same ones. Images have their shorter side scaled to
+    256 pixels and the middle square of 224 cut out; training crops at random, and mirrors. Another
+    image size is another side of the square; the shorter side is 8/7 of it.
 
     Raises:
-        DataError: the folders and archives are missing, or no class folders of ImageNet.
+        DataError: the folders and archives are missing, or the class folders do not agree.
     """
-    folder = root_folder(root)
+    # imported here, so that nothing else needs torchvision
+    from torchvision.transforms import RandomResizedCrop
+
+    if download:
+        raise DataError(
+            "ImageNet cannot be downloaded from here: get its archives from image-net.org into the "
+            f"folder {argument('data_root')}, and leave out {argument('download')}"
+        )
     for split in ("train", "val"):
         if not (folder / split).is_dir():
             _unpack(folder, split)
     side = _SIDE if image_size is None else image_size
-    middle = Middle(round(side * _SHORTER / _SIDE), side)
+    center = partial(center_square, shorter=round(side * _SHORTER / _SIDE), side=side)
     classes = class_names(folder / "train")
-    files = list_files(folder / "train", classes)
-    train, val = cut(files, min(_A_CLASS * len(classes), max(1, len(files[0]) // 10)))
-    test = list_files(folder / "val", classes)
     count = len(classes)
-    return Dataset(
-        name="imagenet",
+    files = list_files(folder / "train", classes)
+    train, val = split_files(files, min(_VALIDATION_PER_CLASS * count, max(1, len(files[0]) // 10)))
+    test = list_files(folder / "val", classes)
+    return Parts(
         train=Streamed(
-            ImageFiles(*train, middle),
+            ImageFiles(*train, center),
             count,
-            varied=ImageFiles(*train, Somewhere(side)),
+            varied=ImageFiles(*train, RandomResizedCrop(side)),
             augmentation=Augmentation(flip=True),
-            known=True,
+            trusted=True,
         ),
-        val=Streamed(ImageFiles(*val, middle), count, known=True),
-        test=Streamed(ImageFiles(*test, middle), count, known=True),
+        val=Streamed(ImageFiles(*val, center), count, trusted=True),
+        test=Streamed(ImageFiles(*test, center), count, trusted=True),
         num_classes=count,
-        **USUAL["imagenet"],
     )
 
 
@@ -74,10 +73,9 @@ def _unpack(folder: Path, split: str) -> None:
             "as they cannot be downloaded from here"
         )
 
-    def make(fetch: bool) -> object:
-        # imported here, so that nothing else needs torchvision
+    def unpack(download: bool) -> object:
         from torchvision.datasets import ImageNet
 
         return ImageNet(str(folder), split=split)
 
-    read("ImageNet", folder, archives, make, fetch=False)
+    read("ImageNet", folder, archives, unpack, download=False)

@@ -11,63 +11,51 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atmc.data.base import Dataset
 from atmc.data.in_memory import InMemory
-from atmc.data.pixels import check
+from atmc.data.pixels import check_images
+from atmc.data.registry import Parts, register
 from atmc.data.splits import hold_out
-from atmc.data.usual import USUAL
 from atmc.errors import DataError, one_line
 
 _MOST_CHANNELS = 4
 
 
-def load_npz(name: str, file: Path) -> Dataset:
+@register("npz:FILE")
+def load_npz(path: Path) -> Parts:
     """Load a file with the arrays x_train, y_train, x_test and y_test, and maybe x_val and y_val.
 
     Images are uint8, or floats in [0, 1], of shape (N, H, W), (N, C, H, W) or (N, H, W, C), with
     up to 4 channels; labels are integers of shape (N,), from 0 to the largest in y_train. Without
-    x_val a tenth of the training images is the validation part, of every class its share, and the
-    same ones every time.
-
-    Args:
-        name: of the data set.
-        file: the file.
+    x_val a tenth of the training images is the validation part, in proportion to the classes, and
+    always the same tenth.
 
     Raises:
         DataError: it cannot be read, arrays are missing, or they are not such images and labels.
     """
-    arrays = _read(file)
+    arrays = _read(path)
     for key in ("x_train", "y_train", "x_test", "y_test"):
         if key not in arrays:
-            raise DataError(f"{file} has no array {key}: save it with numpy.savez, with the others")
+            raise DataError(f"{path} has no array {key}: save it with numpy.savez, with the others")
     if ("x_val" in arrays) != ("y_val" in arrays):
-        raise DataError(f"{file} has only one of x_val and y_val: save both, or none")
+        raise DataError(f"{path} has only one of x_val and y_val: save both, or none")
     parts = {
-        part: (
-            _images(arrays[f"x_{part}"], f"x_{part} in {file}"),
-            _labels(arrays[f"y_{part}"], f"y_{part} in {file}"),
+        part: InMemory(
+            _images(arrays[f"x_{part}"], f"x_{part} in {path}"),
+            _labels(arrays[f"y_{part}"], f"y_{part} in {path}"),
         )
         for part in ("train", "val", "test")
         if f"x_{part}" in arrays
     }
-    for part, (x, y) in parts.items():
-        if len(x) == 0 or len(y) == 0:
-            raise DataError(f"the {part} part of {file} is empty: save examples of it")
-    classes = int(parts["train"][1].max()) + 1
-    for part, (x, y) in parts.items():
-        check(x, y, classes, f"the {part} part of {file}")
-    examples = {part: InMemory(x, y) for part, (x, y) in parts.items()}
-    if "val" not in examples:
-        whole = examples["train"]
-        examples["train"], examples["val"] = map(whole.take, hold_out(len(whole), whole.y.numpy()))
-    return Dataset(
-        name=name,
-        train=examples["train"],
-        val=examples["val"],
-        test=examples["test"],
-        num_classes=classes,
-        **USUAL["npz"],
-    )
+    for part, examples in parts.items():
+        if len(examples.x) == 0 or len(examples.y) == 0:
+            raise DataError(f"the {part} part of {path} is empty: save examples of it")
+    classes = int(parts["train"].y.max()) + 1
+    for part, examples in parts.items():
+        check_images(examples.x, examples.y, classes, f"the {part} part of {path}")
+    if "val" not in parts:
+        whole = parts["train"]
+        parts["train"], parts["val"] = map(whole.take, hold_out(len(whole), whole.y.numpy()))
+    return Parts(parts["train"], parts["val"], parts["test"], classes)
 
 
 def _read(file: Path) -> dict[str, NDArray[Any]]:
@@ -76,9 +64,9 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
     if not zipfile.is_zipfile(file):  # numpy would advise to unpickle it
         raise DataError(f"{file} is no archive of arrays: save them with numpy.savez")
     try:
-        with np.load(file, allow_pickle=False) as held:
-            return {key: held[key] for key in held.files if key[:2] in ("x_", "y_")}
-    except Exception as error:  # damage is reported by whatever its parser ran into
+        with np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files if key[:2] in ("x_", "y_")}
+    except Exception as error:  # numpy's parser raises anything on a damaged file
         reason = one_line(error)
         raise DataError(
             f"{file} cannot be read ({reason}): save plain arrays with numpy.savez"
@@ -106,7 +94,6 @@ def _images(array: NDArray[Any], what: str) -> Tensor:
 
 
 def _labels(array: NDArray[Any], what: str) -> Tensor:
-    """The labels, int64."""
     if array.dtype.kind not in "iu":
         raise DataError(f"{what} is of {array.dtype}: give integers")
     return torch.from_numpy(array.astype(np.int64))

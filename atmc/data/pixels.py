@@ -1,80 +1,85 @@
-"""Images as tensors: what they may hold, and how bytes become pixels of [0, 1]."""
+"""Images as tensors: valid values, bytes as pixels of [0, 1], random crops and mirror images."""
+
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atmc.errors import DataError
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """Move each image by a few pixels, black coming in at the border, and mirror every other one.
+
+    Random numbers come from torch's global CPU generator, whatever the device of the batch, so
+    that a seed always gives the same batch.
+
+    Attributes:
+        padding: the largest move along either side, in pixels.
+        flip: whether an image is mirrored, left to right, with probability 1/2.
+    """
+
+    padding: int = 0
+    flip: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Augment a batch of shape (N, C, H, W) and any type; the result is a new tensor."""
+        count, height, width = len(x), x.shape[2], x.shape[3]
+        if self.flip:
+            mirrored = (torch.rand(count) < 0.5).to(x.device)
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        if self.padding:
+            top, left = torch.randint(2 * self.padding + 1, (2, count)).to(x.device)
+            padded = F.pad(x, (self.padding,) * 4)
+            # Every window of the padded batch as a view; one of them is copied for each example.
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+            x = windows[torch.arange(count, device=x.device), :, top, left]
+        return x
+
+
 def as_float(x: Tensor) -> Tensor:
-    """Bytes as float32 in [0, 1]; anything else as it is."""
+    """Bytes as float32 in [0, 1]; anything else unchanged."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def check_pixels(x: Tensor, what: str) -> None:
-    """Refuse inputs in which an attack has no meaning.
+    """Refuse inputs that an attack on pixels cannot use.
 
     Args:
-        x: what should be pixels, of shape (N, ...).
-        what: gives them, for the message.
+        x: inputs of shape (N, ...).
+        what: their source, for the message.
 
     Raises:
         ValueError: they are not floating point numbers in [0, 1].
     """
     if not x.is_floating_point():
         raise ValueError(f"{what} gives inputs of {x.dtype}: give float32 in [0, 1]")
-    outside = _values_outside(x)
-    if outside:
-        raise ValueError(f"{what} gives {outside}")
+    problem = _outside_unit_interval(x)
+    if problem:
+        raise ValueError(f"{what} gives {problem}")
 
 
-def check_numbers(x: Tensor, what: str) -> None:
-    """Refuse inputs that are NaN or infinite.
-
-    Args:
-        x: inputs of any type, of shape (N, ...).
-        what: gives them, for the message.
+def check_finite(x: Tensor, what: str) -> None:
+    """Refuse inputs of shape (N, ...), and of any type, that have a NaN or infinity.
 
     Raises:
-        ValueError: some are.
+        ValueError: naming `what`, the source of the inputs, and the first such example.
     """
-    lost = _lost(x)
-    if lost:
-        raise ValueError(f"{what} gives {lost}")
+    problem = _not_finite(x)
+    if problem:
+        raise ValueError(f"{what} gives {problem}")
 
 
-def _lost(x: Tensor) -> str | None:
-    """Which example holds NaN or infinity, and what to do; None where none does."""
-    if not x.is_floating_point() or bool(torch.isfinite(torch.stack(x.aminmax())).all()):
-        return None
-    bad = (~x.isfinite()).flatten(1).any(1) if x.dim() > 1 else ~x.isfinite()
-    first = int(bad.nonzero()[0, 0])
-    value = "NaN" if bool(x[first].isnan().any()) else "infinity"
-    more = f", and {int(bad.sum()) - 1} more like it" if int(bad.sum()) > 1 else ""
-    return f"{value} in example {first}{more}: mend or leave out such examples"
-
-
-def _values_outside(x: Tensor) -> str | None:
-    """Which floating point values are not in [0, 1], and what to give instead; None if all are."""
-    if not x.is_floating_point():
-        return None
-    low, high = (float(bound) for bound in x.aminmax())
-    if low >= 0 and high <= 1:  # NaN is neither
-        return None
-    return _lost(x) or (
-        f"values from {low:.8g} to {high:.8g}, outside [0, 1]: give pixels in [0, 1], not "
-        "normalized (the model does that)"
-    )
-
-
-def check(x: Tensor, y: Tensor, classes: int, where: str) -> None:
+def check_images(x: Tensor, y: Tensor, classes: int, where: str) -> None:
     """Refuse images and labels that training cannot use.
 
     Args:
-        x: what should be images: float32 in [0, 1] or uint8, of shape (N, C, H, W).
-        y: what should be labels: int64 from 0 to `classes` - 1, of shape (N,).
+        x: images, float32 in [0, 1] or uint8, of shape (N, C, H, W).
+        y: labels, int64 from 0 to `classes` - 1, of shape (N,).
         classes: the number of classes.
-        where: what they are, for the message.
+        where: the part of the data, for the message.
 
     Raises:
         DataError: saying what is wrong, and what to give instead.
@@ -83,23 +88,48 @@ def check(x: Tensor, y: Tensor, classes: int, where: str) -> None:
         raise DataError(f"{where} has images of shape {tuple(x.shape)}: give (N, C, H, W)")
     if x.dtype not in (torch.float32, torch.uint8):
         raise DataError(
-            f"{where} has images of {_name(x)}: give float32 in [0, 1], or uint8 from 0 to 255"
+            f"{where} has images of {_name(x.dtype)}: give float32 in [0, 1], or uint8 from 0 to "
+            "255"
         )
     if y.dim() != 1 or len(y) != len(x):
         labels = f"{len(y)} labels" if y.dim() == 1 else f"labels of shape {tuple(y.shape)}"
         raise DataError(f"{where} has {len(x)} images with {labels}: give one label an image")
     if y.dtype != torch.int64:
-        raise DataError(f"{where} has labels of {_name(y)}: give int64")
+        raise DataError(f"{where} has labels of {_name(y.dtype)}: give int64")
     if len(y) == 0:
         return
     low, high = (int(bound) for bound in y.aminmax())
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise DataError(f"{where} has a label out of range, {wrong}: give 0 to {classes - 1}")
-    outside = _values_outside(x)
-    if outside:
-        raise DataError(f"{where} has {outside}")
+    problem = _outside_unit_interval(x)
+    if problem:
+        raise DataError(f"{where} has {problem}")
 
 
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _not_finite(x: Tensor) -> str | None:
+    """The first example with a NaN or infinity, and what to do; None where all are finite."""
+    if not x.is_floating_point() or bool(torch.isfinite(torch.stack(x.aminmax())).all()):
+        return None
+    bad = (~x.isfinite()).flatten(1).any(1) if x.dim() > 1 else ~x.isfinite()
+    count, first = int(bad.sum()), int(bad.nonzero()[0, 0])
+    value = "NaN" if bool(x[first].isnan().any()) else "infinity"
+    more = f", and {count - 1} more like it" if count > 1 else ""
+    return f"{value} in example {first}{more}: mend or leave out such examples"
+
+
+def _outside_unit_interval(x: Tensor) -> str | None:
+    """The range of floating point values outside [0, 1], and what to do; None if there are none."""
+    if not x.is_floating_point():
+        return None
+    low, high = (float(bound) for bound in x.aminmax())
+    if low >= 0 and high <= 1:  # NaN is neither
+        return None
+    return _not_finite(x) or (
+        f"values from {low:.8g} to {high:.8g}, outside [0, 1]: give pixels in [0, 1], not "
+        "normalized (the model does that)"
+    )

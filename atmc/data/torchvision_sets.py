@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,52 +12,53 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from atmc.data.augmentation import Augmentation
-from atmc.data.base import Dataset
 from atmc.data.in_memory import InMemory
-from atmc.data.usual import USUAL
+from atmc.data.pixels import Augmentation
+from atmc.data.registry import Parts, register
 from atmc.errors import DataError, one_line
 from atmc.messages import argument
 
-VALIDATION = 5000
+VALIDATION = 5000  # the last training images
 _CROPS = Augmentation(padding=4, flip=True)
+_IDX = tuple(
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+_PICKLES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
 T = TypeVar("T")
 
 
-def root_folder(root: str | os.PathLike[str] | None) -> Path:
-    """The folder that holds data sets: that given, or ``data``."""
-    return Path("data" if root is None else root).expanduser().absolute()
-
-
 def read(
-    title: str, folder: Path, files: Sequence[str], make: Callable[[bool], T], fetch: bool
+    title: str, folder: Path, files: Sequence[str], open_: Callable[[bool], T], download: bool
 ) -> T:
-    """What torchvision makes of the files of a data set.
+    """Read a data set by torchvision.
 
     Args:
-        title: the name of the data set, for messages.
+        title: its name, for messages.
         folder: where its files lie.
         files: their names.
-        make: makes it; told whether to download what is missing.
-        fetch: whether to.
+        open_: reads them; its argument is whether to download missing files.
+        download: whether to.
 
     Raises:
         DataError: files are missing, damaged, or cannot be downloaded.
     """
-    missing = next((file for file in files if not (folder / file).is_file()), None)
-    if missing is not None and not fetch:
+
+    def missing() -> str | None:
+        return next((file for file in files if not (folder / file).is_file()), None)
+
+    if not download and (file := missing()):
         raise DataError(
-            f"{title} not found: no {missing} in {folder}; name another folder as "
+            f"{title} not found: no {file} in {folder}; name another folder as "
             f"{argument('data_root')}, or get the files with {argument('download', True)}"
         )
     try:
-        # It talks on stdout, where a command's own result goes.
+        # torchvision prints to stdout, where a command's own result goes.
         with contextlib.redirect_stdout(sys.stderr):
-            return make(fetch)
-    except Exception as error:  # damage is reported by whatever its parser ran into
+            return open_(download)
+    except Exception as error:  # the parsers raise anything on a damaged file
         reason = one_line(error)
-        if any(not (folder / file).is_file() for file in files):
+        if missing():
             raise DataError(
                 f"{title} cannot be downloaded into {folder} ({reason}): check the network, or put "
                 "its files there"
@@ -69,8 +69,8 @@ def read(
 
 
 @dataclass(frozen=True)
-class TorchvisionSet:
-    """A data set as torchvision reads it.
+class _Layout:
+    """How torchvision reads a data set.
 
     Attributes:
         title: its name, for messages.
@@ -78,11 +78,8 @@ class TorchvisionSet:
         inner: where its files lie below the root.
         files: their names.
         shape: (C, H, W) of its images.
-        images: what torchvision holds of them, as (N, C, H, W).
         labels: the name of the attribute with the labels.
-        num_classes: the number of classes.
-        augmentation: that of the training part.
-        parts: what torchvision is asked for, for the training and for the test part.
+        splits: the arguments that select the training part and the test part.
     """
 
     title: str
@@ -90,111 +87,96 @@ class TorchvisionSet:
     inner: str
     files: tuple[str, ...]
     shape: tuple[int, int, int]
-    images: Callable[[Any], Any]
     labels: str = "targets"
-    num_classes: int = 10
-    augmentation: Augmentation | None = None
-    parts: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
+    splits: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
 
-    def read(self, folder: Path, part: dict[str, Any], download: bool) -> tuple[Any, Any]:
-        """Images and labels of a part."""
-        # Of SVHN each part has a file of its own.
-        files = [f for f in self.files if "split" not in part or f.startswith(part["split"])]
+    def load(
+        self,
+        folder: Path,
+        download: bool,
+        num_classes: int = 10,
+        augmentation: Augmentation | None = None,
+    ) -> Parts:
+        """Read both parts; the last training images are the validation part.
 
-        def make(fetch: bool) -> tuple[Any, Any]:
+        Raises:
+            DataError: the files are missing, unreadable or not those of the data set.
+        """
+        train, test = (self._read(folder, download, split) for split in self.splits)
+        where = f"{self.title} in {folder / self.inner}"
+        for part, (x, y) in (("training", train), ("test", test)):
+            valid = x.dtype == torch.uint8 and tuple(x.shape[1:]) == self.shape
+            if not valid or len(x) != len(y) or not len(y):
+                raise DataError(
+                    f"{where} is damaged: {part} images of shape {tuple(x.shape)} with {len(y)} "
+                    "labels; get its files again"
+                )
+        x, y = train
+        if len(y) <= VALIDATION:
+            raise DataError(
+                f"{where} has only {len(y)} training images: its files are cut short; get them "
+                "again"
+            )
+        return Parts(
+            train=InMemory(x[:-VALIDATION], y[:-VALIDATION], augmentation),
+            val=InMemory(x[-VALIDATION:], y[-VALIDATION:]),
+            test=InMemory(*test),
+            num_classes=num_classes,
+        )
+
+    def _read(self, folder: Path, download: bool, split: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The images and labels of a part."""
+        # Each part of SVHN has its own file.
+        files = [f for f in self.files if "split" not in split or f.startswith(split["split"])]
+
+        def open_(download: bool) -> tuple[Tensor, Tensor]:
             # imported here, so that nothing else needs torchvision
             from torchvision import datasets
 
-            made = getattr(datasets, self.kind)(str(folder), download=fetch, **part)
-            return self.images(made.data), getattr(made, self.labels)
+            part = getattr(datasets, self.kind)(str(folder), download=download, **split)
+            x, y = torch.as_tensor(part.data), torch.as_tensor(getattr(part, self.labels))
+            if x.dim() == 3:
+                x = x.unsqueeze(1)
+            elif x.shape[-1] == self.shape[0]:  # channels come last
+                x = x.permute(0, 3, 1, 2)
+            return x.contiguous(), y.long()
 
-        return read(self.title, folder / self.inner, files, make, download)
-
-
-_IDX = tuple(
-    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
-_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-
-
-def _grey(title: str, kind: str) -> TorchvisionSet:
-    return TorchvisionSet(
-        title, kind, f"{kind}/raw", _IDX, (1, 28, 28), lambda images: images.unsqueeze(1)
-    )
+        return read(self.title, folder / self.inner, files, open_, download)
 
 
-def _cifar(classes: int, inner: str, files: tuple[str, ...]) -> TorchvisionSet:
-    return TorchvisionSet(
-        f"CIFAR-{classes}",
-        f"CIFAR{classes}",
-        inner,
-        files,
-        (3, 32, 32),
-        lambda images: images.transpose(0, 3, 1, 2),
-        num_classes=classes,
-        augmentation=_CROPS,
-    )
+@register("mnist", model="lenet5-relu", eps=0.3, eval_steps=40, epochs=(12, 8, 2))
+def load_mnist(folder: Path, download: bool) -> Parts:
+    """MNIST (LeCun et al., 1998): digits in grey."""
+    return _Layout("MNIST", "MNIST", "MNIST/raw", _IDX, (1, 28, 28)).load(folder, download)
 
 
-SETS = {
-    "mnist": _grey("MNIST", "MNIST"),
-    "fashion-mnist": _grey("Fashion-MNIST", "FashionMNIST"),
-    "cifar10": _cifar(10, "cifar-10-batches-py", _BATCHES),
-    "cifar100": _cifar(100, "cifar-100-python", ("train", "test", "meta")),
-    # Without its extra images. Digits do not survive to be mirrored.
-    "svhn": TorchvisionSet(
-        "SVHN",
-        "SVHN",
-        ".",
-        ("train_32x32.mat", "test_32x32.mat"),
-        (3, 32, 32),
-        lambda images: images,
-        "labels",
-        augmentation=Augmentation(padding=4),
-        parts=({"split": "train"}, {"split": "test"}),
-    ),
-}
+@register("fashion-mnist", model="lenet5-relu", eps=0.1, eval_steps=40, epochs=(12, 8, 2))
+def load_fashion_mnist(folder: Path, download: bool) -> Parts:
+    """Fashion-MNIST (Xiao et al., 2017): clothes in grey."""
+    layout = _Layout("Fashion-MNIST", "FashionMNIST", "FashionMNIST/raw", _IDX, (1, 28, 28))
+    return layout.load(folder, download)
 
 
-def load_torchvision(
-    name: str, root: str | os.PathLike[str] | None = None, download: bool = False
-) -> Dataset:
-    """Load one of ``SETS``; the last 5,000 training images are the validation part.
-
-    Args:
-        name: of the data set.
-        root: the folder that holds its files, as torchvision lays them out; the folder `data`
-            where it is None.
-        download: whether to get what is missing.
-
-    Raises:
-        DataError: the files are missing, unreadable or not those of the data set.
-    """
-    held, folder = SETS[name], root_folder(root)
-    train, test = (held.read(folder, part, download) for part in held.parts)
-    where = f"{held.title} in {folder / held.inner}"
-    x, y = _part(where, "training", train, held.shape)
-    if len(y) <= VALIDATION:
-        raise DataError(
-            f"{where} has only {len(y)} training images: its files are cut short; get them again"
-        )
-    return Dataset(
-        name=name,
-        train=InMemory(x[:-VALIDATION], y[:-VALIDATION], held.augmentation),
-        val=InMemory(x[-VALIDATION:], y[-VALIDATION:]),
-        test=InMemory(*_part(where, "test", test, held.shape)),
-        num_classes=held.num_classes,
-        **USUAL[name],
-    )
+@register("cifar10", model="resnet18")
+def load_cifar10(folder: Path, download: bool) -> Parts:
+    """CIFAR-10 (Krizhevsky, 2009): colour images of 10 classes."""
+    layout = _Layout("CIFAR-10", "CIFAR10", "cifar-10-batches-py", _PICKLES, (3, 32, 32))
+    return layout.load(folder, download, augmentation=_CROPS)
 
 
-def _part(
-    where: str, part: str, given: tuple[Any, Any], shape: tuple[int, int, int]
-) -> tuple[Tensor, Tensor]:
-    x, y = torch.as_tensor(given[0]), torch.as_tensor(given[1])
-    if x.dtype != torch.uint8 or tuple(x.shape[1:]) != shape or len(x) != len(y) or not len(y):
-        raise DataError(
-            f"{where} is damaged: {part} images of shape {tuple(x.shape)} with {len(y)} labels; "
-            "get its files again"
-        )
-    return x.contiguous(), y.long()
+@register("cifar100", model="resnet18")
+def load_cifar100(folder: Path, download: bool) -> Parts:
+    """CIFAR-100 (Krizhevsky, 2009): colour images of 100 classes."""
+    files = ("train", "test", "meta")
+    layout = _Layout("CIFAR-100", "CIFAR100", "cifar-100-python", files, (3, 32, 32))
+    return layout.load(folder, download, num_classes=100, augmentation=_CROPS)
+
+
+@register("svhn", model="resnet18", epochs=(20, 12, 2))
+def load_svhn(folder: Path, download: bool) -> Parts:
+    """SVHN (Netzer et al., 2011): house numbers in colour, without the extra images."""
+    files = ("train_32x32.mat", "test_32x32.mat")
+    splits = ({"split": "train"}, {"split": "test"})
+    layout = _Layout("SVHN", "SVHN", ".", files, (3, 32, 32), labels="labels", splits=splits)
+    augmentation = Augmentation(padding=4)  # without mirror images, which are no digits
+    return layout.load(folder, download, augmentation=augmentation)

@@ -88,7 +88,9 @@ def evaluate(
     if dataset is None:
         usual = None if name is None or is_own(name) else models.info(name).dataset
         dataset = beside.get("dataset") or usual
-        if dataset is None or data.kind(dataset) == "own":  # code is run if its user says so
+        entry = None if dataset is None else data.find(dataset)
+        # Code is run if its user says so.
+        if dataset is None or (entry is not None and entry.runs_code):
             said = f" ({path.parent / 'config.yaml'} says {dataset})" if dataset else ""
             raise RunError(
                 f"{path} does not tell its data set: give it as {argument('dataset')}{said}"

@@ -126,8 +126,8 @@ class NamedData(Data):
                 f"data set {self.name!r} has no augmentation: leave out {argument('augment')}"
             )
         remembered = settings.attacked and settings.attack.remembers
-        if remembered and isinstance(held.train, Loaded) and held.train.unnamed:
-            raise SettingsError(held.train.unnamed)
+        if remembered and isinstance(held.train, Loaded) and held.train.index_error:
+            raise SettingsError(held.train.index_error)
         if remembered and settings.data.augment:
             raise SettingsError(
                 f"{settings.attack.train_attack} remembers what it did to the pixels of each "
@@ -206,7 +206,7 @@ class LoaderData(Data):
         """With what is usual on small colour images."""
         if settings.data.augment:
             raise RunError(f"loaders augment by themselves: leave out {argument('augment')}")
-        usual = {k: v for k, v in data.USUAL["own"].items() if k != "model"}
+        usual = {"eps": data.DEFAULT_EPS, "eval_steps": data.DEFAULT_EVAL_STEPS}
         settings = settings.filled({**usual, "augment": False}).resolved()
         if settings.start.model is None:
             raise RunError("loaders have no usual model: give one")

@@ -19,7 +19,6 @@ from pydantic.fields import FieldInfo
 
 from atmc import data, methods, models
 from atmc.attacks.registry import training_attack, training_names
-from atmc.data.usual import EPOCHS, USUAL
 from atmc.errors import SettingsError
 from atmc.hardware import fast_bfloat16
 from atmc.messages import argument
@@ -68,9 +67,7 @@ class _Group(BaseModel):
 class DataSettings(_Group):
     """What is trained and evaluated on."""
 
-    dataset: str = _setting(
-        "digits", "NAME", f"Data set: {', '.join((*data.names(), *data.FORMS))}."
-    )
+    dataset: str = _setting("digits", "NAME", f"Data set: {', '.join(data.choices())}.")
     data_root: str | None = _setting(
         None, "DIR", "Folder that holds the data sets which are files; data if not given."
     )
@@ -301,9 +298,9 @@ class Settings(_Group):
         Raises:
             SettingsError: an unknown data set, model or method, with the nearest known one.
         """
-        kind = data.kind(self.data.dataset)
+        entry = data.find(self.data.dataset)
         for what, name, known in (
-            ("data set", self.data.dataset if kind is None else None, (*data.names(), *data.FORMS)),
+            ("data set", self.data.dataset if entry is None else None, data.choices()),
             ("method", self.file.method, methods.names()),
             ("initialization", self.start.init, tuple(INITIALIZATIONS)),
         ):
@@ -314,9 +311,8 @@ class Settings(_Group):
                 models.info(self.start.model)
             except ValueError as error:
                 raise SettingsError(str(error)) from error
-        assert kind is not None
-        usual = {**EPOCHS[kind], "steps": default_steps(self.attack.train_attack)}
-        return self.filled(usual if kind == "own" else usual | USUAL[kind])
+        assert entry is not None
+        return self.filled(entry.settings | {"steps": default_steps(self.attack.train_attack)})
 
     @property
     def attacked(self) -> bool:

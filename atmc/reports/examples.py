@@ -74,10 +74,10 @@ class Sources:
         self._datasets: dict[str, Dataset] = {}
         self._models: dict[str, nn.Module] = {}
         if isinstance(dataset, str):
-            kind = data.kind(dataset)
-            if kind is None:
+            entry = data.find(dataset)
+            if entry is None:
                 raise ReportError(f"there is no data set {dataset!r}: name it as its runs do")
-            if kind == "own":  # others are loaded by their names
+            if entry.runs_code:  # others are loaded by their names
                 custom = data.load(dataset, data_root)
                 self._datasets = {dataset: custom, custom.name: custom}
         elif dataset is not None:
@@ -105,7 +105,8 @@ class Sources:
     def _by_name(self, result: Result) -> Dataset:
         config = result.config
         was_object = str(config.get("dataset")).startswith(GIVEN)
-        if data.kind(result.dataset) in (None, "own") or was_object:
+        entry = data.find(result.dataset)
+        if entry is None or entry.runs_code or was_object:
             raise NoSheetError(
                 f"The data set {result.dataset} is one's own: give it as {argument('dataset')}."
             )

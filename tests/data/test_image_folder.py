@@ -10,7 +10,7 @@ from PIL import Image
 
 from atmc import data
 from atmc.data import Augmentation, image_folder
-from atmc.data.images import Middle
+from atmc.data.images import center_square
 
 
 def load(folder, **how):
@@ -97,7 +97,7 @@ def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch):
     kept = load(tmp_path)
     monkeypatch.setattr(image_folder, "_MOST_BYTES", 1000)
     read = load(tmp_path)
-    assert kept.train.keep and not read.train.keep
+    assert kept.train.cache and not read.train.cache
 
     def batches(part):
         torch.manual_seed(0)
@@ -130,7 +130,7 @@ def test_the_middle_of_a_picture(size):
     ramp = np.arange(longer) * (255 // longer)
     pixels = np.broadcast_to(ramp[None, :] if width == longer else ramp[:, None], (height, width))
     image = Image.fromarray(pixels.astype(np.uint8))
-    made = np.asarray(Middle(10, 8)(image)).astype(float)
+    made = np.asarray(center_square(image, 10, 8)).astype(float)
     assert made.shape == (8, 8)
     scale = min(size) / 10  # of a pixel there, in pixels here
     centre = (longer - 1) / 2

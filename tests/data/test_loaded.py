@@ -95,8 +95,8 @@ def test_what_is_no_index_is_left_out(third: Any) -> None:
     train = made(train=[(X[:5], Y[:5], torch.arange(5)), (X[5:], Y[5:], third)]).train
     assert isinstance(train, Loaded)
     assert [len(batch) for batch in train.batches(5)] == [2, 2]
-    assert "does not say which examples a batch holds, as atta must know" in train.unnamed
-    assert made(train=[(X, Y, torch.arange(10))]).train.unnamed == ""  # type: ignore[attr-defined]
+    assert "does not say which examples a batch holds, as atta must know" in train.index_error
+    assert made(train=[(X, Y, torch.arange(10))]).train.index_error == ""  # type: ignore[attr-defined]
 
 
 class Noisy(TensorDataset):

@@ -35,12 +35,12 @@ class Noise:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize(("workers", "keep"), [(0, False), (2, False), (0, True)])
-def test_the_same_batches_as_from_memory(monkeypatch, dtype, shuffle, augment, workers, keep):
+@pytest.mark.parametrize(("workers", "cache"), [(0, False), (2, False), (0, True)])
+def test_the_same_batches_as_from_memory(monkeypatch, dtype, shuffle, augment, workers, cache):
     monkeypatch.setattr(streamed, "_workers", lambda count: workers)
     x, y = tensors(dtype=dtype)
     augmentation = Augmentation(1, True)
-    made = Streamed(TensorDataset(x, y), 3, augmentation=augmentation, keep=keep)
+    made = Streamed(TensorDataset(x, y), 3, augmentation=augmentation, cache=cache)
     held = InMemory(x, y, augmentation)
     assert (len(made), made.shape, made.augmented) == (13, (3, 5, 5), True)
 
@@ -145,7 +145,7 @@ def test_a_wrong_example_is_named(workers, case):
         list(made.batches(4))
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert len(list(made.first(7).batches(4))) == 2
-    Streamed(Wrong(item), 3, known=True).check("", 3)  # for which one is enough
+    Streamed(Wrong(item), 3, trusted=True).check("", 3)  # for which one is enough
 
 
 def test_all_of_an_unknown_source_is_looked_at(monkeypatch, workers):
@@ -156,7 +156,7 @@ def test_all_of_an_unknown_source_is_looked_at(monkeypatch, workers):
     with pytest.raises(DataError, match=r"^the part: example 7 has values from 2 to 2"):
         made.check_rest("the part")
     made.first(7).check_rest("the part")
-    Streamed(Wrong((GOOD + 2, 1)), 3, known=True).check_rest("the part")
+    Streamed(Wrong((GOOD + 2, 1)), 3, trusted=True).check_rest("the part")
 
 
 def test_labels_of_other_integers_and_halves_are_taken():
@@ -171,9 +171,26 @@ def test_labels_of_other_integers_and_halves_are_taken():
 
 def test_what_cannot_be():
     held = TensorDataset(*tensors())
-    with pytest.raises(ValueError, match="that are kept in memory cannot vary"):
-        Streamed(held, 3, varied=held, keep=True)
+    with pytest.raises(ValueError, match="examples in memory cannot vary"):
+        Streamed(held, 3, varied=held, cache=True)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         Streamed(TensorDataset(*tensors()), 3).batches(0)
     with pytest.raises(DataError, match="is of 3 classes, not of 5"):
         Streamed(TensorDataset(*tensors()), 3).check("the part", 5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 300])
+def test_every_call_is_made_once(count):
+    called = []
+    streamed.for_each(called.append, count)
+    assert sorted(called) == list(range(count))
+    assert streamed._cores() >= 1
+
+
+def test_the_first_error_is_raised():
+    def fail(index):
+        if index >= 70:
+            raise ValueError(index)
+
+    with pytest.raises(ValueError, match=r"^70$"):
+        streamed.for_each(fail, 1000)

@@ -1,4 +1,4 @@
-"""What a function of one's own returns: ``path/to/file.py:function``."""
+"""Data sets that a function of the user returns: ``path/to/file.py:function``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from atmc.data.base import Dataset, Examples
 from atmc.data.in_memory import InMemory
+from atmc.data.registry import Parts, register
 from atmc.data.splits import hold_out
 from atmc.data.streamed import Streamed
-from atmc.data.usual import USUAL
 from atmc.errors import DataError, PythonPathError, one_line
 from atmc.python_path import load
 
@@ -20,74 +21,74 @@ _KEYS = ("train", "test", "val", "num_classes")
 _ANY_CLASSES, _COUNTED_AT_A_TIME = 2**62, 256
 
 
-def load_own(path: str) -> Dataset:
+@register("FILE.py:FUNCTION", "MODULE:FUNCTION", runs_code=True)
+def load_function(name: str) -> Parts | Dataset:
     """Call a function and make a data set of what it returns.
 
     It takes no arguments and returns an :class:`atmc.data.Dataset`, or torch data sets of pairs
     (image, label): a tuple (train, test) or (train, test, val), or a mapping with those keys and,
-    where it is known, "num_classes". A ``TensorDataset`` is taken as it lies in memory; examples of
-    any other are made batch by batch, under seeds of their own, so that random transforms repeat.
-    Without `val` a tenth of `train` is the validation part, the same every time. The number of
-    classes, where it is not given, is that of ``train.classes``, one more than the largest of
-    ``train.targets``, or else than the largest label in a whole pass over `train`. They have the
-    names in ``train.classes``, where each has one.
+    where it is known, "num_classes". The tensors of a ``TensorDataset`` are used as they are;
+    examples of any other are read batch by batch, each under its own seed, so that random
+    transforms repeat. Without `val` a tenth of `train` is the validation part, always the same.
 
-    Args:
-        path: as :func:`atmc.python_path.load` takes it.
+    Without "num_classes" the number of classes is the length of ``train.classes``, one more than
+    the largest of ``train.targets``, or else than the largest label in a whole pass over `train`.
+    ``train.classes`` names the classes, where it has a name for each.
 
     Raises:
         DataError: there is no such function, it fails, or returns something else.
     """
-    try:
-        made = load(path)()
-    except PythonPathError as error:
-        raise DataError(f"data set {path!r}: {error}") from error
-    except DataError:
-        raise
-    except Exception as error:  # whatever the code of a stranger runs into
-        said = one_line(error)
-        raise DataError(
-            f"{path} fails when called ({type(error).__name__}: {said}): mend it"
-        ) from error
-    if isinstance(made, Dataset):
-        return made
-    given = _given(path, made)
-    classes = given.pop("num_classes", None)
-    for part, source in given.items():
+    result = _call(name)
+    if isinstance(result, Dataset):
+        return result
+    sources = _sources(name, result)
+    classes = sources.pop("num_classes", None)
+    for part, source in sources.items():
         if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
             raise DataError(
-                f"the {part} part that {path} returns, of type {type(source).__name__}, has no "
+                f"the {part} part that {name} returns, of type {type(source).__name__}, has no "
                 "length or index: give a torch data set of the map style"
             )
     if classes is None:
-        classes = _count_classes(given["train"])
+        classes = _count_classes(sources["train"])
     elif not isinstance(classes, int) or isinstance(classes, bool):
-        raise DataError(f"{path} returns {classes!r} as num_classes: give an integer")
-    parts = {part: _examples(path, source, classes) for part, source in given.items()}
+        raise DataError(f"{name} returns {classes!r} as num_classes: give an integer")
+    parts = {part: _examples(name, source, classes) for part, source in sources.items()}
     if "val" not in parts:
         whole = parts["train"]
         labels = whole.y.numpy() if isinstance(whole, InMemory) else None
         parts["train"], parts["val"] = map(whole.take, hold_out(len(whole), labels))
-    return Dataset(
-        name=path,
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
-        num_classes=classes,
-        class_names=_names(given["train"], classes),
-        **USUAL["own"],
+    return Parts(
+        parts["train"],
+        parts["val"],
+        parts["test"],
+        classes,
+        _class_names(sources["train"], classes),
     )
 
 
-def _given(path: str, made: object) -> dict[str, Any]:
-    """The parts by name."""
-    if isinstance(made, (tuple, list)) and len(made) in (2, 3):
-        return dict(zip(_KEYS, made, strict=False))
-    if isinstance(made, Mapping) and {"train", "test"} <= set(made) <= set(_KEYS):
-        return dict(made)
-    what = f"a value of type {type(made).__name__}"
-    if isinstance(made, Mapping):
-        what = f"a mapping of {', '.join(map(str, made))}"
+def _call(path: str) -> Any:
+    """The result of the function at a Python path."""
+    try:
+        return load(path)()
+    except PythonPathError as error:
+        raise DataError(f"data set {path!r}: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # code of the user may raise anything
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise DataError(f"{path} fails when called ({reason}): mend it") from error
+
+
+def _sources(path: str, result: object) -> dict[str, Any]:
+    """The torch data sets by the names of their parts."""
+    if isinstance(result, (tuple, list)) and len(result) in (2, 3):
+        return dict(zip(_KEYS, result, strict=False))
+    if isinstance(result, Mapping) and {"train", "test"} <= set(result) <= set(_KEYS):
+        return dict(result)
+    what = f"a value of type {type(result).__name__}"
+    if isinstance(result, Mapping):
+        what = f"a mapping of {', '.join(map(str, result))}"
     raise DataError(
         f"{path} returns {what}: return an atmc.data.Dataset, or torch data sets as (train, test), "
         "(train, test, val) or a mapping with those keys and maybe num_classes"
@@ -95,7 +96,7 @@ def _given(path: str, made: object) -> dict[str, Any]:
 
 
 def _count_classes(train: Any) -> int:
-    """The number of classes, by what the training part tells of itself."""
+    """The number of classes, by the attributes of the training part, or by its labels."""
     if isinstance(train, TensorDataset):
         labels = train.tensors[-1]
     elif isinstance(getattr(train, "classes", None), Sized):
@@ -109,8 +110,8 @@ def _count_classes(train: Any) -> int:
     return int(labels.max()) + 1 if labels.numel() else 0
 
 
-def _names(train: Any, classes: int) -> tuple[str, ...] | None:
-    """What the training part calls its classes; None where it does not name each."""
+def _class_names(train: Any, classes: int) -> tuple[str, ...] | None:
+    """The names in the training part; None where it does not name each class."""
     names = getattr(train, "classes", None)
     if not isinstance(names, (list, tuple)) or len(names) != classes:
         return None
@@ -128,6 +129,6 @@ def _examples(path: str, source: Any, classes: int) -> Examples:
     return InMemory(x.float() if x.is_floating_point() else x, _integers(y))
 
 
-def _integers(y: torch.Tensor) -> torch.Tensor:
-    """Labels of any width of integer as int64; anything else is left to be refused."""
+def _integers(y: Tensor) -> Tensor:
+    """Labels of any integer type as int64; others unchanged, for the check to refuse."""
     return y if y.is_floating_point() or y.is_complex() else y.long()
