@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from atmc.data.images import ImageFiles, center_square, class_names, list_files, split_files
+from atmc.data.images import ImageFiles, center_square, class_names
 from atmc.data.pixels import Augmentation
 from atmc.data.registry import Parts, register
 from atmc.data.streamed import Streamed
@@ -19,16 +19,12 @@ _VALIDATION_PER_CLASS = 10
 
 @register("imagenet", eps=4 / 255, epochs=(15, 10, 1))
 def load_imagenet(folder: Path, download: bool, image_size: int | None) -> Parts:
-    """Load ImageNet from the class folders in `train` and `val`; nothing can be downloaded.
+    """Load ImageNet from the class folders in `train` and `val`.
 
-    Where there are none, torchvision unpacks the archives in the same folder (which takes a while,
-    once). The images in `val` are the test part here; the validation part is held out from the
-    training images, 10 a class, and always the same ones. Images have their shorter side scaled to
-    256 pixels and the middle square of 224 cut out; training crops at random, and mirrors. Another
-    image size is another side of the square; the shorter side is 8/7 of it.
-
-    Raises:
-        DataError: the folders and archives are missing, or the class folders do not agree.
+    Where there are none, torchvision unpacks the archives beside them (which takes a while, once).
+    The images in `val` are the test part; the validation part is held out from the training images,
+    10 a class. Images have their shorter side scaled to 8/7 of the image size, which is 224 by
+    default, and the middle square cut out; training crops at random, and mirrors.
     """
     # imported here, so that nothing else needs torchvision
     from torchvision.transforms import RandomResizedCrop
@@ -45,19 +41,19 @@ def load_imagenet(folder: Path, download: bool, image_size: int | None) -> Parts
     center = partial(center_square, shorter=round(side * _SHORTER / _SIDE), side=side)
     classes = class_names(folder / "train")
     count = len(classes)
-    files = list_files(folder / "train", classes)
-    train, val = split_files(files, min(_VALIDATION_PER_CLASS * count, max(1, len(files[0]) // 10)))
-    test = list_files(folder / "val", classes)
+    images = ImageFiles.of(folder / "train", classes, center)
+    train, val = images.split(min(_VALIDATION_PER_CLASS * count, max(1, len(images) // 10)))
+    test = ImageFiles.of(folder / "val", classes, center)
     return Parts(
         train=Streamed(
-            ImageFiles(*train, center),
+            train,
             count,
-            varied=ImageFiles(*train, RandomResizedCrop(side)),
+            varied=ImageFiles(train.paths, train.labels, RandomResizedCrop(side)),
             augmentation=Augmentation(flip=True),
             trusted=True,
         ),
-        val=Streamed(ImageFiles(*val, center), count, trusted=True),
-        test=Streamed(ImageFiles(*test, center), count, trusted=True),
+        val=Streamed(val, count, trusted=True),
+        test=Streamed(test, count, trusted=True),
         num_classes=count,
     )
 

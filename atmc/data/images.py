@@ -1,4 +1,4 @@
-"""Image files in class folders: listed, split, read as RGB and brought to one size."""
+"""Image files in class folders: listed, read as RGB and brought to one size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -19,73 +20,6 @@ from atmc.messages import argument
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 Transform = Callable[[Image.Image], Image.Image]
-Files = tuple[list[str], list[int]]  # paths, and their labels
-
-
-def class_names(folder: Path) -> list[str]:
-    """The names of the folders in a folder, in order.
-
-    Raises:
-        DataError: there are none.
-    """
-    names = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if not names:
-        raise DataError(f"there are no class folders in {folder}: sort the images into one a class")
-    return names
-
-
-def list_files(folder: Path, classes: Sequence[str]) -> Files:
-    """All images below the class folders of a folder, class by class, in the order of their paths.
-
-    Args:
-        folder: with a folder a class.
-        classes: the names that the folders must have, in order.
-
-    Raises:
-        DataError: the folders have other names, or one has no image.
-    """
-    names = class_names(folder)
-    for name in sorted(set(names) ^ set(classes)):
-        what = "has a class folder" if name in names else "lacks the class folder"
-        raise DataError(
-            f"{folder} {what} {name!r}, unlike the training images: give all parts the same ones"
-        )
-    paths, labels = list[str](), list[int]()
-    for label, name in enumerate(names):
-        images = sorted(
-            os.path.join(inner, file)
-            for inner, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        )
-        if not images:
-            raise DataError(
-                f"the class folder {folder / name} has no image ({', '.join(SUFFIXES)}): fill or "
-                "remove it"
-            )
-        paths += images
-        labels += [label] * len(images)
-    return paths, labels
-
-
-def split_files(files: Files, count: int | None = None) -> tuple[Files, Files]:
-    """Hold out `count` files, a tenth where None, in proportion to the classes.
-
-    Returns:
-        The other files, and those that are held out.
-    """
-    paths, labels = files
-
-    def select(indices: Tensor) -> Files:
-        chosen = indices.tolist()
-        return [paths[i] for i in chosen], [labels[i] for i in chosen]
-
-    rest, part = hold_out(len(paths), np.array(labels), count)
-    return select(rest), select(part)
 
 
 def center_square(image: Image.Image, shorter: int, side: int) -> Image.Image:
@@ -98,48 +32,81 @@ def center_square(image: Image.Image, shorter: int, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
+def class_names(folder: Path) -> list[str]:
+    """The names of the class folders in a folder, in order; an error where there are none."""
+    entries = (entry for entry in os.scandir(folder) if entry.is_dir())
+    names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"there are no class folders in {folder}: sort the images into one a class")
+    return names
+
+
 class ImageFiles:
     """Pairs of a uint8 tensor (3, H, W) and a label, read from files; grey images become RGB.
 
-    Args:
-        paths: the files.
-        labels: one for each.
+    Attributes:
+        paths: as bytes, of shape (N,).
+        labels: integers of shape (N,).
         transform: applied to each image; None for none.
         size: the (width, height) that each file must have; None for any.
     """
 
     def __init__(
-        self,
-        paths: Sequence[str],
-        labels: Sequence[int],
-        transform: Transform | None = None,
-        size: tuple[int, int] | None = None,
+        self, paths: NDArray[np.bytes_], labels: NDArray[np.int64], transform: Transform | None
     ) -> None:
-        # As arrays: worker processes would each copy the pages of a million Python objects.
-        self.paths = np.array([os.fsencode(path) for path in paths])
-        self.labels = np.array(labels)
-        self.transform, self.size = transform, size
+        # Arrays, because each worker process would copy the pages of a million Python objects.
+        self.paths, self.labels, self.transform = paths, labels, transform
+        self.size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(
+        cls, folder: Path, classes: Sequence[str], transform: Transform | None = None
+    ) -> ImageFiles:
+        """All images below the class folders of a folder, class by class, in order of their paths.
+
+        Raises:
+            DataError: the folders are not named as the classes, or one has no image.
+        """
+        names = class_names(folder)
+        for name in sorted(set(names) ^ set(classes)):
+            what = "has a class folder" if name in names else "lacks the class folder"
+            raise DataError(
+                f"{folder} {what} {name!r}, unlike the training images: give all parts the same "
+                "ones"
+            )
+        paths, labels = list[bytes](), list[int]()
+        for label, name in enumerate(names):
+            images = sorted(
+                os.path.join(inner, file)
+                for inner, _, files in os.walk(folder / name, followlinks=True)
+                for file in files
+                if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+            )
+            if not images:
+                raise DataError(
+                    f"the class folder {folder / name} has no image ({', '.join(SUFFIXES)}): fill "
+                    "or remove it"
+                )
+            paths += map(os.fsencode, images)
+            labels += [label] * len(images)
+        return cls(np.array(paths), np.array(labels), transform)
+
+    def split(self, count: int | None = None) -> tuple[ImageFiles, ImageFiles]:
+        """All but `count` files, and those, of every class its share; a tenth where None."""
+        indices = [part.numpy() for part in hold_out(len(self), self.labels, count)]
+        rest, part = (ImageFiles(self.paths[i], self.labels[i], self.transform) for i in indices)
+        return rest, part
 
     def __len__(self) -> int:
-        """The number of files."""
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Read one file.
-
-        Raises:
-            DataError: it cannot be read, or has another size; the message names it.
-        """
         image = self._open(index, lambda opened: opened.convert("RGB"))
         pixels = np.array(image if self.transform is None else self.transform(image))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), int(self.labels[index])
 
     def check(self) -> None:
-        """Read the header of every file, without its pixels.
-
-        Raises:
-            DataError: a file is no image, or has another size; the message names it.
-        """
+        """Read the header of every file, to refuse what is no image or has another size."""
         for_each(self.size_of, len(self))
 
     def size_of(self, index: int) -> tuple[int, int]:
@@ -164,8 +131,7 @@ class ImageFiles:
                 return use(image)
         except DataError:
             raise
-        except Exception as error:  # Pillow's parsers raise anything on a damaged file
-            reason = one_line(error)
+        except Exception as error:  # Pillow raises anything on a damaged file
             raise DataError(
-                f"the image {path} cannot be read ({reason}): replace or remove it"
+                f"the image {path} cannot be read ({one_line(error)}): replace or remove it"
             ) from error

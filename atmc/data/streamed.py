@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from atmc.data.base import Examples, Loader, Plan
@@ -31,7 +32,7 @@ from atmc.errors import DataError, one_line
 
 _MOST_WORKERS = 8
 _PROBED, _CHECKED_AT_A_TIME = 256, 64
-_WORTH_WORKERS = 256  # processes start more slowly than fewer examples are read
+_FEW = 256  # examples, which are read before worker processes would have started
 _TASK = 64  # calls of a thread at a time: what waits for a thread takes memory
 
 _Item = tuple[Tensor, int]
@@ -46,6 +47,7 @@ class Source(Protocol):
         """An image of shape (C, H, W), float in [0, 1] or uint8, and its label, an integer."""
 
 
+@dataclass(eq=False)
 class Streamed(Examples):
     """Examples of a source, each read when its batch is.
 
@@ -65,64 +67,50 @@ class Streamed(Examples):
         ValueError: `cache` and `varied` exclude each other.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        num_classes: int,
-        *,
-        indices: Tensor | None = None,
-        varied: Source | None = None,
-        augmentation: Augmentation | None = None,
-        cache: bool = False,
-        trusted: bool = False,
-    ) -> None:
-        if cache and varied is not None:
+    source: Source
+    num_classes: int
+    _: KW_ONLY
+    indices: Tensor | None = None
+    varied: Source | None = None
+    augmentation: Augmentation | None = None
+    cache: bool = False
+    trusted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cache and self.varied is not None:
             raise ValueError("examples in memory cannot vary: leave out cache or varied")
-        self.source, self.num_classes, self.varied = source, num_classes, varied
-        self.augmentation, self.cache, self.trusted = augmentation, cache, trusted
-        self.augmented = augmentation is not None or varied is not None
-        self.indices = torch.arange(len(source)) if indices is None else indices
+        self.augmented = self.augmentation is not None or self.varied is not None
+        self._numbers = torch.arange(len(self.source)) if self.indices is None else self.indices
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self._numbers)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The shape of one image, (C, H, W)."""
-        item = _CheckedSource(self.source, self.num_classes, 0)[int(self.indices[0])]
+        item = _CheckedSource(self.source, self.num_classes)[int(self._numbers[0])]
         if isinstance(item, DataError):
             raise item
         return tuple(item[0].shape)
 
     def take(self, indices: Tensor | slice) -> Streamed:
         """Some of the examples, not read yet."""
-        return Streamed(
-            self.source,
-            self.num_classes,
-            indices=self.indices[indices],
-            varied=self.varied,
-            augmentation=self.augmentation,
-            cache=self.cache,
-            trusted=self.trusted,
-        )
+        return replace(self, indices=self._numbers[indices])
 
     def check(self, where: str, classes: int) -> None:
-        """Refuse what the first examples show to be invalid."""
+        """Read the first examples once, to refuse invalid ones."""
         if self.num_classes != classes:
             raise DataError(f"{where} is of {self.num_classes} classes, not of {classes}")
-        checked = _CheckedSource(self.source, classes, 0)
-        for index in self.indices[: 1 if self.trusted else _PROBED].tolist():
-            item = checked[index]
-            if isinstance(item, DataError):
-                raise DataError(f"{where}: {item}") from item.__cause__
-            checked.shape = tuple(item[0].shape)
+        self._check(where, slice(1 if self.trusted else _PROBED))
 
     def check_rest(self, where: str) -> None:
-        """Read every other example once, unless the source is trusted."""
-        if self.trusted or len(self) <= _PROBED:
-            return
+        """Read the other examples once, unless the source is trusted."""
+        if not self.trusted:
+            self._check(where, slice(_PROBED, None))
+
+    def _check(self, where: str, part: slice) -> None:
         try:
-            for _ in self.take(slice(_PROBED, None)).batches(_CHECKED_AT_A_TIME):
+            for _ in self.take(part).batches(_CHECKED_AT_A_TIME):
                 pass
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
@@ -133,13 +121,13 @@ class Streamed(Examples):
     @cached_property
     def _in_memory(self) -> InMemory:
         """All examples, read by threads: reading files lets other threads run."""
-        checked = _CheckedSource(self.source, self.num_classes, 0, self.shape)
-        dtype = checked.read(int(self.indices[0]))[0].dtype
+        checked = _CheckedSource(self.source, self.num_classes, shape=self.shape)
+        dtype = checked.read(int(self._numbers[0]))[0].dtype
         x = torch.empty((len(self), *self.shape), dtype=dtype)
         y = torch.empty(len(self), dtype=torch.int64)
 
         def fill(position: int) -> None:
-            x[position], y[position] = checked.read(int(self.indices[position]))
+            x[position], y[position] = checked.read(int(self._numbers[position]))
 
         for_each(fill, len(self))
         return InMemory(x, y, self.augmentation)
@@ -164,7 +152,7 @@ class _Batches(NumberedBatches):
         workers = _workers(sum(map(len, parts)))
         loader = DataLoader(
             _CheckedSource(self.source, examples.num_classes, seed, examples.shape),
-            batch_sampler=[examples.indices[part.cpu()].tolist() for part in parts],
+            batch_sampler=[examples._numbers[part.cpu()].tolist() for part in parts],
             num_workers=workers,
             # Explicit, because a run that is itself a spawned process would spawn.
             multiprocessing_context="fork" if workers else None,
@@ -180,6 +168,7 @@ class _Batches(NumberedBatches):
             yield x, y
 
 
+@dataclass(eq=False)
 class _CheckedSource(TorchDataset[Any]):
     """A source, each example of which is read under its own seed, and checked.
 
@@ -187,10 +176,10 @@ class _CheckedSource(TorchDataset[Any]):
     process is a whole traceback.
     """
 
-    def __init__(
-        self, source: Source, classes: int, seed: int, shape: tuple[int, ...] | None = None
-    ) -> None:
-        self.source, self.classes, self.seed, self.shape = source, classes, seed, shape
+    source: Source
+    num_classes: int
+    seed: int = 0
+    shape: tuple[int, ...] | None = None
 
     def __getitem__(self, index: int) -> _Item | DataError:
         entropy = np.random.SeedSequence((self.seed, index))
@@ -230,7 +219,7 @@ class _CheckedSource(TorchDataset[Any]):
         except TypeError:
             raise DataError(f"the label of example {index} is {label!r}: give an integer") from None
         image = image.detach().float() if image.is_floating_point() else image.detach()
-        check_images(image[None], torch.tensor([label]), self.classes, f"example {index}")
+        check_images(image[None], torch.tensor([label]), self.num_classes, f"example {index}")
         if self.shape is not None and tuple(image.shape) != self.shape:
             raise DataError(
                 f"example {index} has an image of shape {tuple(image.shape)}, others of "
@@ -239,14 +228,10 @@ class _CheckedSource(TorchDataset[Any]):
         return image, label
 
 
-def _collate(items: list[_Item | DataError]) -> tuple[Tensor, Tensor] | DataError:
+def _collate(items: list[_Item | DataError]) -> Any:
     """A batch, or the first error among its examples."""
-    pairs: list[_Item] = []
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-        pairs.append(item)
-    return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+    error = next((item for item in items if isinstance(item, DataError)), None)
+    return default_collate(items) if error is None else error
 
 
 def _ignore_ctrl_c(worker: int) -> None:
@@ -273,7 +258,7 @@ def _workers(count: int) -> int:
     They are forked, because a source of the user need not be picklable; so there are none on
     systems where a fork is not safe.
     """
-    if count < _WORTH_WORKERS or sys.platform != "linux":
+    if count <= _FEW or sys.platform != "linux":
         return 0
     return min(_MOST_WORKERS, _cores())
 

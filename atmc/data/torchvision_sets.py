@@ -31,25 +31,22 @@ T = TypeVar("T")
 def read(
     title: str, folder: Path, files: Sequence[str], open_: Callable[[bool], T], download: bool
 ) -> T:
-    """Read a data set by torchvision.
+    """Read the files of a data set in a folder by torchvision.
 
     Args:
-        title: its name, for messages.
-        folder: where its files lie.
-        files: their names.
-        open_: reads them; its argument is whether to download missing files.
-        download: whether to.
+        title: the data set, for messages.
+        folder: where `files` lie.
+        files: the names of what must be there, or be downloaded.
+        open_: reads them; its argument is `download`.
+        download: whether to download missing files.
 
     Raises:
         DataError: files are missing, damaged, or cannot be downloaded.
     """
-
-    def missing() -> str | None:
-        return next((file for file in files if not (folder / file).is_file()), None)
-
-    if not download and (file := missing()):
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing and not download:
         raise DataError(
-            f"{title} not found: no {file} in {folder}; name another folder as "
+            f"{title} not found: no {missing[0]} in {folder}; name another folder as "
             f"{argument('data_root')}, or get the files with {argument('download', True)}"
         )
     try:
@@ -58,36 +55,26 @@ def read(
             return open_(download)
     except Exception as error:  # the parsers raise anything on a damaged file
         reason = one_line(error)
-        if missing():
+        if all((folder / file).is_file() for file in files):
             raise DataError(
-                f"{title} cannot be downloaded into {folder} ({reason}): check the network, or put "
-                "its files there"
+                f"{title} in {folder} cannot be read ({reason}); get its files again"
             ) from error
         raise DataError(
-            f"{title} in {folder} cannot be read ({reason}); get its files again"
+            f"{title} cannot be downloaded into {folder} ({reason}): check the network, or put its "
+            "files there"
         ) from error
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How torchvision reads a data set.
-
-    Attributes:
-        title: its name, for messages.
-        kind: its class in ``torchvision.datasets``.
-        inner: where its files lie below the root.
-        files: their names.
-        shape: (C, H, W) of its images.
-        labels: the name of the attribute with the labels.
-        splits: the arguments that select the training part and the test part.
-    """
+    """How torchvision reads a data set."""
 
     title: str
-    kind: str
-    inner: str
+    kind: str  # in torchvision.datasets
+    inner: str  # where `files` lie below the folder of data sets
     files: tuple[str, ...]
     shape: tuple[int, int, int]
-    labels: str = "targets"
+    labels: str = "targets"  # an attribute of `kind`
     splits: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
 
     def load(
@@ -97,11 +84,7 @@ class _Layout:
         num_classes: int = 10,
         augmentation: Augmentation | None = None,
     ) -> Parts:
-        """Read both parts; the last training images are the validation part.
-
-        Raises:
-            DataError: the files are missing, unreadable or not those of the data set.
-        """
+        """Both parts; the last training images are the validation part."""
         train, test = (self._read(folder, download, split) for split in self.splits)
         where = f"{self.title} in {folder / self.inner}"
         for part, (x, y) in (("training", train), ("test", test)):
@@ -125,7 +108,6 @@ class _Layout:
         )
 
     def _read(self, folder: Path, download: bool, split: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The images and labels of a part."""
         # Each part of SVHN has its own file.
         files = [f for f in self.files if "split" not in split or f.startswith(split["split"])]
 
