@@ -1,4 +1,4 @@
-"""Every error that a user can mend: one base, one line that says what was wrong and what to do.
+"""Errors that a user can mend. Each is one line that says what was wrong and what to do.
 
 The command line prints the line and ends with the ``exit_status`` of the class.
 """
@@ -9,17 +9,13 @@ from typing import ClassVar
 
 
 class AtmcError(Exception):
-    """Base of all errors of the library; the message is one line.
+    """Base of all errors of the library."""
 
-    Attributes:
-        exit_status: of a command that ends with it: 2 for wrong use, 1 for anything else.
-    """
-
-    exit_status: ClassVar[int] = 1
+    exit_status: ClassVar[int] = 1  # of a command: 2 for wrong use, 1 for anything else
 
 
 class SettingsError(AtmcError, ValueError):
-    """A setting that cannot be: which, and what to do."""
+    """A setting is not valid."""
 
     exit_status = 2
 
@@ -32,7 +28,7 @@ class BudgetError(AtmcError, ValueError):
     """The file would be, or would have to be, larger than the budget.
 
     Attributes:
-        smallest: the smallest budget that can be kept, in bits, where that is known.
+        smallest: the smallest possible budget in bits; None where it is not known.
     """
 
     def __init__(self, message: str, smallest: int | None = None) -> None:
@@ -41,19 +37,19 @@ class BudgetError(AtmcError, ValueError):
 
 
 class DataError(AtmcError):
-    """A data set is missing, damaged or not what it should be."""
+    """A data set is missing, damaged or not valid."""
 
 
 class ExportError(AtmcError, ValueError):
-    """A model that cannot be exported as asked."""
+    """A model cannot be exported as requested."""
 
 
 class FolderInUseError(AtmcError, RuntimeError):
-    """Another process works in a folder; it is named."""
+    """Another process works in a folder."""
 
 
 class MissingExtraError(AtmcError, ValueError):
-    """A package of an extra is not installed; the command that installs it."""
+    """A package of an extra is not installed."""
 
 
 class ModelError(AtmcError, ValueError):
@@ -61,7 +57,7 @@ class ModelError(AtmcError, ValueError):
 
 
 class PythonPathError(AtmcError, ValueError):
-    """There is no function at a Python path; what is missing."""
+    """There is no function at a Python path."""
 
 
 class ReportError(AtmcError, ValueError):
@@ -69,15 +65,15 @@ class ReportError(AtmcError, ValueError):
 
 
 class RunError(AtmcError, ValueError):
-    """A run that cannot start or go on."""
+    """A run cannot start or go on."""
 
 
 class TrainingError(AtmcError, RuntimeError):
-    """Training cannot go on: what happened, and when."""
+    """Training cannot go on."""
 
 
 class WeightsError(AtmcError, ValueError):
-    """A file of weights that cannot be used: why, and what to give."""
+    """A file of weights cannot be used."""
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Packages that not everybody installs: checked before the work, named where they are missing."""
+"""Optional packages: checked before the work starts, and their versions."""
 
 from __future__ import annotations
 
@@ -12,41 +12,32 @@ _MODULES = {"adversarial-robustness-toolbox": "art"}  # where a module has anoth
 
 
 def require(package: str, extra: str, user: str) -> None:
-    """Make sure of a package, without importing it.
-
-    A package that lies on the path without its metadata, as in a source tree, is there too.
+    """Refuse to go on without a package, which is not imported.
 
     Args:
-        package: its name where packages are published.
-        extra: the extra of ``atmc`` that brings it.
+        package: its name on PyPI; its source tree on the path will do.
+        extra: the extra of ``atmc`` that installs it.
         user: what needs it, for the message.
 
     Raises:
         MissingExtraError: it is not installed.
     """
-    if _recorded(package) is None and not _importable(_module(package)):
-        raise MissingExtraError(f"{user} needs {package}: pip install 'atmc[{extra}]'")
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        if not _importable(_module(package)):
+            message = f"{user} needs {package}: pip install 'atmc[{extra}]'"
+            raise MissingExtraError(message) from None
 
 
 def version(package: str) -> str | None:
-    """The version of a package; None where neither its metadata nor its module, once imported, say.
-
-    Args:
-        package: its name where packages are published.
-    """
-    recorded = _recorded(package)
-    if recorded is not None:
-        return recorded
-    stated = getattr(sys.modules.get(_module(package)), "__version__", None)
-    return None if stated is None else str(stated)
-
-
-def _recorded(package: str) -> str | None:
-    """The version in the metadata of an installed package."""
+    """The version in a package's metadata, or else of its imported module; None without either."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        module = sys.modules.get(_module(package))
+        number = getattr(module, "__version__", None)
+        return None if number is None else str(number)
 
 
 def _module(package: str) -> str:

@@ -1,4 +1,4 @@
-"""Files: read whole, and written in one step."""
+"""Files that are read and written whole."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to ``path`` in one step: whoever looks sees the old file or the whole new one.
+    """Write a file atomically: a reader sees the old file or the whole new one.
 
-    Raises ``OSError`` where that fails, and leaves nothing behind then.
+    Raises:
+        OSError: it failed; no temporary file is left.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -29,11 +30,11 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def temporary_of(name: str) -> str | None:
-    """The name of the file that :func:`write` makes of its temporary one; None of another file."""
+    """The name of the file that a temporary file of :func:`write` becomes; None for others."""
     match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name, re.DOTALL)
     return match[1] if match else None
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file, for :func:`decode`."""
+    """The bytes of a file."""
     return Path(path).read_bytes()

@@ -1,4 +1,4 @@
-"""What the machine has and how it is used: devices, matrix units, freed memory."""
+"""Devices, matrix units and memory of the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST_OLD = 2**25  # the most that older versions take
 
 @functools.cache
 def fast_bfloat16() -> bool:
-    """Whether bfloat16 is faster than float32 here, by the processor's instructions."""
+    """Whether the GPU, or else the processor, has instructions for bfloat16."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
     return _capability("_is_avx512_bf16_supported") or matrix_units()
@@ -31,8 +31,8 @@ def matrix_units() -> bool:
 
 
 def _capability(name: str) -> bool:
-    tell = getattr(torch.cpu, name, None)
-    return bool(tell()) if tell is not None else False
+    query = getattr(torch.cpu, name, None)  # private to torch, and not in all versions
+    return query is not None and bool(query())
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -44,13 +44,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 @functools.cache
 def keep_freed() -> bool:
-    """Let the process keep large blocks of memory that it has freed, up to 1 GiB.
+    """Let this process keep freed blocks of memory, up to 1 GiB, instead of returning them.
 
-    It holds for the rest of the process and changes no result. Only the GNU C library has the
-    setting; elsewhere nothing happens.
+    Only the GNU C library has the setting; elsewhere nothing happens.
 
     Returns:
-        Whether the C library took the setting.
+        Whether the setting took effect.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -64,10 +63,10 @@ def keep_freed() -> bool:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name: "cpu", "cuda", or "auto" for the GPU where there is one.
+    """The device "cpu" or "cuda"; for "auto" the GPU where there is one.
 
     Raises:
-        RunError: there is no such device here.
+        RunError: there is no GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

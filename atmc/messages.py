@@ -10,7 +10,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TextIO
+from typing import Any
 
 # Of the process, not of a context: threads that read data raise messages, too.
 _options, _named = False, dict[str, str]()
@@ -21,9 +21,9 @@ def argument(name: str, value: object = None, *, option: str | None = None) -> s
 
     Args:
         name: in Python.
-        value: what to give it, as ``device="cpu"`` and ``--device cpu``; True is an option by
-            itself; a tuple is of names that stand for values. None: the name alone.
-        option: its name as an option, without dashes before it, where it has another.
+        value: as in ``device="cpu"`` and ``--device cpu``; True is an option alone; a tuple has the
+            names that stand for values. None: the name alone.
+        option: its name as an option, without dashes, where that differs.
     """
     if not _options:
         return name if value is None else f"{name}={_python(value)}"
@@ -45,11 +45,11 @@ def _text(value: object) -> str:
 
 @contextlib.contextmanager
 def options(used: bool = True, named: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Name options in the messages of this process for a while.
+    """Inside, messages of this process name options; arguments where `used` is False.
 
     Args:
-        used: whether to; False for arguments.
-        named: the options that a command calls otherwise than their arguments.
+        used: as above.
+        named: options that a command names otherwise than their arguments.
     """
     global _options, _named
     before = _options, _named
@@ -61,15 +61,12 @@ def options(used: bool = True, named: Mapping[str, str] | None = None) -> Iterat
 
 
 def are_options() -> bool:
-    """Whether messages name options now, so that another process can be told."""
+    """Whether messages name options now; for processes that are to do likewise."""
     return _options
 
 
 class AtmcWarning(UserWarning):
-    """Something was changed or left out, or a figure is not to be trusted; the message says what.
-
-    Not an error: the work goes on.
-    """
+    """Something was changed or left out, or a figure is not to be trusted; the work goes on."""
 
 
 def warn(message: str) -> None:
@@ -82,23 +79,16 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def on_stderr() -> Iterator[None]:
-    """Inside, each warning of the library is a line on stderr, the same one but once."""
+    """Inside, each different warning of the library is one line on stderr."""
     with warnings.catch_warnings():
         warnings.simplefilter("once", AtmcWarning)
         others = warnings.showwarning
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **to: Any) -> None:
             if issubclass(category, AtmcWarning):
                 print(f"Warning: {' '.join(str(message).split())}", file=sys.stderr)
             else:
-                others(message, category, filename, lineno, file, line)
+                others(message, category, *place, **to)
 
         warnings.showwarning = show
         yield

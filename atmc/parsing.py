@@ -1,14 +1,16 @@
-"""What a person writes: ``17kB``, ``8/255``, ``conv*=0.5,fc1=1/8``, and misspelt names."""
+"""Values as people write them: ``17kB``, ``8/255``, ``conv*=0.5,fc1=1/8``; misspelt names."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
-_UNITS = {"": 1, "bit": 1, "bits": 1, "kbit": 1000, "mbit": 10**6}
-_BYTES = {"b": 1, "kb": 1000, "mb": 10**6, "kib": 1024, "mib": 1024**2, "bytes": 1, "byte": 1}
+_BITS = {"": 1, "bit": 1, "bits": 1, "kbit": 1000, "mbit": 10**6}
+_BYTES = {"b": 1, "byte": 1, "bytes": 1, "kb": 1000, "mb": 10**6, "kib": 2**10, "mib": 2**20}
+_UNITS = _BITS | {unit: 8 * count for unit, count in _BYTES.items()}
 
 
 def parse_bits(value: object) -> int:
@@ -20,16 +22,15 @@ def parse_bits(value: object) -> int:
     (136000, 6000000)
 
     Raises:
-        ValueError: no such size, or it is not positive.
+        ValueError: it is no size, or not positive.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    match = None
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        number = r"[-+]?[\d_]*\.?\d+(?:e\d{1,2})?"
+        match = re.fullmatch(rf"\s*({number})\s*([a-z]*)\s*", str(value).lower())
+    if match is None or match[2] not in _UNITS:
         raise ValueError(f"{value!r} is no size: give bits, or bytes as in 17kB")
-    match = re.fullmatch(r"\s*([-+]?[\d_]*\.?\d+(?:e\d{1,2})?)\s*([a-z]*)\s*", str(value).lower())
-    unit = match[2] if match else None
-    factor = _UNITS.get(unit or "", 8 * _BYTES.get(unit or "", 0))
-    if match is None or not factor:
-        raise ValueError(f"{value!r} is no size: give bits, or bytes as in 17kB")
-    bits = math.floor(Fraction(match[1].replace("_", "")) * factor)
+    bits = math.floor(Fraction(match[1].replace("_", "")) * _UNITS[match[2]])
     if bits <= 0:
         raise ValueError(f"a budget of {value} is not positive: give a number of bits above zero")
     return bits
@@ -42,7 +43,7 @@ def parse_eps(value: object) -> float:
     True
 
     Raises:
-        ValueError: no such number, or it is outside [0, 1].
+        ValueError: it is no number, or outside [0, 1].
     """
     try:
         if isinstance(value, bool):
@@ -56,11 +57,7 @@ def parse_eps(value: object) -> float:
 
 
 def parse_bits_per_value(value: object) -> int | str:
-    """b: ``auto``, 1 to 8, or 32.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """b: ``auto``, 1 to 8, or 32; a ValueError for anything else."""
     if value == "auto":
         return "auto"
     try:
@@ -79,7 +76,7 @@ def parse_ratios(value: object) -> dict[str, float] | None:
     {'conv*': 0.5, 'fc1': 0.125}
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither, or a share is outside (0, 1].
     """
     if value is None:
         return None
@@ -96,7 +93,7 @@ def parse_ratios(value: object) -> dict[str, float] | None:
     return shares
 
 
-def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message on an unknown name: the nearest known one, and all of them.
 
     >>> nearest("atcm", ["atmc", "l0"])

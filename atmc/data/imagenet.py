@@ -69,7 +69,7 @@ def _unpack(folder: Path, split: str) -> None:
             "as they cannot be downloaded from here"
         )
 
-    def unpack(download: bool) -> object:
+    def unpack() -> object:
         from torchvision.datasets import ImageNet
 
         return ImageNet(str(folder), split=split)

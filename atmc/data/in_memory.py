@@ -12,9 +12,9 @@ from atmc.data.pixels import Augmentation, as_float, check_images
 
 
 class NumberedBatches:
-    """Passes over examples 0 to `count` - 1 by a plan; a set below the batch size is one batch.
+    """Passes over examples 0 to `count` - 1, which a subclass reads.
 
-    A subclass reads the examples.
+    A set smaller than the batch size is one batch.
     """
 
     def __init__(self, count: int, plan: Plan, augmentation: Augmentation | None) -> None:
@@ -48,11 +48,7 @@ class NumberedBatches:
 
 
 class Batches(NumberedBatches):
-    """An iterable over (x, y), or (x, y, index), of at most `batch_size` examples.
-
-    Shuffled, each pass has a new order, drawn from torch's global CPU generator when `iter()` is
-    called, and all batches have the same size: the remainder is dropped. Not shuffled, every
-    example comes in order and the last batch may be smaller.
+    """An iterable over (x, y), or (x, y, index), as :meth:`Examples.batches` has it.
 
     >>> batches = Batches(torch.zeros(5, 1, 2, 2), torch.arange(5), 2)
     >>> [y.tolist() for x, y in batches]
@@ -61,9 +57,7 @@ class Batches(NumberedBatches):
     Args:
         x: examples, of shape (N, ...); uint8 becomes float32 in [0, 1].
         y: labels, of shape (N, ...), on the same device.
-        batch_size: examples in a batch, at least 1.
-        shuffle: whether each pass has a new order.
-        indexed: whether each batch ends with the numbers of its examples, int64 of shape (n,).
+        batch_size, shuffle, indexed: as there.
         augmentation: applied to each batch.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atmc.data.base import Dataset, Examples, Plan
 from atmc.data.in_memory import InMemory
-from atmc.data.pixels import check_finite, check_pixels
+from atmc.data.pixels import check_pixels, not_finite
 from atmc.data.streamed import seeded
 from atmc.errors import DataError
 
@@ -174,10 +174,13 @@ class Checked:
 
     def _checked(self, batch: object, what: str) -> tuple[Tensor, ...]:
         tensors = as_batch(batch, what)
-        (check_pixels if self.pixels else check_finite)(tensors[0], what)
+        if self.pixels:
+            check_pixels(tensors[0], what)
+        elif problem := not_finite(tensors[0]):
+            raise ValueError(f"{what} gives {problem}")
         self.check_labels(tensors[1], what)
-        if self.indexed and (error := _index_error(tensors, what)):
-            raise ValueError(error)
+        if self.indexed and (problem := _index_error(tensors, what)):
+            raise ValueError(problem)
         return tensors
 
     def check_labels(self, y: Tensor, what: str) -> None:

@@ -28,9 +28,6 @@ def load_npz(path: Path) -> Parts:
     up to 4 channels; labels are integers of shape (N,), from 0 to the largest in y_train. Without
     x_val a tenth of the training images is the validation part, in proportion to the classes, and
     always the same tenth.
-
-    Raises:
-        DataError: it cannot be read, arrays are missing, or they are not such images and labels.
     """
     arrays = _read(path)
     for key in ("x_train", "y_train", "x_test", "y_test"):
@@ -67,9 +64,8 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
         with np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files if key[:2] in ("x_", "y_")}
     except Exception as error:  # numpy's parser raises anything on a damaged file
-        reason = one_line(error)
         raise DataError(
-            f"{file} cannot be read ({reason}): save plain arrays with numpy.savez"
+            f"{file} cannot be read ({one_line(error)}): save plain arrays with numpy.savez"
         ) from error
 
 

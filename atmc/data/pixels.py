@@ -56,19 +56,7 @@ def check_pixels(x: Tensor, what: str) -> None:
     """
     if not x.is_floating_point():
         raise ValueError(f"{what} gives inputs of {x.dtype}: give float32 in [0, 1]")
-    problem = _outside_unit_interval(x)
-    if problem:
-        raise ValueError(f"{what} gives {problem}")
-
-
-def check_finite(x: Tensor, what: str) -> None:
-    """Refuse inputs of shape (N, ...), and of any type, that have a NaN or infinity.
-
-    Raises:
-        ValueError: naming `what`, the source of the inputs, and the first such example.
-    """
-    problem = _not_finite(x)
-    if problem:
+    if problem := _outside_unit_interval(x):
         raise ValueError(f"{what} gives {problem}")
 
 
@@ -102,8 +90,7 @@ def check_images(x: Tensor, y: Tensor, classes: int, where: str) -> None:
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise DataError(f"{where} has a label out of range, {wrong}: give 0 to {classes - 1}")
-    problem = _outside_unit_interval(x)
-    if problem:
+    if problem := _outside_unit_interval(x):
         raise DataError(f"{where} has {problem}")
 
 
@@ -111,8 +98,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _not_finite(x: Tensor) -> str | None:
-    """The first example with a NaN or infinity, and what to do; None where all are finite."""
+def not_finite(x: Tensor) -> str | None:
+    """The first of N examples with NaN or infinity, and what to do; None where all are finite."""
     if not x.is_floating_point() or bool(torch.isfinite(torch.stack(x.aminmax())).all()):
         return None
     bad = (~x.isfinite()).flatten(1).any(1) if x.dim() > 1 else ~x.isfinite()
@@ -129,7 +116,7 @@ def _outside_unit_interval(x: Tensor) -> str | None:
     low, high = (float(bound) for bound in x.aminmax())
     if low >= 0 and high <= 1:  # NaN is neither
         return None
-    return _not_finite(x) or (
+    return not_finite(x) or (
         f"values from {low:.8g} to {high:.8g}, outside [0, 1]: give pixels in [0, 1], not "
         "normalized (the model does that)"
     )

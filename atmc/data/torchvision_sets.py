@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def read(
-    title: str, folder: Path, files: Sequence[str], open_: Callable[[bool], T], download: bool
+    title: str, folder: Path, files: Sequence[str], open_: Callable[[], T], download: bool
 ) -> T:
     """Read the files of a data set in a folder by torchvision.
 
@@ -37,8 +37,8 @@ def read(
         title: the data set, for messages.
         folder: where `files` lie.
         files: the names of what must be there, or be downloaded.
-        open_: reads them; its argument is `download`.
-        download: whether to download missing files.
+        open_: reads them.
+        download: whether `open_` downloads missing files.
 
     Raises:
         DataError: files are missing, damaged, or cannot be downloaded.
@@ -52,7 +52,7 @@ def read(
     try:
         # torchvision prints to stdout, where a command's own result goes.
         with contextlib.redirect_stdout(sys.stderr):
-            return open_(download)
+            return open_()
     except Exception as error:  # the parsers raise anything on a damaged file
         reason = one_line(error)
         if all((folder / file).is_file() for file in files):
@@ -111,7 +111,7 @@ class _Layout:
         # Each part of SVHN has its own file.
         files = [f for f in self.files if "split" not in split or f.startswith(split["split"])]
 
-        def open_(download: bool) -> tuple[Tensor, Tensor]:
+        def open_() -> tuple[Tensor, Tensor]:
             # imported here, so that nothing else needs torchvision
             from torchvision import datasets
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from atmc.data.base import Dataset, Examples
@@ -34,9 +33,6 @@ def load_function(name: str) -> Parts | Dataset:
     Without "num_classes" the number of classes is the length of ``train.classes``, one more than
     the largest of ``train.targets``, or else than the largest label in a whole pass over `train`.
     ``train.classes`` names the classes, where it has a name for each.
-
-    Raises:
-        DataError: there is no such function, it fails, or returns something else.
     """
     result = _call(name)
     if isinstance(result, Dataset):
@@ -126,9 +122,6 @@ def _examples(path: str, source: Any, classes: int) -> Examples:
             f"{path} returns {len(source.tensors)} tensors an example: give (image, label)"
         )
     x, y = source.tensors
-    return InMemory(x.float() if x.is_floating_point() else x, _integers(y))
-
-
-def _integers(y: Tensor) -> Tensor:
-    """Labels of any integer type as int64; others unchanged, for the check to refuse."""
-    return y if y.is_floating_point() or y.is_complex() else y.long()
+    if not (y.is_floating_point() or y.is_complex()):  # which the check refuses
+        y = y.long()
+    return InMemory(x.float() if x.is_floating_point() else x, y)

@@ -36,7 +36,7 @@ from atmc.models.lottery_ticket import inherit
 from atmc.models.preparation import copy_model
 from atmc.models.sources import Model
 from atmc.models.weights import load_weights, weights_bytes
-from atmc.python_path import GIVEN
+from atmc.python_path import OBJECT_PREFIX
 from atmc.training.loop import Progress, derive
 from atmc.training.stage import Stage
 
@@ -300,8 +300,8 @@ def _run(
     report = {
         "schema": 1,
         "method": settings.file.method,
-        "model": _name(settings).removeprefix(GIVEN),
-        "dataset": settings.data.dataset.removeprefix(GIVEN),
+        "model": _name(settings).removeprefix(OBJECT_PREFIX),
+        "dataset": settings.data.dataset.removeprefix(OBJECT_PREFIX),
         "seed": settings.run.seed,
         "budget_bits": settings.file.budget_bits,
         "bits": settings.file.bits,
@@ -348,7 +348,7 @@ def _attacks(settings: Settings, attacks: Sequence[str | Attack] | None) -> list
 
 def _title(settings: Settings) -> str:
     """What messages call the model."""
-    return f"model {_name(settings).removeprefix(GIVEN)!r}"
+    return f"model {_name(settings).removeprefix(OBJECT_PREFIX)!r}"
 
 
 def _initial(settings: Settings, num_classes: int | None, inputs: Inputs) -> nn.Module:

@@ -22,7 +22,7 @@ from atmc.factorization import factorized_weights
 from atmc.messages import argument
 from atmc.models.check import check_loader, check_model, prepare_model
 from atmc.models.sources import Model, created_as, made
-from atmc.python_path import GIVEN
+from atmc.python_path import OBJECT_PREFIX
 
 _VALIDATION_EXAMPLES = 500  # looked at after each epoch
 
@@ -302,9 +302,9 @@ class Inputs:
         if self.model is not None:
             kind = type(self.model).__name__
             name = kind if self.trained else getattr(self.model, "__name__", kind)
-            names["model"] = GIVEN + (str(self.meta["model"]) if self.meta else name)
+            names["model"] = OBJECT_PREFIX + (str(self.meta["model"]) if self.meta else name)
         if self.data is not None:
-            names |= {"dataset": GIVEN + self.data.name, "data_root": None}
+            names |= {"dataset": OBJECT_PREFIX + self.data.name, "data_root": None}
             names |= {"download": False, "image_size": None}
             if isinstance(self.data, NamedData) and isinstance(self.data.dataset.train, Loaded):
                 names["batch_size"] = self.data.dataset.train.batch_size

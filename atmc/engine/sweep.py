@@ -41,7 +41,7 @@ from atmc.engine.settings import GROUPS, Settings, read_config
 from atmc.errors import BudgetError, FolderInUseError, RunError, SettingsError, one_line
 from atmc.messages import are_options, argument, on_stderr, options
 from atmc.models.sources import Model
-from atmc.python_path import GIVEN
+from atmc.python_path import OBJECT_PREFIX
 
 _IN_A_MODULE = "define its classes and functions in a module"
 _FAILURE = "failure.json"
@@ -518,7 +518,7 @@ def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) 
     keys = ("method", "model", "dataset", "seed", "budget_bits", "bits")
     held = {"schema": 1, **{key: point.settings[key] for key in keys}}
     for key in ("model", "dataset"):
-        held[key] = held[key] and held[key].removeprefix(GIVEN)
+        held[key] = held[key] and held[key].removeprefix(OBJECT_PREFIX)
     held |= {"error": error, "smallest_bits": smallest}
     with contextlib.suppress(OSError):  # the disk may be what failed
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from atmc.messages import argument
 from atmc.models.check import check_model
 from atmc.models.preparation import copy_model
 from atmc.models.sources import Model, build, is_own
-from atmc.python_path import GIVEN
+from atmc.python_path import OBJECT_PREFIX
 from atmc.reports.results import Attack, Result
 
 IMAGES = 8
@@ -88,7 +88,7 @@ class Sources:
             self._models = {model: build(model)}
         elif model is not None:
             inputs = Inputs(model)
-            self._models = {inputs.names["model"].removeprefix(GIVEN): inputs.build()}
+            self._models = {inputs.names["model"].removeprefix(OBJECT_PREFIX): inputs.build()}
 
     def dataset(self, result: Result) -> Dataset:
         """The data set of a run, of pictures.
@@ -104,7 +104,7 @@ class Sources:
 
     def _by_name(self, result: Result) -> Dataset:
         config = result.config
-        was_object = str(config.get("dataset")).startswith(GIVEN)
+        was_object = str(config.get("dataset")).startswith(OBJECT_PREFIX)
         entry = data.find(result.dataset)
         if entry is None or entry.runs_code or was_object:
             raise NoSheetError(
