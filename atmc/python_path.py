@@ -32,8 +32,8 @@ def load(path: str) -> Callable[..., Any]:
     """
     if path.startswith(OBJECT_PREFIX):
         raise PythonPathError(
-            f"{path.removeprefix(OBJECT_PREFIX)} was an object of the Python program that made the run: go "
-            f"on from there, or write {_FORMS}"
+            f"{path.removeprefix(OBJECT_PREFIX)} was an object of the Python program that made the "
+            f"run: go on from there, or write {_FORMS}"
         )
     where, _, name = path.rpartition(":")
     if not where or not name:

@@ -25,17 +25,16 @@ _MOST_INDEX = 2**28  # of an example: ATTA's memory grows with the largest index
 
 
 def as_batch(batch: object, what: str) -> tuple[Tensor, ...]:
-    """A loader's batch as (x, y), or as (x, y, index) where it has a third element.
-
-    Floating point inputs of any width become float32, whole numbers as labels int64.
+    """A loader's batch as float32 x, int64 y, and a third element where it has one.
 
     Args:
         batch: (x, y), maybe with more; or a mapping that has them under the usual names, such as
-            ``image`` or ``pixel_values``, ``label`` or ``labels``, and ``index``.
+            ``image`` or ``pixel_values``, ``label`` or ``labels``, and ``index``. Labels are whole
+            numbers from 0 on, one for each input.
         what: the loader, for the message.
 
     Raises:
-        ValueError: it is something else, or has not one label from 0 on for each input.
+        ValueError: it is something else.
     """
     if isinstance(batch, Mapping):
         batch = _from_mapping(batch, what)
@@ -92,11 +91,7 @@ def _index_error(batch: Sequence[object], what: str, limit: int | None = None) -
 
 
 def refuse_iterator(loader: object, what: str) -> None:
-    """Refuse a loader that can be passed over only once.
-
-    Raises:
-        ValueError: it is an iterator, or not iterable at all.
-    """
+    """Raise a ValueError on what is not iterable, or only once."""
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise ValueError(f"{what} is of type {type(loader).__name__}: give one of batches (x, y)")
     if isinstance(loader, Iterator):
@@ -133,11 +128,7 @@ class Checked:
 
     @cached_property
     def first(self) -> tuple[Tensor, ...]:
-        """The first batch of a pass.
-
-        Raises:
-            ValueError: there is none, or it is not valid.
-        """
+        """The first batch of a pass; a ValueError where there is none, or it is not valid."""
         refuse_iterator(self.loader, self.what)
         with torch.random.fork_rng():
             batch = next(iter(self.loader), None)
@@ -184,11 +175,7 @@ class Checked:
         return tensors
 
     def check_labels(self, y: Tensor, what: str) -> None:
-        """Refuse labels from `classes` on.
-
-        Raises:
-            ValueError: one is too high.
-        """
+        """Raise a ValueError on labels from `classes` on."""
         if self.classes is not None and (high := int(y.max())) >= self.classes:
             raise ValueError(
                 f"{what} gives the label {high}: give labels from 0 to {self.classes - 1}, or "
@@ -206,15 +193,13 @@ def from_loaders(
 ) -> Dataset:
     """A data set of three loaders: batches (x, y) with x in [0, 1] and y whole numbers.
 
-    A batch may be a mapping, see :func:`as_batch`. Every batch is checked once, here.
+    A batch may be a mapping, see :func:`as_batch`. Every batch is checked once, here. The loaders
+    decide the size and order of their batches and any augmentation, and the settings of a run for
+    these do not apply; `val` and `test` should have a fixed order. For ``train_attack="atta"``
+    `train` gives (x, y, index).
 
-    The loaders decide the size and order of their batches and any augmentation, and the settings of
-    a run for these do not apply; `val` and `test` should have a fixed order. For
-    ``train_attack="atta"`` `train` gives (x, y, index).
-
-    Passes repeat: what is random in a loader is drawn from the generators of torch, numpy and
-    Python, which are seeded for each batch; a generator of its own, as a DataLoader may have, is
-    seeded for each pass.
+    Passes repeat: the generators of torch, numpy and Python are seeded for each batch, and a
+    generator that belongs to the loader for each pass.
 
     Args:
         name: for reports.
@@ -237,10 +222,6 @@ def from_loaders(
 
 class Loaded(Examples):
     """The examples of a loader, all of which are checked in one pass when it is created.
-
-    Args:
-        loader: gives (x, y), or (x, y, index), in every pass as many.
-        what: its name, for messages.
 
     Attributes:
         batch_size: of its first batch.
@@ -302,34 +283,30 @@ class Loaded(Examples):
             )
 
     def _batches(self, plan: Plan) -> _Batches:
-        return _Batches(self._loader, self._sizes, len(self), plan)
+        starts = accumulate(self._sizes, initial=0)
+        return _Batches(self._loader, len(self), sum(start < len(self) for start in starts), plan)
 
 
 class _Batches:
     """Passes over a loader, cut after `count` examples; its own batch size and order apply."""
 
-    def __init__(self, loader: Checked, sizes: Sequence[int], count: int, plan: Plan) -> None:
-        self.loader, self.sizes, self.count = loader, sizes, count
-        self.tensors = 3 if plan.indexed else 2
-        self.device = plan.device
+    def __init__(self, loader: Checked, count: int, length: int, plan: Plan) -> None:
+        self.loader, self.count, self.length = loader, count, length
+        self.tensors, self.device = 3 if plan.indexed else 2, plan.device
 
     def __len__(self) -> int:
-        return sum(start < self.count for start in accumulate(self.sizes, initial=0))
+        return self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        # drawn here: a generator's body only runs at the first next()
-        for generator in self._generators():
-            generator.manual_seed(int(torch.randint(2**62, ())))
+        # Drawn here: a generator's body only runs at the first next(). The generators that belong
+        # to the loader are seeded, so that a pass does not depend on those before it.
+        owners = (self.loader.loader, getattr(self.loader.loader, "sampler", None))
+        generators = [getattr(owner, "generator", None) for owner in owners]
+        for each in dict.fromkeys(g for g in generators if isinstance(g, torch.Generator)):
+            each.manual_seed(int(torch.randint(2**62, ())))
         with seeded(_seed()):
             batches = iter(self.loader)
         return self._pass(batches)
-
-    def _generators(self) -> Iterable[torch.Generator]:
-        """Those that belong to the loader: seeded, a pass does not depend on those before it."""
-        loader = self.loader.loader
-        owners = (loader, getattr(loader, "sampler", None))
-        generators = (getattr(owner, "generator", None) for owner in owners)
-        return dict.fromkeys(each for each in generators if isinstance(each, torch.Generator))
 
     def _pass(self, batches: Iterator[Sequence[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
         left = self.count

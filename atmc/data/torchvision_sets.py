@@ -19,6 +19,7 @@ from atmc.errors import DataError, one_line
 from atmc.messages import argument
 
 VALIDATION = 5000  # the last training images
+_GREY, _COLOUR = (1, 28, 28), (3, 32, 32)
 _CROPS = Augmentation(padding=4, flip=True)
 _IDX = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -74,17 +75,13 @@ class _Layout:
     inner: str  # where `files` lie below the folder of data sets
     files: tuple[str, ...]
     shape: tuple[int, int, int]
+    augmentation: Augmentation | None = None
+    num_classes: int = 10
     labels: str = "targets"  # an attribute of `kind`
     splits: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
 
-    def load(
-        self,
-        folder: Path,
-        download: bool,
-        num_classes: int = 10,
-        augmentation: Augmentation | None = None,
-    ) -> Parts:
-        """Both parts; the last training images are the validation part."""
+    def load(self, folder: Path, download: bool) -> Parts:
+        """All parts; the last training images are the validation part."""
         train, test = (self._read(folder, download, split) for split in self.splits)
         where = f"{self.title} in {folder / self.inner}"
         for part, (x, y) in (("training", train), ("test", test)):
@@ -101,10 +98,10 @@ class _Layout:
                 "again"
             )
         return Parts(
-            train=InMemory(x[:-VALIDATION], y[:-VALIDATION], augmentation),
+            train=InMemory(x[:-VALIDATION], y[:-VALIDATION], self.augmentation),
             val=InMemory(x[-VALIDATION:], y[-VALIDATION:]),
             test=InMemory(*test),
-            num_classes=num_classes,
+            num_classes=self.num_classes,
         )
 
     def _read(self, folder: Path, download: bool, split: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -129,36 +126,36 @@ class _Layout:
 @register("mnist", model="lenet5-relu", eps=0.3, eval_steps=40, epochs=(12, 8, 2))
 def load_mnist(folder: Path, download: bool) -> Parts:
     """MNIST (LeCun et al., 1998): digits in grey."""
-    return _Layout("MNIST", "MNIST", "MNIST/raw", _IDX, (1, 28, 28)).load(folder, download)
+    return _Layout("MNIST", "MNIST", "MNIST/raw", _IDX, _GREY).load(folder, download)
 
 
 @register("fashion-mnist", model="lenet5-relu", eps=0.1, eval_steps=40, epochs=(12, 8, 2))
 def load_fashion_mnist(folder: Path, download: bool) -> Parts:
     """Fashion-MNIST (Xiao et al., 2017): clothes in grey."""
-    layout = _Layout("Fashion-MNIST", "FashionMNIST", "FashionMNIST/raw", _IDX, (1, 28, 28))
+    layout = _Layout("Fashion-MNIST", "FashionMNIST", "FashionMNIST/raw", _IDX, _GREY)
     return layout.load(folder, download)
 
 
 @register("cifar10", model="resnet18")
 def load_cifar10(folder: Path, download: bool) -> Parts:
     """CIFAR-10 (Krizhevsky, 2009): colour images of 10 classes."""
-    layout = _Layout("CIFAR-10", "CIFAR10", "cifar-10-batches-py", _PICKLES, (3, 32, 32))
-    return layout.load(folder, download, augmentation=_CROPS)
+    layout = _Layout("CIFAR-10", "CIFAR10", "cifar-10-batches-py", _PICKLES, _COLOUR, _CROPS)
+    return layout.load(folder, download)
 
 
 @register("cifar100", model="resnet18")
 def load_cifar100(folder: Path, download: bool) -> Parts:
     """CIFAR-100 (Krizhevsky, 2009): colour images of 100 classes."""
     files = ("train", "test", "meta")
-    layout = _Layout("CIFAR-100", "CIFAR100", "cifar-100-python", files, (3, 32, 32))
-    return layout.load(folder, download, num_classes=100, augmentation=_CROPS)
+    layout = _Layout("CIFAR-100", "CIFAR100", "cifar-100-python", files, _COLOUR, _CROPS, 100)
+    return layout.load(folder, download)
 
 
 @register("svhn", model="resnet18", epochs=(20, 12, 2))
 def load_svhn(folder: Path, download: bool) -> Parts:
     """SVHN (Netzer et al., 2011): house numbers in colour, without the extra images."""
     files = ("train_32x32.mat", "test_32x32.mat")
+    crops = Augmentation(padding=4)  # without mirror images, which are no digits
     splits = ({"split": "train"}, {"split": "test"})
-    layout = _Layout("SVHN", "SVHN", ".", files, (3, 32, 32), labels="labels", splits=splits)
-    augmentation = Augmentation(padding=4)  # without mirror images, which are no digits
-    return layout.load(folder, download, augmentation=augmentation)
+    layout = _Layout("SVHN", "SVHN", ".", files, _COLOUR, crops, labels="labels", splits=splits)
+    return layout.load(folder, download)
