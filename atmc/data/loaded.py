@@ -61,7 +61,7 @@ def as_batch(batch: object, what: str) -> tuple[Tensor, ...]:
 
 def _from_mapping(batch: Mapping[Any, Any], what: str) -> tuple[Any, ...]:
     """The inputs and labels of a mapping, by the first usual name that it has for each."""
-    names = [next((n for n in usual if n in batch), None) for usual in (_INPUTS, _LABELS)]
+    names = [next((n for n in known if n in batch), None) for known in (_INPUTS, _LABELS)]
     if None in names:
         keys = ", ".join(map(str, batch)) or "no keys"
         raise ValueError(

@@ -48,8 +48,8 @@ def write_cifar(root, classes):
         parts, meta = {"train": train, "test": test}, "meta"
     folder.mkdir(parents=True)
     for name, (images, labels) in parts.items():
-        held = {"data": images.reshape(len(images), -1), key: labels.tolist()}
-        (folder / name).write_bytes(pickle.dumps(held))
+        content = {"data": images.reshape(len(images), -1), key: labels.tolist()}
+        (folder / name).write_bytes(pickle.dumps(content))
     (folder / meta).write_bytes(pickle.dumps({names: [str(i) for i in range(classes)]}))
     return train, test
 
@@ -59,14 +59,14 @@ def write_svhn(root):
     from scipy.io import savemat
 
     root.mkdir(parents=True, exist_ok=True)
-    found = colours(0, 50), colours(1, 20)
-    for split, (images, labels) in zip(("train", "test"), found, strict=True):
-        held = {
+    parts = colours(0, 50), colours(1, 20)
+    for split, (images, labels) in zip(("train", "test"), parts, strict=True):
+        content = {
             "X": images.transpose(2, 3, 1, 0),
             "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8),
         }
-        savemat(root / f"{split}_32x32.mat", held)
-    return found
+        savemat(root / f"{split}_32x32.mat", content)
+    return parts
 
 
 def write_images(folder, counts, size=(12, 12), seed=0, mode="RGB"):

@@ -39,28 +39,28 @@ def test_the_same_as_one_image_at_a_time(shape, padding, flip, bytes_, seed):
     x = x if bytes_ else x / 255
     before = x.clone()
     torch.manual_seed(seed)
-    made = Augmentation(padding, flip)(x)
+    augmented_x = Augmentation(padding, flip)(x)
     torch.manual_seed(seed)
-    assert torch.equal(made, one_by_one(x, padding, flip))
-    assert made.dtype == x.dtype and torch.equal(x, before)
+    assert torch.equal(augmented_x, one_by_one(x, padding, flip))
+    assert augmented_x.dtype == x.dtype and torch.equal(x, before)
 
 
 def test_every_place_and_both_sides_come_up():
     x = torch.zeros(2000, 1, 5, 5)
     x[:, :, 2, 1] = 1
-    made = Augmentation(padding=1, flip=True)(x)[:, 0]
-    seen = (made.sum(0) > 0).nonzero().tolist()
+    augmented_x = Augmentation(padding=1, flip=True)(x)[:, 0]
+    seen = (augmented_x.sum(0) > 0).nonzero().tolist()
     # A point at column 1 is mirrored to column 3, and each moves by one in all directions.
     assert seen == [[row, column] for row in (1, 2, 3) for column in range(5)]
 
 
 def test_the_global_generator_decides_when_the_batch_is_asked_for():
-    held = InMemory(torch.rand(8, 1, 6, 6), torch.zeros(8).long(), Augmentation(2, True))
-    assert held.augmented
+    examples = InMemory(torch.rand(8, 1, 6, 6), torch.zeros(8).long(), Augmentation(2, True))
+    assert examples.augmented
 
     def second_batch(seed):
         torch.manual_seed(0)
-        batches = iter(held.batches(4, shuffle=True, augment=True))
+        batches = iter(examples.batches(4, shuffle=True, augment=True))
         next(batches)
         torch.manual_seed(seed)
         return next(batches)[0]
@@ -71,9 +71,11 @@ def test_the_global_generator_decides_when_the_batch_is_asked_for():
 
 @pytest.mark.parametrize("augmented", [False, True])
 def test_only_those_who_ask_get_augmented_batches(augmented):
-    held = InMemory(torch.rand(6, 1, 6, 6), torch.zeros(6).long(), Augmentation(3, True))
-    ((x, _),) = held.batches(6, augment=augmented)
-    assert torch.equal(x, held.x) is not augmented
-    assert torch.equal(held.head(None)[0], held.x)
-    ((x, _),) = Batches(held.x, held.y, 6, augmentation=held.augmentation if augmented else None)
-    assert torch.equal(x, held.x) is not augmented
+    examples = InMemory(torch.rand(6, 1, 6, 6), torch.zeros(6).long(), Augmentation(3, True))
+    ((x, _),) = examples.batches(6, augment=augmented)
+    assert torch.equal(x, examples.x) is not augmented
+    assert torch.equal(examples.head(None)[0], examples.x)
+    ((x, _),) = Batches(
+        examples.x, examples.y, 6, augmentation=examples.augmentation if augmented else None
+    )
+    assert torch.equal(x, examples.x) is not augmented

@@ -17,13 +17,13 @@ def part(count=6, shape=(1, 4, 4), classes=3, dtype=torch.float32):
 
 
 def dataset(**parts):
-    held = {"train": part(), "val": part(), "test": part()} | parts
-    return Dataset("made", **held, num_classes=3, eps=0.1, eval_steps=2)
+    examples = {"train": part(), "val": part(), "test": part()} | parts
+    return Dataset("mine", **examples, num_classes=3, eps=0.1, eval_steps=2)
 
 
 def changed(x=None, y=None):
-    held = part()
-    return InMemory(held.x if x is None else x, held.y if y is None else y)
+    examples = part()
+    return InMemory(examples.x if x is None else x, examples.y if y is None else y)
 
 
 def spoiled(value):
@@ -53,19 +53,19 @@ REFUSED = {
     ("name", "title"), [("train", "training"), ("val", "validation"), ("test", "test")]
 )
 def test_what_training_cannot_use_is_refused(case, name, title):
-    wrong, said = REFUSED[case]
+    wrong, expected = REFUSED[case]
     with pytest.raises(DataError) as caught:
         dataset(**{name: changed(**wrong)})
     message = str(caught.value)
-    assert message.startswith(f"data set 'made': its {title} part has ")
-    assert said in message and "\n" not in message
+    assert message.startswith(f"data set 'mine': its {title} part has ")
+    assert expected in message and "\n" not in message
 
 
 @pytest.mark.parametrize(
     ("name", "title"), [("train", "training"), ("val", "validation"), ("test", "test")]
 )
 def test_an_empty_part_is_refused(name, title):
-    with pytest.raises(DataError, match=f"^data set 'made': its {title} part is empty: give"):
+    with pytest.raises(DataError, match=f"^data set 'mine': its {title} part is empty: give"):
         dataset(**{name: part(0)})
 
 
@@ -74,16 +74,16 @@ def test_parts_have_one_shape_and_more_than_one_class():
         dataset(test=part(shape=(1, 4, 5)))
     one = InMemory(torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(DataError, match="fewer than two classes"):
-        Dataset("made", one, one, one, 1, 0.1, 2)
+        Dataset("mine", one, one, one, 1, 0.1, 2)
 
 
 def test_all_classes_have_names_or_none_has():
     assert dataset().class_names is None
     parts = {"train": part(), "val": part(), "test": part()}
-    made = Dataset("x", **parts, num_classes=3, eps=0.1, eval_steps=1, class_names=("a", "b", "c"))
-    assert made.class_names == ("a", "b", "c")
+    built = Dataset("x", **parts, num_classes=3, eps=0.1, eval_steps=1, class_names=("a", "b", "c"))
+    assert built.class_names == ("a", "b", "c")
     with pytest.raises(DataError, match="has 3 classes, but names 2: name each of them, or"):
-        dataclasses.replace(made, class_names=("a", "b"))
+        dataclasses.replace(built, class_names=("a", "b"))
 
 
 def test_what_was_not_looked_at_at_once_is_by_request():
@@ -91,41 +91,41 @@ def test_what_was_not_looked_at_at_once_is_by_request():
         def check_rest(self, where):
             raise DataError(where)
 
-    made = dataset(val=Late(part().x, part().y))
-    with pytest.raises(DataError, match=r"^data set 'made': its validation part$"):
-        made.check_rest()
+    built = dataset(val=Late(part().x, part().y))
+    with pytest.raises(DataError, match=r"^data set 'mine': its validation part$"):
+        built.check_rest()
     dataset().check_rest()
 
 
 def test_tensors_are_at_hand():
-    made = dataset(test=part(dtype=torch.uint8))
-    assert made.input_shape == (1, 4, 4)
+    built = dataset(test=part(dtype=torch.uint8))
+    assert built.input_shape == (1, 4, 4)
     for name in ("train", "val", "test"):
-        held = getattr(made, name)
-        x, y = getattr(made, f"x_{name}"), getattr(made, f"y_{name}")
-        assert x.dtype == torch.float32 and torch.equal(y, held.y)
-        assert torch.equal(x, held.x.float() / 255 if name == "test" else held.x)
-    assert not made.augmented
+        examples = getattr(built, name)
+        x, y = getattr(built, f"x_{name}"), getattr(built, f"y_{name}")
+        assert x.dtype == torch.float32 and torch.equal(y, examples.y)
+        assert torch.equal(x, examples.x.float() / 255 if name == "test" else examples.x)
+    assert not built.augmented
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.name = "other"
+        built.name = "other"
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_first_and_take_are_some_of_the_examples(dtype):
-    held = part(10, dtype=dtype)
-    assert len(held.first(None)) == len(held.first(99)) == 10
-    x, y = held.head(4)
-    whole, labels = held.head(None)
+    examples = part(10, dtype=dtype)
+    assert len(examples.first(None)) == len(examples.first(99)) == 10
+    x, y = examples.head(4)
+    whole, labels = examples.head(None)
     assert torch.equal(x, whole[:4]) and torch.equal(y, labels[:4])
-    assert torch.equal(held.first(4).head(None)[0], x)
+    assert torch.equal(examples.first(4).head(None)[0], x)
     some = torch.tensor([7, 2, 2])
-    assert torch.equal(held.take(some).head(None)[0], whole[some])
-    assert held.take(some).shape == held.shape == (1, 4, 4)
+    assert torch.equal(examples.take(some).head(None)[0], whole[some])
+    assert examples.take(some).shape == examples.shape == (1, 4, 4)
 
 
 def test_bytes_become_pixels_batch_by_batch():
-    held = part(10, dtype=torch.uint8)
+    examples = part(10, dtype=torch.uint8)
     torch.manual_seed(0)
-    for x, y, index in held.batches(4, shuffle=True, indexed=True, device="cpu"):
+    for x, y, index in examples.batches(4, shuffle=True, indexed=True, device="cpu"):
         assert x.dtype == torch.float32
-        assert torch.equal(x, held.x[index].float() / 255) and torch.equal(y, held.y[index])
+        assert torch.equal(x, examples.x[index].float() / 255) and torch.equal(y, examples.y[index])

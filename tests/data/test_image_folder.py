@@ -35,24 +35,24 @@ def test_train_and_test_folders(tmp_path):
     test = write_images(tmp_path / "test", {"cat": 3, "ant": 4}, seed=1)
     (tmp_path / "train" / "cat" / "notes.txt").write_text("")
     (tmp_path / "train" / ".hidden").mkdir()
-    found = load(tmp_path)
-    assert (found.num_classes, found.input_shape, found.model) == (2, (3, 12, 12), None)
-    assert (found.eps, found.name) == (8 / 255, f"imagefolder:{tmp_path}")
-    assert found.train.augmentation == Augmentation(padding=1, flip=True)
-    assert (len(found.train), len(found.val), len(found.test)) == (27, 3, 7)
-    assert found.class_names == ("ant", "cat")
+    loaded = load(tmp_path)
+    assert (loaded.num_classes, loaded.input_shape, loaded.model) == (2, (3, 12, 12), None)
+    assert (loaded.eps, loaded.name) == (8 / 255, f"imagefolder:{tmp_path}")
+    assert loaded.train.augmentation == Augmentation(padding=1, flip=True)
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (27, 3, 7)
+    assert loaded.class_names == ("ant", "cat")
     # ants come before cats, each in the order of their files
     by_name = dict(sorted(test.items()))
-    assert torch.equal(found.x_test, as_tensor(by_name))
-    assert found.y_test.tolist() == [0] * 4 + [1] * 3
+    assert torch.equal(loaded.x_test, as_tensor(by_name))
+    assert loaded.y_test.tolist() == [0] * 4 + [1] * 3
     # of both parts together each training image is one, with its label
     whole = as_tensor(dict(sorted(train.items()))).flatten(1)
-    ours = torch.cat([found.x_train, found.x_val]).flatten(1)
+    ours = torch.cat([loaded.x_train, loaded.x_val]).flatten(1)
     same = (whole[:, None] == ours[None]).all(2)
     assert same.sum(0).eq(1).all() and same.sum(1).eq(1).all()
-    labels = torch.cat([found.y_train, found.y_val])
+    labels = torch.cat([loaded.y_train, loaded.y_val])
     assert torch.equal(labels[same.int().argmax(1)], torch.arange(30) // 15)
-    assert found.y_val.bincount(minlength=2).min() >= 1
+    assert loaded.y_val.bincount(minlength=2).min() >= 1
 
 
 def test_a_class_folder_whose_name_is_no_text(tmp_path):
@@ -68,17 +68,17 @@ def test_a_class_folder_whose_name_is_no_text(tmp_path):
 def test_a_folder_val_is_the_validation_part_or_else_the_test_part(tmp_path):
     for part, count in (("train", 10), ("val", 2)):
         write_images(tmp_path / part, {"a": count, "b": count})
-    found = load(tmp_path)
-    assert (len(found.train), len(found.val), len(found.test)) == (18, 2, 4)
+    loaded = load(tmp_path)
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (18, 2, 4)
     write_images(tmp_path / "test", {"a": 3, "b": 3})
-    found = load(tmp_path)
-    assert (len(found.train), len(found.val), len(found.test)) == (20, 4, 6)
+    loaded = load(tmp_path)
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (20, 4, 6)
 
 
 def test_class_folders_alone_are_split_the_same_way_every_time(tmp_path):
     written = write_images(tmp_path, {"a": 40, "b": 20, "c": 10})
-    found = load(tmp_path)
-    parts = [found.train, found.val, found.test]
+    loaded = load(tmp_path)
+    parts = [loaded.train, loaded.val, loaded.test]
     assert [len(part) for part in parts] == [56, 7, 7]
     for part, least in zip(parts, ([32, 16, 8], [3, 1, 0], [3, 1, 0]), strict=True):
         counts = part.head(None)[1].bincount(minlength=3).tolist()
@@ -89,23 +89,23 @@ def test_class_folders_alone_are_split_the_same_way_every_time(tmp_path):
     np.random.seed(5)
     again = load(tmp_path)
     for name in ("x_train", "y_train", "x_val", "x_test"):
-        assert torch.equal(getattr(again, name), getattr(found, name))
+        assert torch.equal(getattr(again, name), getattr(loaded, name))
 
 
 def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch):
     write_images(tmp_path, {"a": 20, "b": 20})
-    kept = load(tmp_path)
+    cached = load(tmp_path)
     monkeypatch.setattr(image_folder, "_MOST_BYTES", 1000)
     read = load(tmp_path)
-    assert kept.train.cache and not read.train.cache
+    assert cached.train.cache and not read.train.cache
 
     def batches(part):
         torch.manual_seed(0)
         return list(part.batches(8, shuffle=True, indexed=True))
 
-    for ours, theirs in zip(batches(kept.train), batches(read.train), strict=True):
+    for ours, theirs in zip(batches(cached.train), batches(read.train), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert torch.equal(kept.x_test, read.x_test)
+    assert torch.equal(cached.x_test, read.x_test)
 
 
 def test_other_sizes_are_brought_to_one(tmp_path):
@@ -116,10 +116,10 @@ def test_other_sizes_are_brought_to_one(tmp_path):
     assert message.endswith(
         "test/a/000.png is 20x8 pixels, others are 12x12: give image_size N for squares of N"
     )
-    found = load(tmp_path, image_size=8)
-    assert found.input_shape == (3, 8, 8)
+    loaded = load(tmp_path, image_size=8)
+    assert loaded.input_shape == (3, 8, 8)
     (pixels,) = wide.values()
-    assert torch.equal(found.x_test[0] * 255, torch.tensor(pixels[:, 6:14]).permute(2, 0, 1))
+    assert torch.equal(loaded.x_test[0] * 255, torch.tensor(pixels[:, 6:14]).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("size", [(9, 30), (30, 9), (5, 5), (7, 8)])
@@ -130,20 +130,20 @@ def test_the_middle_of_a_picture(size):
     ramp = np.arange(longer) * (255 // longer)
     pixels = np.broadcast_to(ramp[None, :] if width == longer else ramp[:, None], (height, width))
     image = Image.fromarray(pixels.astype(np.uint8))
-    made = np.asarray(center_square(image, 10, 8)).astype(float)
-    assert made.shape == (8, 8)
+    square = np.asarray(center_square(image, 10, 8)).astype(float)
+    assert square.shape == (8, 8)
     scale = min(size) / 10  # of a pixel there, in pixels here
     centre = (longer - 1) / 2
     expected = (centre + scale * (np.arange(8) - 3.5)).clip(0, longer - 1) * (255 // longer)
-    profile = made.mean(0) if width == longer else made.mean(1)
+    profile = square.mean(0) if width == longer else square.mean(1)
     assert np.abs(profile - expected).max() <= 255 / longer
 
 
 def test_grey_images_become_colour(tmp_path):
     written = write_images(tmp_path / "train", {"a": 10, "b": 10}, mode="L")
     write_images(tmp_path / "test", {"a": 1, "b": 1})
-    found = load(tmp_path)
-    x = torch.cat([found.x_train, found.x_val])
+    loaded = load(tmp_path)
+    x = torch.cat([loaded.x_train, loaded.x_val])
     assert x.shape == (20, 3, 12, 12) and torch.equal(x[:, 0], x[:, 2])
     total = sum(int(pixels.sum()) for pixels in written.values())
     assert float(x[:, 1].double().sum() * 255) == pytest.approx(total)
@@ -159,11 +159,11 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     assert (
         message.startswith(f"the image {bad} cannot be read (") and "replace or remove" in message
     )
-    # What is torn behind its head is found when its pixels are read.
+    # A file that is torn behind its header is refused when its pixels are read.
     bad.write_bytes(whole[: len(whole) // 2])
-    found = load(tmp_path)
+    loaded = load(tmp_path)
     with pytest.raises(data.DataError, match=rf"the image {bad} cannot be read \("):
-        found.test.batches(4)
+        loaded.test.batches(4)
     Image.fromarray(np.zeros((12, 12), np.uint16)).save(bad)
     assert f"the image {bad} has more than 8 bits a colour" in one_line_error(tmp_path)
 

@@ -20,24 +20,24 @@ def loader(count: int = 10, size: int = 4, **more: Any) -> Any:
     return DataLoader(TensorDataset(X[:count], Y[:count]), batch_size=size, **more)
 
 
-def made(train: Any = None, val: Any = None, test: Any = None, **more: Any) -> Dataset:
-    given = ((train, 10), (val, 5), (test, 7))
-    train, val, test = (loader(count) if part is None else part for part, count in given)
+def build(train: Any = None, val: Any = None, test: Any = None, **more: Any) -> Dataset:
+    parts = ((train, 10), (val, 5), (test, 7))
+    train, val, test = (loader(count) if part is None else part for part, count in parts)
     return from_loaders("mine", train, val, test, **more)
 
 
 def test_three_loaders_are_a_data_set() -> None:
-    dataset = made()
+    dataset = build()
     assert (dataset.name, dataset.num_classes, dataset.input_shape) == ("mine", 3, (1, 4, 4))
     assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [10, 5, 7]
     assert (dataset.model, dataset.augmented) == (None, False)
     assert torch.equal(dataset.x_test, X[:7]) and torch.equal(dataset.y_train, Y)
-    assert made(num_classes=9).num_classes == 9
+    assert build(num_classes=9).num_classes == 9
     dataset.check_rest()
 
 
 def test_batches_are_those_of_the_loader() -> None:
-    batches = made().train.batches(99, shuffle=True, augment=True, device="cpu")
+    batches = build().train.batches(99, shuffle=True, augment=True, device="cpu")
     assert len(batches) == 3
     for _ in range(2):  # every pass
         assert [len(y) for _, y in batches] == [4, 4, 2]
@@ -46,7 +46,7 @@ def test_batches_are_those_of_the_loader() -> None:
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 9, 10, 11, None])
 def test_the_first_examples(count: int | None) -> None:
     """The same as of examples in memory, whatever lies at the borders of batches."""
-    part = made().train.first(count)
+    part = build().train.first(count)
     expected = X[:count]
     batches = part.batches(4)
     assert len(part) == len(expected)
@@ -57,14 +57,14 @@ def test_the_first_examples(count: int | None) -> None:
 
 
 def test_some_of_the_examples() -> None:
-    x, y = made().train.take(torch.tensor([9, 0, 4])).head(None)
+    x, y = build().train.take(torch.tensor([9, 0, 4])).head(None)
     assert torch.equal(x, X[[9, 0, 4]]) and torch.equal(y, Y[[9, 0, 4]])
 
 
 def test_the_seed_decides_an_order_of_its_own() -> None:
     """Looking at the loader draws nothing from the global generator; a pass does."""
     state = torch.get_rng_state()
-    dataset = made(train=loader(shuffle=True))
+    dataset = build(train=loader(shuffle=True))
     assert torch.equal(torch.get_rng_state(), state)
     batches = dataset.train.batches(4, shuffle=True)
     passes = []
@@ -76,10 +76,10 @@ def test_the_seed_decides_an_order_of_its_own() -> None:
 
 def test_indices_pass_where_they_are_asked_for() -> None:
     indexed = DataLoader(TensorDataset(X, Y, torch.arange(10)), batch_size=4)
-    train = made(train=indexed).train
+    train = build(train=indexed).train
     assert [len(batch) for batch in train.batches(4)] == [2, 2, 2]
     assert torch.cat([i for _, _, i in train.batches(4, indexed=True)]).tolist() == [*range(10)]
-    assert [len(batch) for batch in made().train.batches(4, indexed=True)] == [2, 2, 2]
+    assert [len(batch) for batch in build().train.batches(4, indexed=True)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_indices_pass_where_they_are_asked_for() -> None:
     ids=str,
 )
 def test_what_is_no_index_is_left_out(third: Any) -> None:
-    """It stands in no one's way, but where ATTA needs an index it is said to be none."""
-    train = made(train=[(X[:5], Y[:5], torch.arange(5)), (X[5:], Y[5:], third)]).train
+    """It stands in no one's way, but where ATTA needs an index it is expected to be none."""
+    train = build(train=[(X[:5], Y[:5], torch.arange(5)), (X[5:], Y[5:], third)]).train
     assert isinstance(train, Loaded)
     assert [len(batch) for batch in train.batches(5)] == [2, 2]
     assert "does not say which examples a batch holds, as atta must know" in train.index_error
-    assert made(train=[(X, Y, torch.arange(10))]).train.index_error == ""  # type: ignore[attr-defined]
+    assert build(train=[(X, Y, torch.arange(10))]).train.index_error == ""  # type: ignore[attr-defined]
 
 
 class Noisy(TensorDataset):
@@ -114,9 +114,9 @@ def test_what_is_random_in_a_loader_follows_the_seed(workers: int) -> None:
     state = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr,index]
 
     def noisy() -> Any:
-        own = torch.Generator().manual_seed(5) if workers == 0 else None
-        more = {"shuffle": True, "generator": own, "num_workers": workers}
-        return made(train=DataLoader(Noisy(X, Y), batch_size=4, **more)).train.batches(4)
+        generator = torch.Generator().manual_seed(5) if workers == 0 else None
+        more = {"shuffle": True, "generator": generator, "num_workers": workers}
+        return build(train=DataLoader(Noisy(X, Y), batch_size=4, **more)).train.batches(4)
 
     def passed(batches: Any, seed: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(seed)
@@ -137,13 +137,13 @@ def test_a_loader_without_a_length() -> None:
         def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
             return iter(zip(X, Y, strict=True))
 
-    dataset = made(train=DataLoader(Stream(), batch_size=4))
+    dataset = build(train=DataLoader(Stream(), batch_size=4))
     assert len(dataset.train.batches(1)) == 3
 
 
 def test_batches_of_other_types_and_names() -> None:
     for x, y in ((X.double(), Y.int()), (X.half(), Y.to(torch.uint8))):
-        dataset = made(val=[(x, y)], test=[{"pixel_values": x, "labels": y}])
+        dataset = build(val=[(x, y)], test=[{"pixel_values": x, "labels": y}])
         for part in (dataset.val, dataset.test):
             ((one, label),) = part.batches(1)
             assert (one.dtype, label.dtype) == (torch.float32, torch.int64)
@@ -152,7 +152,7 @@ def test_batches_of_other_types_and_names() -> None:
 
 def test_what_changes_after_the_first_pass_is_told() -> None:
     batches = list(loader())
-    dataset = made(train=batches)
+    dataset = build(train=batches)
     batches[1] = (batches[1][0] + torch.nan, batches[1][1])
     with pytest.raises(DataError, match="the train loader, in batch 2, gives NaN in example 0"):
         list(dataset.train.batches(1))
@@ -164,7 +164,7 @@ def test_inputs_of_any_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda x, y: (x - 0.5, y), "the {} loader, in batch 4, gives values from .* outside"),
         (
@@ -196,32 +196,32 @@ def test_inputs_of_any_shape() -> None:
     ],
 )
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
-def test_batches_that_are_refused(which: str, change: Callable[..., Any], said: str) -> None:
+def test_batches_that_are_refused(which: str, change: Callable[..., Any], expected: str) -> None:
     """Wherever in the pass they are; and the examples of a later loader are looked at, too."""
     batches = [*loader(), change(X[4:8], Y[4:8])]
     key = {"validation": "val"}.get(which, which)
-    with pytest.raises(DataError, match=said.format(which)) as caught:
-        made(**{key: batches})
+    with pytest.raises(DataError, match=expected.format(which)) as caught:
+        build(**{key: batches})
     assert "\n" not in str(caught.value)
 
 
 def test_what_three_good_loaders_may_lack() -> None:
     with pytest.raises(DataError, match="the validation loader is empty: give batches"):
-        made(val=[])
+        build(val=[])
     with pytest.raises(DataError, match="the validation loader is gone after one pass: give a"):
-        made(val=iter(loader()))
+        build(val=iter(loader()))
     with pytest.raises(DataError, match="the test loader is of type NoneType: give one of batch"):
         from_loaders("mine", loader(), loader(), None)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="is no name of a data set: give one first"):
         from_loaders(loader(), loader(), loader(), loader())
     with pytest.raises(DataError, match=r"its test part has a label out of range, 2: give 0 to 1"):
-        made(train=loader(2), val=loader(2), num_classes=2)
+        build(train=loader(2), val=loader(2), num_classes=2)
     with pytest.raises(DataError, match="bring all to one shape"):
-        made(val=[(X[:, :, 1:], Y)])
+        build(val=[(X[:, :, 1:], Y)])
     with pytest.raises(DataError, match="fewer than two classes"):
         from_loaders("mine", *3 * [[(X, torch.zeros_like(Y))]])
 
 
 def test_what_it_is_made_of() -> None:
-    part = made().val
+    part = build().val
     assert isinstance(part, Loaded) and (part.highest, part.shape) == (2, (1, 4, 4))

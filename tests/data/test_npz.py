@@ -11,8 +11,8 @@ RNG = np.random.default_rng(0)
 
 def arrays(shape=(8, 8), train=30, test=10, classes=5, dtype=np.uint8):
     def images(count):
-        made = RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
-        return made if dtype == np.uint8 else (made / 255).astype(dtype)
+        pixels = RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
+        return pixels if dtype == np.uint8 else (pixels / 255).astype(dtype)
 
     return {
         "x_train": images(train),
@@ -24,9 +24,9 @@ def arrays(shape=(8, 8), train=30, test=10, classes=5, dtype=np.uint8):
 
 @pytest.fixture
 def file(tmp_path):
-    def write(without=(), **held):
-        held = arrays() | held
-        np.savez(tmp_path / "a.npz", **{k: v for k, v in held.items() if k not in without})
+    def write(without=(), **saved):
+        saved = arrays() | saved
+        np.savez(tmp_path / "a.npz", **{k: v for k, v in saved.items() if k not in without})
         return tmp_path / "a.npz"
 
     return write
@@ -45,26 +45,26 @@ def refused(path):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
-def test_images_of_bytes_and_of_floats(file, dtype):
-    held = arrays(dtype=dtype)
-    found = load(file(**held))
-    assert (found.input_shape, found.num_classes, found.eps) == ((1, 8, 8), 5, 8 / 255)
-    assert found.model is None and not found.augmented
+def test_pixelsof_bytes_and_of_floats(file, dtype):
+    saved = arrays(dtype=dtype)
+    loaded = load(file(**saved))
+    assert (loaded.input_shape, loaded.num_classes, loaded.eps) == ((1, 8, 8), 5, 8 / 255)
+    assert loaded.model is None and not loaded.augmented
     scale = 255 if dtype == np.uint8 else 1
-    expected = torch.from_numpy(held["x_test"].astype(np.float32)) / scale
-    assert torch.equal(found.x_test[:, 0], expected)
-    assert found.y_test.tolist() == held["y_test"].tolist()
-    assert found.train.x.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
+    expected = torch.from_numpy(saved["x_test"].astype(np.float32)) / scale
+    assert torch.equal(loaded.x_test[:, 0], expected)
+    assert loaded.y_test.tolist() == saved["y_test"].tolist()
+    assert loaded.train.x.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
     # A tenth of the training images is the validation part, of every class its share.
-    assert (len(found.train), len(found.val)) == (27, 3)
-    ours = torch.cat([found.x_train, found.x_val]).flatten(1).sum(1)
-    theirs = torch.from_numpy(held["x_train"].astype(np.float32)).flatten(1).sum(1) / scale
+    assert (len(loaded.train), len(loaded.val)) == (27, 3)
+    ours = torch.cat([loaded.x_train, loaded.x_val]).flatten(1).sum(1)
+    theirs = torch.from_numpy(saved["x_train"].astype(np.float32)).flatten(1).sum(1) / scale
     torch.testing.assert_close(ours.sort().values, theirs.sort().values)
-    assert torch.equal(load(file(**held)).x_val, found.x_val)
+    assert torch.equal(load(file(**saved)).x_val, loaded.x_val)
 
 
 @pytest.mark.parametrize(
-    ("given", "shape"),
+    ("layout", "shape"),
     [
         ((8, 9), (1, 8, 9)),
         ((1, 8, 9), (1, 8, 9)),
@@ -74,21 +74,21 @@ def test_images_of_bytes_and_of_floats(file, dtype):
         ((8, 9, 4), (4, 8, 9)),
     ],
 )
-def test_channels_first_and_last(file, given, shape):
-    held = arrays(given)
-    found = load(file(**held))
-    assert found.input_shape == shape
-    expected = held["x_test"] if len(given) == 3 else held["x_test"][:, None]
-    if len(given) == 3 and given != shape:
+def test_channels_first_and_last(file, layout, shape):
+    saved = arrays(layout)
+    loaded = load(file(**saved))
+    assert loaded.input_shape == shape
+    expected = saved["x_test"] if len(layout) == 3 else saved["x_test"][:, None]
+    if len(layout) == 3 and layout != shape:
         expected = expected.transpose(0, 3, 1, 2)
-    assert torch.equal(found.x_test, torch.from_numpy(expected.copy()).float() / 255)
+    assert torch.equal(loaded.x_test, torch.from_numpy(expected.copy()).float() / 255)
 
 
 def test_a_validation_part_of_its_own(file):
     more = arrays(train=7)
-    found = load(file(x_val=more["x_train"], y_val=more["y_train"]))
-    assert (len(found.train), len(found.val)) == (30, 7)
-    assert torch.equal(found.x_val[:, 0], torch.from_numpy(more["x_train"]).float() / 255)
+    loaded = load(file(x_val=more["x_train"], y_val=more["y_train"]))
+    assert (len(loaded.train), len(loaded.val)) == (30, 7)
+    assert torch.equal(loaded.x_val[:, 0], torch.from_numpy(more["x_train"]).float() / 255)
 
 
 @pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
@@ -123,9 +123,9 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_arrays_that_cannot_be(file, case):
-    wrong, said = WRONG[case]
+    wrong, expected = WRONG[case]
     path = file(**wrong)
-    assert said.format(path) in refused(path)
+    assert expected.format(path) in refused(path)
 
 
 def test_files_that_cannot_be(tmp_path):
@@ -133,6 +133,8 @@ def test_files_that_cannot_be(tmp_path):
     (tmp_path / "b.npz").write_bytes(b"no archive")
     np.save(tmp_path / "c.npy", np.zeros(3))
     for name in ("b.npz", "c.npy"):
-        said = refused(tmp_path / name)
-        assert said.startswith(f"{tmp_path}/{name} is no archive of arrays: save them with numpy.s")
-        assert "pickle" not in said
+        expected = refused(tmp_path / name)
+        assert expected.startswith(
+            f"{tmp_path}/{name} is no archive of arrays: save them with numpy.s"
+        )
+        assert "pickle" not in expected

@@ -1,4 +1,4 @@
-"""Examples that are made when they are asked for: the same ones, whoever makes them."""
+"""Streamed examples: the same ones, whoever reads them."""
 
 import random
 
@@ -40,9 +40,9 @@ def test_the_same_batches_as_from_memory(monkeypatch, dtype, shuffle, augment, w
     monkeypatch.setattr(streamed, "_workers", lambda count: workers)
     x, y = tensors(dtype=dtype)
     augmentation = Augmentation(1, True)
-    made = Streamed(TensorDataset(x, y), 3, augmentation=augmentation, cache=cache)
-    held = InMemory(x, y, augmentation)
-    assert (len(made), made.shape, made.augmented) == (13, (3, 5, 5), True)
+    examples = Streamed(TensorDataset(x, y), 3, augmentation=augmentation, cache=cache)
+    in_memory = InMemory(x, y, augmentation)
+    assert (len(examples), examples.shape, examples.augmented) == (13, (3, 5, 5), True)
 
     def seeded(examples):
         """A pass as the training loop has it: each batch under a seed of its own."""
@@ -54,7 +54,7 @@ def test_the_same_batches_as_from_memory(monkeypatch, dtype, shuffle, augment, w
             yield next(order)
         assert next(order, None) is None
 
-    passed = list(zip(seeded(made), seeded(held), strict=True))
+    passed = list(zip(seeded(examples), seeded(in_memory), strict=True))
     assert len(passed) == (3 if shuffle else 4)
     for ours, theirs in passed:
         assert [t.dtype for t in ours] == [torch.float32, torch.int64, torch.int64]
@@ -63,23 +63,23 @@ def test_the_same_batches_as_from_memory(monkeypatch, dtype, shuffle, augment, w
 
 def test_parts_of_it(workers):
     x, y = tensors()
-    made = Streamed(TensorDataset(x, y), 3)
+    examples = Streamed(TensorDataset(x, y), 3)
     some = torch.tensor([9, 2, 4])
-    assert torch.equal(made.take(some).head(None)[0], x[some] / 255)
-    assert torch.equal(made.take(some).first(2).head(None)[1], y[some][:2])
-    assert torch.equal(made.head(3)[0], x[:3] / 255)
+    assert torch.equal(examples.take(some).head(None)[0], x[some] / 255)
+    assert torch.equal(examples.take(some).first(2).head(None)[1], y[some][:2])
+    assert torch.equal(examples.head(3)[0], x[:3] / 255)
 
 
 def test_what_is_random_in_an_example_follows_the_seed_alone(monkeypatch):
-    made = Streamed(Noise(), 2)
+    examples = Streamed(Noise(), 2)
 
     def passed(seed, count, shuffle=True):
         monkeypatch.setattr(streamed, "_workers", lambda examples: count)
         torch.manual_seed(seed)
         states = random.getstate()[1], np.random.get_state()[1].tolist()
-        found = [x for x, _ in made.batches(5, shuffle=shuffle)]
+        batches = [x for x, _ in examples.batches(5, shuffle=shuffle)]
         assert states == (random.getstate()[1], np.random.get_state()[1].tolist())
-        return torch.cat(found), torch.get_rng_state()
+        return torch.cat(batches), torch.get_rng_state()
 
     (first, state), (again, state_again) = passed(3, 0), passed(3, 2)
     assert torch.equal(first, again) and torch.equal(state, state_again)
@@ -91,10 +91,10 @@ def test_what_is_random_in_an_example_follows_the_seed_alone(monkeypatch):
 
 def test_training_may_see_other_views(workers):
     x, y = tensors()
-    made = Streamed(TensorDataset(x, y), 3, varied=TensorDataset(255 - x, y))
-    assert made.augmented
-    (plain, _), *_ = made.batches(13)
-    (varied, _), *_ = made.batches(13, augment=True)
+    examples = Streamed(TensorDataset(x, y), 3, varied=TensorDataset(255 - x, y))
+    assert examples.augmented
+    (plain, _), *_ = examples.batches(13)
+    (varied, _), *_ = examples.batches(13, augment=True)
     assert torch.equal(plain, x / 255) and torch.equal(varied, (255 - x) / 255)
 
 
@@ -135,27 +135,27 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_example_is_named(workers, case):
-    item, said = WRONG[case]
-    made = Streamed(Wrong(item), 3)
+    item, expected = WRONG[case]
+    examples = Streamed(Wrong(item), 3)
     with pytest.raises(DataError) as caught:
-        made.check("data set 'own': its test part", 3)  # before any training
+        examples.check("data set 'own': its test part", 3)  # before any training
     assert str(caught.value).startswith("data set 'own': its test part: ")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(DataError) as caught:
-        list(made.batches(4))
-    assert said in str(caught.value) and "\n" not in str(caught.value)
-    assert len(list(made.first(7).batches(4))) == 2
+        list(examples.batches(4))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert len(list(examples.first(7).batches(4))) == 2
     Streamed(Wrong(item), 3, trusted=True).check("", 3)  # for which one is enough
 
 
 def test_all_of_an_unknown_source_is_looked_at(monkeypatch, workers):
-    made = Streamed(Wrong((GOOD + 2, 1)), 3)
-    made.check_rest("the part")  # which its check has done
+    examples = Streamed(Wrong((GOOD + 2, 1)), 3)
+    examples.check_rest("the part")  # which its check has done
     monkeypatch.setattr(streamed, "_PROBED", 5)
-    made.check("the part", 3)
+    examples.check("the part", 3)
     with pytest.raises(DataError, match=r"^the part: example 7 has values from 2 to 2"):
-        made.check_rest("the part")
-    made.first(7).check_rest("the part")
+        examples.check_rest("the part")
+    examples.first(7).check_rest("the part")
     Streamed(Wrong((GOOD + 2, 1)), 3, trusted=True).check_rest("the part")
 
 
@@ -170,9 +170,9 @@ def test_labels_of_other_integers_and_halves_are_taken():
 
 
 def test_what_cannot_be():
-    held = TensorDataset(*tensors())
+    in_memory = TensorDataset(*tensors())
     with pytest.raises(ValueError, match="examples in memory cannot vary"):
-        Streamed(held, 3, varied=held, cache=True)
+        Streamed(in_memory, 3, varied=in_memory, cache=True)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         Streamed(TensorDataset(*tensors()), 3).batches(0)
     with pytest.raises(DataError, match="is of 3 classes, not of 5"):

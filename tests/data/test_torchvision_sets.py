@@ -57,17 +57,22 @@ def one_line_error(name, root, **how):
 @pytest.mark.parametrize("name", WRITE)
 def test_it_is_read_from_its_files(name, tmp_path):
     (train, labels), (test, test_labels) = WRITE[name](tmp_path)
-    found = data.load(name, tmp_path)
+    loaded = data.load(name, tmp_path)
     classes, eps, model, augmentation = EXPECTED[name]
-    assert (found.name, found.num_classes, found.eps, found.model) == (name, classes, eps, model)
-    assert found.train.augmentation == augmentation
-    assert (len(found.train), len(found.val), len(found.test)) == (40, 10, 20)
+    assert (loaded.name, loaded.num_classes, loaded.eps, loaded.model) == (
+        name,
+        classes,
+        eps,
+        model,
+    )
+    assert loaded.train.augmentation == augmentation
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (40, 10, 20)
     expected = torch.from_numpy(np.asarray(train, np.uint8))
-    assert found.train.x.dtype == torch.uint8 and found.input_shape == expected.shape[1:]
-    assert torch.equal(torch.cat([found.train.x, found.val.x]), expected)
-    assert torch.cat([found.y_train, found.y_val]).tolist() == labels.tolist()
-    torch.testing.assert_close(found.x_test, torch.from_numpy(test / 255).float())
-    assert found.y_test.tolist() == test_labels.tolist()
+    assert loaded.train.x.dtype == torch.uint8 and loaded.input_shape == expected.shape[1:]
+    assert torch.equal(torch.cat([loaded.train.x, loaded.val.x]), expected)
+    assert torch.cat([loaded.y_train, loaded.y_val]).tolist() == labels.tolist()
+    torch.testing.assert_close(loaded.x_test, torch.from_numpy(test / 255).float())
+    assert loaded.y_test.tolist() == test_labels.tolist()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -144,8 +149,8 @@ def test_download_gets_what_is_missing(name, place, tmp_path, monkeypatch, capsy
 
     replaced = into_raw if name == "fashion-mnist" else download
     monkeypatch.setattr(f"torchvision.datasets.{place}", replaced)
-    found = data.load(name, root, download=True)
-    assert (len(found.train), len(found.val), len(found.test)) == (40, 10, 20)
+    loaded = data.load(name, root, download=True)
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (40, 10, 20)
     assert asked and all(url.startswith("http") for url in asked)
     assert capsys.readouterr().out == ""  # what it says does not go among a command's results
     before = len(asked)
@@ -184,18 +189,23 @@ def write_imagenet(root, size=(20, 14)):
 
 def test_imagenet_is_read_from_class_folders(tmp_path):
     _, test = write_imagenet(tmp_path, size=(16, 16))
-    found = data.load("imagenet", tmp_path, image_size=14)
-    assert (found.name, found.num_classes, found.eps, found.model) == ("imagenet", 2, 4 / 255, None)
-    assert (len(found.train), len(found.val), len(found.test)) == (21, 2, 6)
-    assert found.input_shape == (3, 14, 14) and found.augmented
+    loaded = data.load("imagenet", tmp_path, image_size=14)
+    assert (loaded.name, loaded.num_classes, loaded.eps, loaded.model) == (
+        "imagenet",
+        2,
+        4 / 255,
+        None,
+    )
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (21, 2, 6)
+    assert loaded.input_shape == (3, 14, 14) and loaded.augmented
     # 16 is 8/7 of 14: the middle, cut out as it is.
     expected = np.stack([pixels[1:15, 1:15] for pixels in test.values()]).transpose(0, 3, 1, 2)
-    torch.testing.assert_close(found.x_test, torch.from_numpy(expected / 255).float())
-    assert found.y_test.tolist() == [0, 0, 0, 1, 1, 1]
+    torch.testing.assert_close(loaded.x_test, torch.from_numpy(expected / 255).float())
+    assert loaded.y_test.tolist() == [0, 0, 0, 1, 1, 1]
 
     def epoch(seed, augment):
         torch.manual_seed(seed)
-        return next(iter(found.train.batches(21, shuffle=True, indexed=True, augment=augment)))
+        return next(iter(loaded.train.batches(21, shuffle=True, indexed=True, augment=augment)))
 
     plain, again, other = epoch(0, True), epoch(0, True), epoch(1, True)
     assert plain[0].shape == (21, 3, 14, 14)
@@ -203,7 +213,7 @@ def test_imagenet_is_read_from_class_folders(tmp_path):
     assert not torch.equal(plain[0][plain[2].argsort()], other[0][other[2].argsort()])
     # Without augmentation each image is the same in every epoch.
     for x, _, index in (epoch(0, False), epoch(1, False)):
-        assert torch.equal(x, found.x_train[index])
+        assert torch.equal(x, loaded.x_train[index])
 
 
 def test_imagenet_is_cut_to_224(tmp_path):

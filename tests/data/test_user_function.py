@@ -1,4 +1,4 @@
-"""What a function of one's own may return, and what is said of anything else."""
+"""What a function of the user may return, and the messages on anything else."""
 
 import pytest
 import torch
@@ -29,19 +29,19 @@ class Endless(IterableDataset):
         yield from Pairs(9)
 
 def pairs(count, **more):
-    made = Pairs(count)
-    vars(made).update(more)
-    return made
+    source = Pairs(count)
+    vars(source).update(more)
+    return source
 """
 
 
 @pytest.fixture
-def own(tmp_path):
-    def write(body):
-        (tmp_path / "own.py").write_text(f"{HEAD}\ndef made():\n    {body}\n")
-        return f"{tmp_path}/own.py:made"
+def write(tmp_path):
+    def function(body):
+        (tmp_path / "user.py").write_text(f"{HEAD}\ndef function():\n    {body}\n")
+        return f"{tmp_path}/user.py:function"
 
-    return write
+    return function
 
 
 def refused(path):
@@ -52,12 +52,17 @@ def refused(path):
     return message
 
 
-def test_a_data_set_is_taken_as_it_is(own):
-    path = own(
+def test_a_data_set_is_taken_as_it_is(write):
+    path = write(
         "a = InMemory(*tensors(8)); return Dataset('mine', a, a, a, 4, 0.2, 7, 'lenet5-relu')"
     )
-    found = data.load(path)
-    assert (found.name, found.eps, found.eval_steps, found.model) == ("mine", 0.2, 7, "lenet5-relu")
+    loaded = data.load(path)
+    assert (loaded.name, loaded.eps, loaded.eval_steps, loaded.model) == (
+        "mine",
+        0.2,
+        7,
+        "lenet5-relu",
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,21 +78,21 @@ def test_a_data_set_is_taken_as_it_is(own):
         "return pairs(30, classes=4, targets=['a']), Pairs(10)",
     ],
 )
-def test_torch_data_sets(own, body):
-    path = own(body)
-    found = data.load(path)
-    assert found.class_names == (tuple("abcd") if "list('abcd')" in body else None)
-    assert (found.name, found.num_classes, found.eps, found.model) == (path, 4, 8 / 255, None)
-    assert (len(found.train), len(found.val), len(found.test)) == (27, 3, 10)
-    assert found.input_shape == (1, 6, 6)
+def test_torch_data_sets(write, body):
+    path = write(body)
+    loaded = data.load(path)
+    assert loaded.class_names == (tuple("abcd") if "list('abcd')" in body else None)
+    assert (loaded.name, loaded.num_classes, loaded.eps, loaded.model) == (path, 4, 8 / 255, None)
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (27, 3, 10)
+    assert loaded.input_shape == (1, 6, 6)
     torch.manual_seed(10)
-    assert torch.equal(found.x_test, torch.rand(10, 1, 6, 6))
-    assert found.y_test.tolist() == [i % 4 for i in range(10)]
+    assert torch.equal(loaded.x_test, torch.rand(10, 1, 6, 6))
+    assert loaded.y_test.tolist() == [i % 4 for i in range(10)]
     torch.manual_seed(30)
     whole = torch.rand(30, 1, 6, 6).flatten(1).sum(1).sort().values
-    ours = torch.cat([found.x_train, found.x_val]).flatten(1).sum(1).sort().values
+    ours = torch.cat([loaded.x_train, loaded.x_val]).flatten(1).sum(1).sort().values
     torch.testing.assert_close(ours, whole)
-    assert torch.equal(data.load(path).x_val, found.x_val)
+    assert torch.equal(data.load(path).x_val, loaded.x_val)
 
 
 @pytest.mark.parametrize(
@@ -97,16 +102,16 @@ def test_torch_data_sets(own, body):
         "return {'val': Pairs(5), 'test': Pairs(10), 'train': Pairs(30)}",
     ],
 )
-def test_a_validation_part_of_its_own(own, body):
-    found = data.load(own(body))
-    assert (len(found.train), len(found.val), len(found.test)) == (30, 5, 10)
+def test_a_validation_part_of_its_write(write, body):
+    loaded = data.load(write(body))
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (30, 5, 10)
 
 
-def test_a_module(own, tmp_path, monkeypatch):
-    own("return Pairs(30), Pairs(10)")
-    (tmp_path / "own.py").rename(tmp_path / "own_data_module.py")
+def test_a_module(write, tmp_path, monkeypatch):
+    write("return Pairs(30), Pairs(10)")
+    (tmp_path / "user.py").rename(tmp_path / "user_data_module.py")
     monkeypatch.chdir(tmp_path)
-    assert len(data.load("own_data_module:made").train) == 27
+    assert len(data.load("user_data_module:function").train) == 27
 
 
 WRONG = {
@@ -148,13 +153,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_data_set(own, case):
-    body, said = WRONG[case]
-    path = own(body)
-    assert said.format(path) in refused(path)
+def test_what_is_no_data_set(write, case):
+    body, expected = WRONG[case]
+    path = write(body)
+    assert expected.format(path) in refused(path)
 
 
-def test_there_is_no_function(own, tmp_path):
-    path = own("return None").replace(":made", ":other")
-    assert refused(path).startswith(f"data set {path!r}: there is no 'other' in {tmp_path}/own.py")
+def test_there_is_no_function(write, tmp_path):
+    path = write("return None").replace(":function", ":other")
+    assert refused(path).startswith(f"data set {path!r}: there is no 'other' in {tmp_path}/user.py")
     assert "there is no module 'voidmodule'" in refused("voidmodule:f")
