@@ -60,7 +60,8 @@ def _from_file(file: Path) -> ModuleType:
     file = file.resolve()
     # In sys.modules, where dataclasses and pickles look it up, under a name that is unique.
     name = f"atmc_file_{file.stem}_{hashlib.sha256(os.fsencode(file)).hexdigest()[:16]}"
-    stamp = file.stat().st_mtime_ns, file.stat().st_size
+    stat = file.stat()
+    stamp = stat.st_mtime_ns, stat.st_size
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__atmc_stamp__", None) == stamp:
         return loaded

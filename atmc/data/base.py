@@ -35,10 +35,10 @@ class Plan:
     """The arguments of :meth:`Examples.batches`."""
 
     batch_size: int
-    shuffle: bool = False
-    indexed: bool = False
-    augment: bool = False
-    device: torch.device | str | None = None
+    shuffle: bool
+    indexed: bool
+    augment: bool
+    device: torch.device | str | None
 
 
 class Examples(ABC):
@@ -106,7 +106,7 @@ class Examples(ABC):
 
     def first(self, count: int | None) -> Examples:
         """The first `count` examples; all of them where there are fewer, or `count` is None."""
-        return self.take(slice(count))
+        return self if count is None or count >= len(self) else self.take(slice(count))
 
     def head(self, count: int | None) -> tuple[Tensor, Tensor]:
         """The x and y of :meth:`first`, in memory, as :meth:`batches` gives them."""

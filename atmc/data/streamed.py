@@ -47,7 +47,7 @@ class Source(Protocol):
         """An image of shape (C, H, W), float in [0, 1] or uint8, and its label, an integer."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Streamed(Examples):
     """Examples of a source, each read when its batch is.
 

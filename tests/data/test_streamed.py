@@ -70,6 +70,24 @@ def test_parts_of_it(workers):
     assert torch.equal(examples.head(3)[0], x[:3] / 255)
 
 
+def test_examples_in_memory_are_read_once():
+    """However often, and as whatever part, all of them are asked for."""
+    x, y = tensors()
+    read = []
+
+    class Counted(TensorDataset):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    examples = Streamed(Counted(x, y), 3, cache=True, trusted=True)
+    examples.batches(4)
+    before = len(read)
+    for count in (None, 13, 99):
+        assert torch.equal(examples.first(count).head(None)[0], x / 255)
+    assert len(read) == before
+
+
 def test_what_is_random_in_an_example_follows_the_seed_alone(monkeypatch):
     examples = Streamed(Noise(), 2)
 
