@@ -121,7 +121,7 @@ def test_the_library_writes_no_option_itself() -> None:
     """But in the module that spells them."""
     folder, found = Path(atmc.__file__).parent, []
     for path in sorted(folder.rglob("*.py")):
-        if path.name == "wording.py":
+        if path.name == "messages.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             text = node.value if isinstance(node, ast.Constant) else None

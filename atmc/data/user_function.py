@@ -54,13 +54,8 @@ def load_function(name: str) -> Parts | Dataset:
         whole = parts["train"]
         labels = whole.y.numpy() if isinstance(whole, InMemory) else None
         parts["train"], parts["val"] = map(whole.take, hold_out(len(whole), labels))
-    return Parts(
-        parts["train"],
-        parts["val"],
-        parts["test"],
-        classes,
-        _class_names(sources["train"], classes),
-    )
+    names = _class_names(sources["train"], classes)
+    return Parts(parts["train"], parts["val"], parts["test"], classes, names)
 
 
 def _call(path: str) -> Any:
