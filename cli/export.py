@@ -8,13 +8,11 @@ from typing import Any
 
 import click
 
-from atmc.exporters import FORMATS, export
+from atmc.exporters import export, formats
 
 from .errors import about
 from .options import setting
 from .tables import printable, show_columns, show_pairs
-
-_ENDINGS = ", ".join(kind.suffix for kind in FORMATS.values())
 
 
 def _shape(
@@ -36,7 +34,7 @@ def _shape(
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(list(FORMATS)),
+    type=click.Choice(formats.names()),
     help="Of the file; what the ending of --output says if not given, else onnx.",
 )
 @click.option(
@@ -48,7 +46,7 @@ def _shape(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"The file ({_ENDINGS}); beside the artifact if not given.",
+    help=f"The file ({formats.endings()}); beside the artifact if not given.",
 )
 @click.option(
     "--input-shape",

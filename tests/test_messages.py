@@ -103,7 +103,7 @@ def test_what_is_said_of_data(tmp_path: Path) -> None:
 def test_what_is_said_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     python, command = messages(lambda: check_path(tmp_path / "a"), ExportError)
-    assert python.endswith("a exists: give another path, or overwrite=True")
+    assert python.endswith("a exists: give another output, or overwrite=True")
     assert command.endswith("a exists: give another --output, or --overwrite")
 
 

@@ -84,7 +84,7 @@ def evaluate(
     keep_freed()
     where, path = choose_device(device), Path(path)
     beside = run_config(path)
-    read, size, name = read_model(path, model)
+    read, size, name, _ = read_model(path, model)
     if dataset is None:
         usual = None if name is None or is_own(name) else models.info(name).dataset
         dataset = beside.get("dataset") or usual

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -107,10 +107,24 @@ def are_names(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
-def read_model(
-    path: Path, otherwise: str | Model | None = None
-) -> tuple[nn.Module, dict[str, Any], str | None]:
+class ModelFile(NamedTuple):
     """The model in a file.
+
+    Attributes:
+        model: plain, in float32 and eval mode.
+        size: as in report.json.
+        name: of the model; None for a module or function.
+        artifact: as decoded; None for a file of weights.
+    """
+
+    model: nn.Module
+    size: dict[str, Any]
+    name: str | None
+    artifact: codec.Artifact | None
+
+
+def read_model(path: Path, otherwise: str | Model | None = None) -> ModelFile:
+    """Read the model in a file.
 
     Args:
         path: an artifact, or weights: the ``dense.safetensors`` of a run folder, or a file that
@@ -120,15 +134,13 @@ def read_model(
             own is not built because a file, or the folder that it lies in, names one: that would
             run code.
 
-    Returns:
-        The model, its size as in report.json, and its name; None for a module or function.
-
     Raises:
         AtmcFormatError, OSError, PythonPathError, WeightsError: see their messages.
         RunError: nothing tells how to build the model.
     """
     size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
     name: str | None
+    artifact = None
     if path.suffix in WEIGHTS_SUFFIXES:
         source = _ours(run_config(path).get("model")) or otherwise
         if source is None:
@@ -140,8 +152,9 @@ def read_model(
         data = read(path)
         name = _ours(codec.decode_meta(data).get("model"))
         if name is None and otherwise is not None:
-            name, own = otherwise if isinstance(otherwise, str) else None, _built(otherwise)
-            model = from_artifact(artifact := decode(data, own), own)
+            name, target = otherwise if isinstance(otherwise, str) else None, _built(otherwise)
+            artifact = decode(data, target)
+            model = from_artifact(artifact, target)
         elif name is None:
             named = run_config(path).get("model")
             known = f" ({path.parent / 'config.yaml'} says {named})" if named else ""
@@ -149,12 +162,14 @@ def read_model(
                 f"{path} is of a model of one's own: give it as {argument('model')}{known}"
             )
         else:
-            model = from_artifact(artifact := decode(data))
+            artifact = decode(data)
+            model = from_artifact(artifact)
         sizes = codec.measure(artifact)
         size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
         size["parts"] = dict(sizes.parts)
     size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
-    return channels_last(model.eval().float()), size, name  # one's own may be built in half
+    model = channels_last(model.eval().float())  # a user's may be built in half precision
+    return ModelFile(model, size, name, artifact)
 
 
 def _ours(name: object) -> str | None:

@@ -1,8 +1,23 @@
-"""A decoded model for other programs: ONNX, safetensors, a ``torch.export`` program."""
+"""A decoded model for other programs: ONNX, safetensors, a ``torch.export`` program.
+
+A format is one module, which registers its writer and is imported here.
+"""
 
 from __future__ import annotations
 
-from atmc.exporters.source import Source, read_source
-from atmc.exporters.write import FORMATS, export, write_model
+from atmc.exporters import onnx, safetensors, torch_export
+from atmc.exporters.formats import FORMATS, Format, register
+from atmc.exporters.write import Source, export, read_source, write_model
 
-__all__ = ["FORMATS", "Source", "export", "read_source", "write_model"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Source",
+    "export",
+    "onnx",
+    "read_source",
+    "register",
+    "safetensors",
+    "torch_export",
+    "write_model",
+]

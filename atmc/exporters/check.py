@@ -1,8 +1,12 @@
-"""Whether what was exported says what the decoded model says."""
+"""Comparison of an exported file with the model, and the errors and output of exporters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +15,7 @@ from atmc.errors import ExportError
 from atmc.messages import argument
 
 TOLERANCE = 1e-4
-_BATCHES = (1, 3, 8)  # any size must do; a batch of one is the case that exporters get wrong
+_BATCHES = (1, 3, 8)  # a batch of one is the case that exporters get wrong
 
 
 def random_input(
@@ -34,25 +38,23 @@ def allowed(largest: float) -> float:
 
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """What a model says of ``x``.
+    """The logits of a model.
 
     Raises:
-        ExportError: it takes no such inputs, or gives something else than one tensor.
+        ExportError: it takes no such inputs, or returns something else than one tensor.
     """
-    try:
-        said = model(x)
-    except Exception as error:  # a model of one's own may refuse in any way
-        shape = ",".join(map(str, x.shape[1:]))
+    shape = ",".join(map(str, x.shape[1:]))
+    with failing_as(
+        f"the model takes no inputs of shape {shape}",
+        f"give its own, {argument('input_shape', ('C', 'H', 'W'))}",
+    ):
+        logits = model(x)
+    if not isinstance(logits, Tensor):
         raise ExportError(
-            f"the model takes no inputs of shape {shape} ({first_line(error)}): "
-            f"give its own, {argument('input_shape', ('C', 'H', 'W'))}"
-        ) from error
-    if not isinstance(said, Tensor):
-        raise ExportError(
-            f"the model gives a {type(said).__name__}, not one tensor of logits: "
+            f"the model gives a {type(logits).__name__}, not one tensor of logits: "
             "export a module that gives the logits alone"
         )
-    return said
+    return logits
 
 
 @torch.no_grad()
@@ -60,16 +62,17 @@ def largest_difference(
     run: Callable[[Tensor], Tensor],
     model: nn.Module,
     input_shape: tuple[int, ...],
-    what: str,
+    title: str,
     advice: str,
 ) -> float:
-    """Compare what was exported with the model, on random inputs in [0, 1] in batches of 1, 3, 8.
+    """Compare an export with the model, on random inputs in [0, 1] in batches of 1, 3, 8.
 
     Args:
-        run: what was exported: (n, *input_shape) to outputs.
+        run: the export: (n, *input_shape) to outputs.
         model: the decoded model, plain and in eval mode.
         input_shape: of one input.
-        what: was exported, for the message, as ``advice``: what to do instead.
+        title: of the export in messages.
+        advice: what to do instead, for messages.
 
     Returns:
         The largest absolute difference of an output.
@@ -82,22 +85,22 @@ def largest_difference(
         x = random_input(model, input_shape, examples, seed)
         expected = outputs(model, x)
         try:
-            found = run(x)
-        except Exception as error:  # runtimes raise what they like
+            actual = run(x)
+        except Exception as error:  # runtimes raise errors of any kind
             raise ExportError(
-                f"the {what} does not run on a batch of {examples} ({first_line(error)}), "
+                f"the {title} does not run on a batch of {examples} ({first_line(error)}), "
                 f"so nothing was written: {advice}"
             ) from error
-        if found.shape != expected.shape:
+        if actual.shape != expected.shape:
             raise ExportError(
-                f"the {what} gives outputs of shape {tuple(found.shape)}, the model "
+                f"the {title} gives outputs of shape {tuple(actual.shape)}, the model "
                 f"{tuple(expected.shape)}, so nothing was written: {advice}"
             )
-        difference = float((found - expected).abs().max()) if expected.numel() else 0.0
+        difference = float((actual - expected).abs().max()) if expected.numel() else 0.0
         limit = allowed(float(expected.abs().max()) if expected.numel() else 0.0)
-        if not difference <= limit:
+        if not difference <= limit:  # NaN included
             raise ExportError(
-                f"the {what} differs from the model by {difference:.2g}, {limit:.2g} is allowed, "
+                f"the {title} differs from the model by {difference:.2g}, {limit:.2g} is allowed, "
                 f"so nothing was written: {advice}"
             )
         worst = max(worst, difference)
@@ -105,6 +108,33 @@ def largest_difference(
 
 
 def first_line(error: BaseException) -> str:
-    """What an exporter says, short enough for a message."""
-    said = str(error).strip().partition("\n")[0][:200]
-    return said or type(error).__name__
+    """The text of an error, short enough for a message."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+@contextmanager
+def failing_as(problem: str, advice: str) -> Iterator[None]:
+    """Raise any error inside, of exporters and users' models, as an :class:`ExportError`."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(f"{problem} ({first_line(error)}): {advice}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress warnings, logging and output inside: exporters report on their internals."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,8 +1,10 @@
-"""What one example costs: the multiply-adds of a forward pass, and the parameters."""
+"""The cost of one example: multiply-adds of a forward pass, parameters, latency."""
 
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +14,17 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from atmc.exporters.check import random_input
-from atmc.exporters.quiet import quiet
+from atmc.exporters.check import quiet, random_input
+from atmc.exporters.formats import Runner
+
+_WARM_UP = 10
+_LEAST, _MOST = 10, 200  # repetitions of each
+_SECONDS = 3.0  # after which the least number is enough
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one model.
+    """The cost of one model.
 
     Attributes:
         parameters: entries of all parameters, zeros included; a tied one counts once.
@@ -31,20 +37,24 @@ class Cost:
 
 
 def count(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
-    """Count what one example costs, on a forward pass.
+    """Count the cost of one example, on a forward pass.
 
     Args:
         model: plain, in eval mode.
         input_shape: of one input.
     """
-    with _products(), quiet(), torch.no_grad(), _counter() as counter:
+    # nn.Bilinear's product is in no torch's table.
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten._trilinear: _trilinear_operations}
+    )
+    with _separate_products(), quiet(), torch.no_grad(), counter:
         model(random_input(model, input_shape, 1))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(parameters, counter.get_total_flops() // 2)  # a product and a sum are one
 
 
 @contextmanager
-def _products() -> Iterator[None]:
+def _separate_products() -> Iterator[None]:
     """No kernel that does several products in one, which the counter of some torch cannot see.
 
     Attention runs as its two products, and recurrent layers a product a step.
@@ -58,12 +68,7 @@ def _products() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _counter() -> FlopCounterMode:
-    # nn.Bilinear's product is in no torch's table.
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten._trilinear: _trilinear})
-
-
-def _trilinear(
+def _trilinear_operations(
     one: Sequence[int],
     two: Sequence[int],
     three: Sequence[int],
@@ -79,3 +84,28 @@ def _trilinear(
         shapes.append(sizes)
     operations: int = 2 * math.prod(max(sizes) for sizes in zip(*shapes, strict=True))
     return operations
+
+
+def latencies(runners: Sequence[Runner], input_shape: tuple[int, ...]) -> list[float]:
+    """The median time of a batch of one, in milliseconds, of each runner.
+
+    They take turns, so that the load of the machine is shared among them.
+
+    Args:
+        runners: of exported files.
+        input_shape: of one input.
+    """
+    x = torch.rand(1, *input_shape)
+    for runner in runners:
+        for _ in range(_WARM_UP):
+            runner(x)
+    seconds: list[list[float]] = [[] for _ in runners]
+    start = time.perf_counter()
+    for repetition in range(_MOST):
+        if repetition >= _LEAST and time.perf_counter() - start > _SECONDS:
+            break
+        for runner, series in zip(runners, seconds, strict=True):
+            before = time.perf_counter()
+            runner(x)
+            series.append(time.perf_counter() - before)
+    return [1000 * statistics.median(series) for series in seconds]

@@ -8,26 +8,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atmc.errors import ExportError
-from atmc.exporters.check import first_line
-from atmc.exporters.program import trace_program
-from atmc.exporters.quiet import quiet
-from atmc.extras import require
-from atmc.messages import argument
+from atmc.exporters.check import failing_as, quiet
+from atmc.exporters.formats import Runner, other_formats, register
+from atmc.exporters.torch_export import trace_program
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+_WARNING, _FATAL = 2, 4  # severities of onnxruntime; it logs past Python's streams
 
 
-def require_onnx(user: str) -> None:
-    """Make sure of all that writing, checking and timing ONNX files takes.
+def load_onnx(data: bytes, _: nn.Module | None = None) -> Runner:
+    """An ONNX file in onnxruntime, on one thread of the processor.
 
     Raises:
-        MissingExtraError: a package is not installed.
+        ExportError: onnxruntime cannot read the file.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package, "onnx", user)
+    with quiet():
+        import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    advice = f"upgrade it by pip install -U onnxruntime, or {other_formats('onnx')}"
+    onnxruntime.set_default_logger_severity(_FATAL)
+    try:
+        with failing_as("onnxruntime cannot read the ONNX file", advice):
+            session = onnxruntime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"]
+            )
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)  # its default; it has no getter
+
+    def run(x: Tensor) -> Tensor:
+        (logits,) = session.run([OUTPUT], {INPUT: x.numpy()})
+        return torch.from_numpy(logits)
+
+    return run
 
 
+@register(
+    "onnx",
+    ".onnx",
+    "ONNX file",
+    load_onnx,
+    packages=("onnx", "onnxscript", "onnxruntime"),
+    timed=True,
+)
 def to_onnx(model: nn.Module, input_shape: tuple[int, ...], meta: dict[str, str]) -> bytes:
     """The bytes of an ONNX file with all weights in it.
 
@@ -36,87 +61,38 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], meta: dict[str, str]
     Args:
         model: plain, in eval mode.
         input_shape: of one input.
-        meta: what the file says of itself.
+        meta: the metadata of the file.
 
     Raises:
         ExportError: the model cannot be exported, or is of 2 GB or more.
-        MissingExtraError: a package is not installed.
     """
-    require_onnx("an ONNX file")
     program = trace_program(model, input_shape)
-    try:
-        with quiet():
-            made = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-            )
-            assert made is not None
-            proto: Any = made.model_proto
-            _tidy(proto, meta)
-            return bytes(proto.SerializeToString(deterministic=True))
-    except Exception as error:  # its errors are of many kinds
-        raise ExportError(
-            f"the model cannot be written as ONNX ({first_line(error)}): "
-            f"try {argument('kind', 'torch-export', option='format')} or safetensors"
-        ) from error
+    with failing_as("the model cannot be written as ONNX", other_formats("onnx")), quiet():
+        exported = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
+        )
+        assert exported is not None
+        proto: Any = exported.model_proto
+        _tidy(proto, meta)
+        return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _tidy(proto: Any, meta: dict[str, str]) -> None:
-    """Leave out how the exporter came to the file, with paths of the machine; name the batch."""
+    """Remove what the exporter records of itself and this machine; name the batch; set ``meta``."""
     graph = proto.graph
+    values = (*graph.input, *graph.output, *graph.value_info)
     (dimension,) = (
         entry.type.tensor_type.shape.dim[0].dim_param
         for entry in graph.input
         if entry.name == INPUT
     )
     symbol = re.compile(rf"\b{re.escape(dimension)}\b")
-    for entry in (*graph.input, *graph.output, *graph.value_info):
+    for entry in values:
         for size in entry.type.tensor_type.shape.dim:
             if size.dim_param:
                 size.dim_param = symbol.sub(BATCH, size.dim_param)
-    told = (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node)
-    for entry in (proto, graph, *told, *proto.functions):
+    for entry in (proto, graph, *values, *graph.initializer, *graph.node, *proto.functions):
         del entry.metadata_props[:]
         entry.doc_string = ""
     for key, value in sorted(meta.items()):
         proto.metadata_props.add(key=key, value=value)
-
-
-class OnnxRunner:
-    """An ONNX file in onnxruntime, on one thread of the processor.
-
-    Args:
-        data: the bytes of the file.
-
-    Raises:
-        ExportError: onnxruntime cannot read the file.
-        MissingExtraError: onnxruntime is not installed.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        require("onnxruntime", "onnx", "running an ONNX file")
-        with quiet():
-            import onnxruntime
-
-        onnxruntime.set_default_logger_severity(4)  # it logs past Python's streams
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            self._session = onnxruntime.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its errors have no class in common
-            raise ExportError(
-                f"onnxruntime cannot read the ONNX file ({first_line(error)}): "
-                "upgrade it by pip install -U onnxruntime, or give another "
-                f"{argument('kind', option='format')}"
-            ) from error
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the outputs for x of shape (n, ...)."""
-        (said,) = self._session.run([OUTPUT], {INPUT: x.numpy()})
-        return torch.from_numpy(said)

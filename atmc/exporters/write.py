@@ -1,4 +1,4 @@
-"""A decoded model for other programs: ONNX, safetensors, a ``torch.export`` program.
+"""The decoded model of a file, written in another format.
 
 Every file is read back and compared with the model before it takes its place. A compact one has
 no dead channels, and is otherwise the same model (:mod:`atmc.exporters.compact.compaction`).
@@ -8,116 +8,97 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from atmc import codec, models
+from atmc.engine.model_files import read_model, run_record
 from atmc.errors import ExportError, SettingsError
+from atmc.exporters import formats
 from atmc.exporters.check import largest_difference
-from atmc.exporters.compact.compaction import Compacted, compact
-from atmc.exporters.cost import Cost, count
-from atmc.exporters.latency import measure
-from atmc.exporters.onnx import OnnxRunner, require_onnx, to_onnx
-from atmc.exporters.program import ProgramRunner, to_bytes, trace_program
-from atmc.exporters.source import Source, read_source
-from atmc.exporters.tensors import TensorsRunner, to_safetensors
+from atmc.exporters.compact import compaction
+from atmc.exporters.cost import count, latencies
+from atmc.exporters.formats import FORMATS, Format, Runner
 from atmc.files import write
 from atmc.messages import argument
-from atmc.models.sources import Model
-
-__all__ = [
-    "FORMATS",
-    "Compacted",
-    "Cost",
-    "ExportError",
-    "Source",
-    "check_path",
-    "compact",
-    "count",
-    "export",
-    "format_of",
-    "read_source",
-]
+from atmc.models.sources import Model, is_own
 
 
 @dataclass(frozen=True)
-class Format:
-    """A kind of file.
+class Source:
+    """A decoded model.
 
     Attributes:
-        suffix: how its names end.
-        what: it is called in messages.
-        write: the bytes of the file of a model, from its input shape and what the file says of
-            itself.
-        run: the file at work, from its bytes and the model that was written.
+        model: plain, in eval mode.
+        input_shape: of one input, as (C, H, W).
+        name: in the zoo; None for a user's model.
+        artifact: that it was decoded from; None for a dense start.
+        class_names: of its outputs; None where they are not known.
     """
 
-    suffix: str
-    what: str
-    write: Callable[[nn.Module, tuple[int, ...], dict[str, str]], bytes]
-    run: Callable[[bytes, nn.Module], Callable[[Tensor], Tensor]]
+    model: nn.Module
+    input_shape: tuple[int, ...]
+    name: str | None = None
+    artifact: codec.Artifact | None = None
+    class_names: tuple[str, ...] | None = None
 
 
-FORMATS = {
-    "onnx": Format(".onnx", "ONNX file", to_onnx, lambda data, _: OnnxRunner(data)),
-    "safetensors": Format(
-        ".safetensors",
-        "safetensors file",
-        lambda model, _, meta: to_safetensors(model, meta),
-        TensorsRunner,
-    ),
-    "torch-export": Format(
-        ".pt2",
-        "torch.export program",
-        lambda model, shape, _: to_bytes(trace_program(model, shape)),
-        lambda data, _: ProgramRunner(data),
-    ),
-}
+def read_source(
+    path: str | os.PathLike[str],
+    input_shape: tuple[int, ...] | None = None,
+    model: str | Model | None = None,
+) -> Source:
+    """Read a file for its export.
 
-
-def format_of(path: Path) -> str | None:
-    """The format that the ending of a file's name stands for; None where it is none."""
-    found = [name for name, kind in FORMATS.items() if kind.suffix == path.suffix.lower()]
-    return found[0] if found else None
-
-
-def check_path(path: Path, overwrite: bool = False) -> None:
-    """Find out before the work whether a file can be written to ``path``.
+    Args:
+        path: an artifact, or the ``dense.safetensors`` of a run folder.
+        input_shape: of one input; None for the one that the run recorded beside the file, else for
+            that of the model of the zoo.
+        model: see :func:`export`.
 
     Raises:
-        ExportError: there is a file already, and it is not to be replaced.
-        OSError: there is no such folder, or ``path`` is one.
+        AtmcFormatError, OSError, PythonPathError, RunError, WeightsError: there is no model in the
+            file, or nothing tells how to build it.
+        ExportError: nothing tells the shape of an input.
     """
-    if not path.parent.is_dir():
-        raise NotADirectoryError(f"there is no folder {path.parent}: make it, or give another path")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the path of a file")
-    if path.exists() and not overwrite:
+    path = Path(path)
+    decoded, _, name, artifact = read_model(path, model)
+    if name is not None and is_own(name):
+        name = None
+    record = run_record(path)
+    if input_shape is None:
+        input_shape = record.input_shape
+    if input_shape is None and name is not None:
+        input_shape = models.info(name).input_shape
+    if input_shape is None:
         raise ExportError(
-            f"{path} exists: give another {argument('path', option='output')}, or "
-            f"{argument('overwrite', True)}"
+            "nothing tells the shape of its inputs: give "
+            f"{argument('input_shape', ('C', 'H', 'W'))}"
         )
+    decoded = decoded.to(memory_format=torch.contiguous_format)
+    return Source(decoded, input_shape, name, artifact, record.class_names)
 
 
 def write_model(
     source: Source,
-    path: str | os.PathLike[str],
-    kind: str,
+    output: str | os.PathLike[str],
+    format: str,
     *,
-    compacted: bool = False,
+    compact: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a model as a file for other programs, once the file is known to say the same.
+    """Write a model as a file for other programs, once the file has been compared with it.
 
     Args:
         source: the model.
-        path: of the file, written in one step.
-        kind: one of ``FORMATS``.
-        compacted: whether dead channels are taken out first.
-        overwrite: whether a file at ``path`` may be replaced.
+        output: the file, written in one step.
+        format: one of ``FORMATS``.
+        compact: whether dead channels are removed first.
+        overwrite: whether a file at ``output`` may be replaced.
 
     Returns:
         ``{"file", "bytes", "format", "model", "compact", "largest_difference"}``; where compact
@@ -127,65 +108,79 @@ def write_model(
 
     Raises:
         ExportError: the model cannot be exported as asked, or the file differs from it.
-        MissingExtraError: ONNX without the extra ``onnx``.
+        MissingExtraError: a package that the format needs is not installed.
         OSError: the file cannot be written.
+        SettingsError: there is no such format.
     """
-    path = Path(path)
-    if kind not in FORMATS:
-        raise ExportError(f"there is no format {kind!r}: give one of {', '.join(FORMATS)}")
-    check_path(path, overwrite)
-    chosen, shape = FORMATS[kind], source.input_shape
-    if kind == "onnx":
-        require_onnx("an ONNX file")
-    meta = {"format": "pt", "compact": str(compacted).lower()}
+    output, chosen, shape = Path(output), formats.get(format), source.input_shape
+    check_path(output, overwrite)
+    chosen.require()
+    meta = {"format": "pt", "compact": str(compact).lower()}
     if source.name is not None:
         meta["model"] = source.name
     if source.class_names is not None:
         meta["class_names"] = json.dumps(source.class_names)
-    found = compact(source.model, shape, source.artifact) if compacted else None
-    written = source.model if found is None else found.model
-    data = chosen.write(written, shape, meta)
-    difference = largest_difference(
-        chosen.run(data, written),
-        source.model,
-        shape,
-        chosen.what,
-        f"give another {argument('kind', option='format')}",
-    )
+    smaller = compaction.compact(source.model, shape, source.artifact) if compact else None
+    model = source.model if smaller is None else smaller.model
+    data = chosen.write(model, shape, meta)
+    runner = chosen.load(data, model)
+    advice = formats.other_formats(format)
     report: dict[str, Any] = {
-        "file": str(path),
+        "file": str(output),
         "bytes": len(data),
-        "format": kind,
+        "format": format,
         "model": source.name,
-        "compact": compacted,
-        "largest_difference": difference,
+        "compact": compact,
+        "largest_difference": largest_difference(runner, source.model, shape, chosen.title, advice),
         **dict.fromkeys(("thin", "before", "after", "latency_error")),
     }
-    if found is not None:
-        report["thin"] = list(found.thin)
-        report |= _gains(source.model, found.model, shape, data if kind == "onnx" else None)
-    check_path(path, overwrite)  # once more: it took a while
-    write(path, data)
+    if smaller is not None:
+        report["thin"] = list(smaller.thin)
+        report |= _gains(chosen, source, smaller.model, runner)
+    check_path(output, overwrite)  # once more: it took a while
+    write(output, data)
     return report
 
 
-def _gains(
-    before: nn.Module, after: nn.Module, shape: tuple[int, ...], file: bytes | None
-) -> dict[str, Any]:
-    """What one example costs before and after; its time where ``file``, the second, is ONNX."""
+def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> dict[str, Any]:
+    """The cost of one example before and after; the latencies where the format is timed."""
+    before, shape = source.model, source.input_shape
     times: list[float] | tuple[None, None] = None, None
-    reason = None if file else "ONNX files alone are timed"
-    if file is not None:
+    reason = None
+    if chosen.timed:
         try:
-            times = measure((to_onnx(before, shape, {}), file), shape)
-        except ExportError as error:  # the whole model may have what the compact one has not
+            runners = (chosen.load(chosen.write(before, shape, {}), before), runner)
+            times = latencies(runners, shape)
+        except ExportError as error:  # the whole model may hold what cannot be exported
             reason = str(error)
+    else:
+        timed = [f"{each.title}s" for each in FORMATS.values() if each.timed]
+        reason = f"{' and '.join(timed)} alone are timed"
     sides = {"before": before, "after": after}
-    gains: dict[str, Any] = {
-        name: asdict(count(model, shape)) | {"latency_ms": time}
-        for (name, model), time in zip(sides.items(), times, strict=True)
+    costs: dict[str, Any] = {
+        side: asdict(count(model, shape)) | {"latency_ms": time}
+        for (side, model), time in zip(sides.items(), times, strict=True)
     }
-    return gains | {"latency_error": reason}
+    return costs | {"latency_error": reason}
+
+
+def check_path(output: Path, overwrite: bool = False) -> None:
+    """Check before the work whether a file can be written.
+
+    Raises:
+        ExportError: there is a file already, and it is not to be replaced.
+        OSError: there is no such folder, or ``output`` is one.
+    """
+    if not output.parent.is_dir():
+        raise NotADirectoryError(
+            f"there is no folder {output.parent}: make it, or give another path"
+        )
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder: give the path of a file")
+    if output.exists() and not overwrite:
+        raise ExportError(
+            f"{output} exists: give another {argument('output')}, or {argument('overwrite', True)}"
+        )
 
 
 def export(
@@ -207,9 +202,9 @@ def export(
         path: the artifact, or the ``dense.safetensors`` of a run folder.
         output: the file; None for one beside the artifact.
         format: one of ``FORMATS``; None for what the ending of ``output`` says, or ONNX.
-        compact: whether dead channels are taken out first.
-        model: what to build where the file does not name a model of ours: a name, a module or a
-            function.
+        compact: whether dead channels are removed first.
+        model: what to build where the file names no model of the zoo: a name, a module or a
+            function; see :func:`atmc.engine.model_files.read_model`.
         input_shape: of one input; None for that of the run, or of the model.
         overwrite: whether a file at ``output`` may be replaced.
 
@@ -220,39 +215,43 @@ def export(
         AtmcError: the file cannot be read, or not be exported as asked.
         OSError: the file cannot be written.
     """
-    kind, where = target(Path(path), None if output is None else Path(output), format)
-    check_path(where, overwrite)
+    format, target = _target(Path(path), None if output is None else Path(output), format)
+    check_path(target, overwrite)
     source = read_source(path, input_shape, model)
-    return write_model(source, where, kind, compacted=compact, overwrite=overwrite)
+    return write_model(source, target, format, compact=compact, overwrite=overwrite)
 
 
-def target(path: Path, output: Path | None, format: str | None) -> tuple[str, Path]:
+def format_of(path: Path) -> str | None:
+    """The format that the ending of a file's name stands for; None where it is none."""
+    matches = (name for name, each in FORMATS.items() if each.suffix == path.suffix.lower())
+    return next(matches, None)
+
+
+def _target(path: Path, output: Path | None, format: str | None) -> tuple[str, Path]:
     """The format and the file of an export.
 
     Raises:
-        SettingsError: there is no such format, it is not told, or contradicts the file's ending.
+        SettingsError: there is no such format, nothing tells it, or it contradicts the file's
+            ending.
     """
-    if format is not None and format not in FORMATS:
-        raise SettingsError(f"there is no format {format!r}: give one of {', '.join(FORMATS)}")
     if output is None:
-        kind = format or "onnx"
-        output = path.with_suffix(FORMATS[kind].suffix)
+        format = format or "onnx"
+        output = path.with_suffix(formats.get(format).suffix)
     ending = format_of(output)
-    endings = ", ".join(each.suffix for each in FORMATS.values())
     if format is None and ending is None:
         raise SettingsError(
             f"{output} has no ending that tells its format: give {argument('format')}, or end it "
-            f"in {endings}"
+            f"in {formats.endings()}"
         )
     if format is not None and ending not in (None, format):
         raise SettingsError(
             f"{output} ends as {ending} does: leave out {argument('format', format)}, or end it in "
-            f"{FORMATS[format].suffix}"
+            f"{formats.get(format).suffix}"
         )
     if output.resolve() == path.resolve():
         raise SettingsError(
             f"{output} is what is to be exported: give another {argument('output')}"
         )
-    found = format or ending
-    assert found is not None
-    return found, output
+    chosen = format or ending
+    assert chosen is not None
+    return chosen, output

@@ -24,7 +24,7 @@ from atmc.engine.model_files import read_model
 from atmc.engine.settings import Settings
 from atmc.engine.sweep import make_plan, sweep
 from atmc.errors import ModelError, PythonPathError, RunError, SettingsError
-from atmc.exporters.write import ExportError, read_source, write_model
+from atmc.exporters.write import read_source, write_model
 from atmc.reports.build import report
 from atmc.reports.results import find
 from atmc.training.loop import Progress
@@ -315,7 +315,7 @@ def test_its_file_is_evaluated_and_exported(
         read_source(artifact, (1, 8, 8), Net), str(tmp_path / "a.safetensors"), "safetensors"
     )
     assert made["largest_difference"] == 0
-    with pytest.raises(ExportError, match="there is no format 'pt2': give one of onnx"):
+    with pytest.raises(SettingsError, match="there is no format 'pt2': give one of onnx"):
         write_model(read_source(artifact, (1, 8, 8), Net), tmp_path / "b.pt2", "pt2")
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.errors import ExportError
-from atmc.exporters.check import allowed, first_line, largest_difference, outputs
-from atmc.exporters.quiet import quiet
+from atmc.exporters.check import allowed, first_line, largest_difference, outputs, quiet
 
 
 def test_the_tolerance() -> None:

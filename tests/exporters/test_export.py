@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-import atmc
 from atmc import codec, models
 from atmc.artifact import from_artifact, save
-from atmc.errors import ExportError, MissingExtraError, RunError
+from atmc.engine.model_files import ModelFile
+from atmc.errors import ExportError, MissingExtraError, RunError, SettingsError
+from atmc.exporters import formats
 from atmc.exporters.compact import compact
 from atmc.exporters.cost import count
-from atmc.exporters.source import Source, read_source
-from atmc.exporters.write import FORMATS, check_path, write_model
+from atmc.exporters.formats import FORMATS, Runner
+from atmc.exporters.write import Source, check_path, export, read_source, write_model
 from atmc.factorization.layers import factorize, named_factors
 
 from .export_builders import emptied, lively
@@ -38,7 +40,7 @@ def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str, extra: str, user: str) -> None:
         raise MissingExtraError(f"{user} needs {package}: pip install 'atmc[{extra}]'")
 
-    monkeypatch.setattr("atmc.exporters.onnx.require", missing)
+    monkeypatch.setattr("atmc.exporters.formats.require", missing)
 
 
 def test_a_plain_file(source: Source, tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_a_plain_file(source: Source, tmp_path: Path) -> None:
 
 def test_a_compact_one(source: Source, tmp_path: Path, no_onnx: None) -> None:
     path = tmp_path / "a.safetensors"
-    report = write_model(source, path, "safetensors", compacted=True)
+    report = write_model(source, path, "safetensors", compact=True)
     small = compact(source.model, SHAPE).model
     for side, model in (("before", source.model), ("after", small)):
         cost = count(model, SHAPE)
@@ -77,33 +79,27 @@ def test_a_compact_one(source: Source, tmp_path: Path, no_onnx: None) -> None:
 
 def test_onnx_compact_with_latencies(source: Source, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    report = write_model(source, tmp_path / "a.onnx", "onnx", compacted=True)
+    report = write_model(source, tmp_path / "a.onnx", "onnx", compact=True)
     assert report["latency_error"] is None
     assert report["before"]["latency_ms"] > 0 and report["after"]["latency_ms"] > 0
     assert report["largest_difference"] < 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
-class Wrong:
-    """A runner that is always off by a little."""
-
-    def __init__(self, data: bytes, model: nn.Module) -> None:
-        self.model = model
-
-    def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = self.model(x) + 0.01
-        return out.detach()
+def load_wrong(data: bytes, model: nn.Module) -> Runner:
+    """What is always off by a little."""
+    return lambda x: (model(x) + 0.01).detach()
 
 
 @pytest.mark.parametrize("kind", ["onnx", "safetensors", "torch-export"])
 def test_a_file_that_differs_is_not_written(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    made = replace(FORMATS[kind], write=lambda *_: b"x", run=Wrong)
-    monkeypatch.setitem(FORMATS, kind, made)
+    wrong = replace(FORMATS[kind], write=lambda *_: b"x", load=load_wrong, packages=())
+    monkeypatch.setitem(FORMATS, kind, wrong)
     path = tmp_path / "old"
     path.write_bytes(b"old")
-    with pytest.raises(ExportError, match=f"the {made.what} differs from the model by 0.01"):
+    with pytest.raises(ExportError, match=f"the {wrong.title} differs from the model by 0.01"):
         write_model(source, path, kind, overwrite=True)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
@@ -113,7 +109,7 @@ def test_onnxruntime_is_asked(
 ) -> None:
     """A file of other weights is found out by the check itself."""
     pytest.importorskip("onnxscript")
-    written = atmc.exporters.write.to_onnx
+    written = FORMATS["onnx"].write
     other = lively(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), 3)
 
     def to_other(model: nn.Module, *args: Any) -> bytes:
@@ -148,13 +144,41 @@ def test_a_file_that_came_meanwhile_stays(
 
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
-    with pytest.raises(ExportError, match="a exists: give another path, or overwrite=True"):
+    with pytest.raises(ExportError, match="a exists: give another output, or overwrite=True"):
         check_path(tmp_path / "a")
     check_path(tmp_path / "a", overwrite=True)
     with pytest.raises(IsADirectoryError, match="is a folder"):
         check_path(tmp_path, overwrite=True)
     with pytest.raises(NotADirectoryError, match="there is no folder"):
         check_path(tmp_path / "void" / "a")
+
+
+def test_a_format_is_added_in_one_place(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "FORMATS", dict(FORMATS))
+    monkeypatch.setattr("atmc.exporters.write.FORMATS", formats.FORMATS)
+
+    def load_pickle(data: bytes, model: nn.Module) -> Runner:
+        return copy.deepcopy(model).requires_grad_(False)
+
+    @formats.register("state", ".bin", "state dict", load_pickle, packages=("torch",))
+    def to_pickle(model: nn.Module, shape: tuple[int, ...], meta: dict[str, str]) -> bytes:
+        return f"{shape} {meta['model']}".encode()
+
+    path = tmp_path / "a.atmc"
+    save(factorize(models.create("digits-cnn")), path, meta={"model": "digits-cnn"})
+    report = export(path, tmp_path / "a.bin")
+    assert report["format"] == "state" and report["largest_difference"] == 0
+    assert (tmp_path / "a.bin").read_bytes() == b"(1, 8, 8) digits-cnn"
+    assert formats.names() == ("onnx", "safetensors", "state", "torch-export")
+    assert formats.endings() == ".onnx, .safetensors, .bin, .pt2"
+    assert formats.other_formats("onnx").endswith(": safetensors or state or torch-export")
+    with pytest.raises(SettingsError, match="give one of onnx, safetensors, state, torch-export"):
+        write_model(source, tmp_path / "a", "nothing")
+    del formats.FORMATS["state"]
+    with pytest.raises(SettingsError, match=r"or end it in \.onnx, \.safetensors, \.pt2"):
+        export(path, tmp_path / "b.bin")
 
 
 # ---- what is read
@@ -179,6 +203,20 @@ def test_an_artifact(tmp_path: Path) -> None:
     assert compact(source.model, source.input_shape, source.artifact).thin[-1] == "fc2"
 
 
+def test_an_artifact_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, calls, decode = tmp_path / "a.atmc", [], codec.decode
+    save(factorize(models.create("digits-cnn")), path, meta={"model": "digits-cnn"})
+
+    def counted(data: bytes, *args: int) -> codec.Artifact:
+        calls.append(data)
+        return decode(data, *args)
+
+    monkeypatch.setattr(codec, "decode", counted)
+    export(path, tmp_path / "a.safetensors", compact=True)
+    export(path, tmp_path / "b.safetensors", model=lambda: models.create("digits-cnn"))
+    assert calls == [path.read_bytes()] * 2
+
+
 def test_a_dense_start(tmp_path: Path) -> None:
     model, path = models.create("digits-cnn").eval(), tmp_path / "dense.safetensors"
     save_file(model.state_dict(), path)
@@ -190,10 +228,10 @@ def test_a_dense_start(tmp_path: Path) -> None:
 
 
 def test_a_model_of_ones_own_has_no_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(path: Path, otherwise: str | None) -> tuple[nn.Module, dict[str, Any], str | None]:
-        return nn.Linear(3, 2), {}, otherwise
+    def read(path: Path, otherwise: str | None) -> ModelFile:
+        return ModelFile(nn.Linear(3, 2), {}, otherwise, None)
 
-    monkeypatch.setattr("atmc.exporters.source.read_model", read)
+    monkeypatch.setattr("atmc.exporters.write.read_model", read)
     with pytest.raises(
         ExportError, match=r"nothing tells the shape of its inputs: give input_shape=\(C, H, W\)"
     ):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +17,12 @@ from torch import Tensor, nn
 
 from atmc.errors import ExportError
 from atmc.exporters.compact import compact
-from atmc.exporters.latency import measure
-from atmc.exporters.onnx import OnnxRunner, to_onnx
-from atmc.exporters.program import ProgramRunner, to_bytes, trace_program
-from atmc.exporters.tensors import TensorsRunner, to_safetensors
-from atmc.exporters.write import FORMATS, format_of
+from atmc.exporters.cost import latencies
+from atmc.exporters.formats import FORMATS
+from atmc.exporters.onnx import load_onnx, to_onnx
+from atmc.exporters.safetensors import load_tensors, to_safetensors
+from atmc.exporters.torch_export import load_program, to_program, trace_program
+from atmc.exporters.write import format_of
 
 from .export_builders import emptied, lively
 
@@ -72,7 +76,7 @@ def test_endings() -> None:
 def test_onnx(net: nn.Module, onnx_file: bytes) -> None:
     import onnx
 
-    run = OnnxRunner(onnx_file)
+    run = load_onnx(onnx_file)
     for examples in (1, 2, 7):
         x = torch.rand(examples, *SHAPE)
         assert torch.allclose(run(x), net(x), atol=1e-5)
@@ -90,7 +94,7 @@ def test_onnx(net: nn.Module, onnx_file: bytes) -> None:
 
 
 def test_the_latency_of_onnx_files(onnx_file: bytes) -> None:
-    times = measure([onnx_file, onnx_file], SHAPE)
+    times = latencies([load_onnx(onnx_file)] * 2, SHAPE)
     assert len(times) == 2 and all(time > 0 for time in times)
 
 
@@ -98,7 +102,7 @@ def test_the_latency_of_onnx_files(onnx_file: bytes) -> None:
 @pytest.mark.parametrize("which", ["net", "small"])
 def test_the_program(which: str, request: pytest.FixtureRequest) -> None:
     model: nn.Module = request.getfixturevalue(which)
-    data = to_bytes(trace_program(model, SHAPE))
+    data = to_program(model, SHAPE, {})
     loaded = torch.export.load(io.BytesIO(data)).module()
     for examples in (1, 5):
         x = torch.rand(examples, *SHAPE)
@@ -108,7 +112,7 @@ def test_the_program(which: str, request: pytest.FixtureRequest) -> None:
 
 @torch.no_grad()
 def test_tensors(net: nn.Module, small: nn.Module, tmp_path: Path) -> None:
-    data = to_safetensors(net, {"model": "net", "compact": "false"})
+    data = to_safetensors(net, SHAPE, {"model": "net", "compact": "false"})
     held = load(data)
     state = net.state_dict()
     assert held.keys() == state.keys()
@@ -120,20 +124,20 @@ def test_tensors(net: nn.Module, small: nn.Module, tmp_path: Path) -> None:
     fresh.load_state_dict(held)
     x = torch.rand(3, *SHAPE)
     assert torch.equal(fresh(x), net(x))
-    data = to_safetensors(small, {})
+    data = to_safetensors(small, SHAPE, {})
     held = load(data)
     assert held.keys() == state.keys()
     assert held["conv.weight"].shape == (3, 2, 3, 3) and held["norm.running_var"].shape == (3,)
     assert held["one.weight"].shape == (8, 27)
-    assert torch.equal(TensorsRunner(data, small)(x), small(x))
+    assert torch.equal(load_tensors(data, small)(x), small(x))
 
 
-@pytest.mark.parametrize("runner", [OnnxRunner, ProgramRunner])
-def test_files_that_cannot_be_read(runner: Callable[[bytes], object]) -> None:
-    if runner is OnnxRunner:
+@pytest.mark.parametrize("loader", [load_onnx, load_program])
+def test_files_that_cannot_be_read(loader: Callable[[bytes], object]) -> None:
+    if loader is load_onnx:
         pytest.importorskip("onnxruntime")
-    with pytest.raises(ExportError, match=r"cannot read .*give another kind$"):
-        runner(b"no such file")
+    with pytest.raises(ExportError, match=r"cannot read .*give another format: .* or .*$"):
+        loader(b"no such file")
 
 
 class Fixed(nn.Module):
@@ -146,3 +150,22 @@ class Fixed(nn.Module):
 def test_a_model_for_one_batch_size_is_refused() -> None:
     with pytest.raises(ExportError, match=r"for batches of any size .*: export its tensors"):
         trace_program(Fixed(), (4,))
+
+
+def test_an_export_leaves_logging_and_warnings_as_they_were(net: nn.Module) -> None:
+    pytest.importorskip("onnxscript")
+
+    def state() -> dict[str, object]:
+        names = ("", "torch", "torch.onnx", "torch.export", "onnx", "onnxscript", "onnx_ir")
+        loggers = [logging.getLogger(name) for name in names]
+        return {
+            "loggers": [(log.level, log.disabled, log.propagate, *log.handlers) for log in loggers],
+            "disabled": logging.root.manager.disable,
+            "filters": list(warnings.filters),
+            "streams": (sys.stdout, sys.stderr, warnings.showwarning),
+        }
+
+    before = state()
+    load_onnx(to_onnx(net, SHAPE, {}))(torch.rand(1, *SHAPE))
+    load_program(to_program(net, SHAPE, {}))(torch.rand(1, *SHAPE))
+    assert state() == before

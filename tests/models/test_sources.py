@@ -104,7 +104,7 @@ def test_a_run_of_a_model_of_ones_own(own: str, finished: Path) -> None:
         "3.weight",
         "3.bias",
     ]
-    model, size, name = read_model(finished / "model.atmc", f"{own}:net")
+    model, size, name, _ = read_model(finished / "model.atmc", f"{own}:net")
     assert name == f"{own}:net" and size["dense_bits"] == 32 * 24 * 74
     weight = artifact.entries[0].value
     assert isinstance(weight, codec.FactorizedWeight)
@@ -144,7 +144,7 @@ def _other(folder: Path) -> str:
 def test_weights_of_any_kind_for_a_named_model(own: str, finished: Path, tmp_path: Path) -> None:
     model = build(f"{own}:net")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pt")
-    read, _, name = read_model(tmp_path / "weights.pt", f"{own}:net")
+    read, _, name, _ = read_model(tmp_path / "weights.pt", f"{own}:net")
     assert name == f"{own}:net"
     assert torch.equal(read.get_parameter("3.bias"), model.get_parameter("3.bias"))
     with pytest.raises(RunError, match=r"weights\.pt does not say what model .*: give it as model"):

@@ -1,25 +1,76 @@
 """Which channels of which tensors are the same ones, and must stay or go together.
 
-Every place along the channel dimension of a tensor has a label. Layers write new labels; what acts
-on each channel by itself hands them on; a sum of two tensors makes the labels of each place one. A
-label that is pinned stays: the outputs', and those that meet an operation that is not understood.
+Every place along the channel dimension of a tensor has a label. Layers write new labels; operations
+on each channel by itself hand them on; a sum of two tensors joins the labels of each place. A
+pinned label stays: the outputs', and those that meet an operation that is not understood.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import fx, nn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, fx
 
-from atmc.exporters.compact.labels import Channels, Labels
-from atmc.exporters.compact.layers import Layer, groups, outputs
-from atmc.exporters.compact.operations import Kind, kind_of, places
-from atmc.exporters.compact.trace import used_once
+from atmc.errors import ExportError
+from atmc.exporters.check import failing_as, random_input
+from atmc.exporters.compact.layers import Layer, blocks
+from atmc.exporters.compact.operations import Kind, argument_of, kind_of, name_of, places
+from atmc.exporters.compact.trace import advice, used_once
+
+EXAMPLES = 2  # of the batch that tells shapes; 1 could be taken for a dimension to broadcast
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a tensor.
+
+    Attributes:
+        dim: the dimension along which they lie.
+        labels: (size of that dimension,), int64; several places may have one label.
+    """
+
+    dim: int
+    labels: Tensor
+
+
+class Labels:
+    """The labels of a graph: which of them are joined, and which are pinned."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._joined: list[Tensor] = [torch.zeros(2, 0, dtype=torch.int64)]
+        self._pinned: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
+
+    def new(self, count: int) -> Tensor:
+        """Add ``count`` labels."""
+        self._count += count
+        return torch.arange(self._count - count, self._count)
+
+    def join(self, one: Tensor, other: Tensor) -> None:
+        """Make the labels at the same place one."""
+        self._joined.append(torch.stack([one.flatten(), other.flatten()]))
+
+    def pin(self, labels: Tensor) -> None:
+        """Let no channel with one of these labels go."""
+        self._pinned.append(labels)
+
+    def roots(self) -> Tensor:
+        """For every label a number that it shares with those that are joined to it."""
+        joined = torch.cat(self._joined, 1).numpy()
+        shape = (self._count, self._count)
+        graph = coo_array((np.ones(joined.shape[1]), (joined[0], joined[1])), shape)
+        return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+
+    def pinned(self) -> Tensor:
+        """The labels that were pinned."""
+        return torch.cat(self._pinned)
 
 
 @dataclass(frozen=True)
@@ -37,300 +88,265 @@ class LayerChannels:
     outputs: Channels
 
 
-@dataclass(frozen=True)
-class Size:
-    """The number of channels as it stands in the arguments of a reshape.
-
-    Attributes:
-        index: of the dimension among the sizes.
-        channels: of the result.
-    """
-
-    index: int
-    channels: Channels
-
-
 @dataclass
 class Structure:
-    """What is known of the channels of a graph.
+    """The channels of a graph.
 
     Attributes:
         labels: of all tensors.
         kinds: of the operations that are understood.
-        channels: of the results of operations, where they are tracked.
+        channels: of the results of those operations.
         layers: those that may shrink, by node.
-        norms: those whose channels are tracked, by node.
         constants: parameters and buffers with an entry a channel, by node.
-        sizes: reshapes whose arguments give the number of channels, by node.
+        sizes: of the results of reshapes whose arguments state the number of channels, by node.
     """
 
     labels: Labels = field(default_factory=Labels)
-    kinds: dict[fx.Node, Kind | None] = field(default_factory=dict)
+    kinds: dict[fx.Node, Kind] = field(default_factory=dict)
     channels: dict[fx.Node, Channels] = field(default_factory=dict)
     layers: dict[fx.Node, LayerChannels] = field(default_factory=dict)
-    norms: dict[fx.Node, tuple[nn.Module, Channels]] = field(default_factory=dict)
     constants: dict[fx.Node, Channels] = field(default_factory=dict)
-    sizes: dict[fx.Node, Size] = field(default_factory=dict)
+    sizes: dict[fx.Node, Channels] = field(default_factory=dict)
 
 
-def find_channels(module: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> Structure:
-    """Follow the channels through a graph.
+def find_channels(module: fx.GraphModule, input_shape: tuple[int, ...]) -> Structure:
+    """Follow the channels through a graph, which is run on a batch of two.
 
     Args:
         module: the graph.
-        shapes: of its tensors, for a batch of any size.
+        input_shape: of one input.
+
+    Raises:
+        ExportError: the model does not run, or reads what it has since changed in place.
     """
-    finder = _Finder(module, shapes)
-    for node in module.graph.nodes:
-        finder.visit(node)
-    return finder.found
+    finder = _Finder(module)
+    x = random_input(module, input_shape, EXAMPLES)
+    finder.problem = f"the model cannot be compacted, as it does not run in {x.dtype}"
+    finder.run(x)
+    return finder.structure
 
 
-class _Finder:
-    def __init__(self, module: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None:
-        self.module, self.shapes = module, shapes
-        self.own = used_once(module)
-        self.found = Structure()
-        self.rules: dict[Kind | None, Callable[[fx.Node], Channels | None]] = {
+class _Finder(fx.Interpreter):
+    """Runs a graph, and labels the result of each operation."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False  # it would be added to the messages
+        self.problem = ""
+        self.structure = Structure()
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self._versions: dict[fx.Node, int] = {}
+        self._unshared = used_once(module)
+        self._rules: dict[Kind | None, Callable[[fx.Node], Channels | None]] = {
             Kind.LAYER: self._layer,
             Kind.NORM: self._norm,
             Kind.ELEMENTWISE: self._elementwise,
             Kind.POOL: self._pool,
             Kind.REDUCE: self._reduce,
-            Kind.RESHAPE: self._reshape,
-            Kind.PERMUTE: self._permute,
-            Kind.INDEX: self._index,
+            Kind.MOVE: self._move,
             Kind.JOIN: self._join,
         }
 
-    def visit(self, node: fx.Node) -> None:
-        """Label the result of one operation; pin what it reads where it is not understood."""
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one operation, unless an operation has changed a tensor that it reads."""
+        for source in n.all_input_nodes:
+            value = self.env.get(source)
+            if isinstance(value, Tensor) and value._version != self._versions[source]:
+                raise ExportError(
+                    f"the model cannot be compacted, as {n.name} reads what an operation has "
+                    f"changed in place: {advice()}"
+                )
+        with failing_as(self.problem, advice()):
+            value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n], self._versions[n] = value.shape, value._version
+        self._label(n)
+        return value
+
+    def _label(self, node: fx.Node) -> None:
+        """Label the result of an operation; pin what it reads where it is not understood."""
         kind = kind_of(node, self.module)
         if kind is Kind.SIZE:
             self._size(node)
             return
-        channels = self.rules[kind](node) if kind in self.rules else None
-        if channels is None:  # the outputs of the model among others
+        channels = self._rules[kind](node) if kind in self._rules else None
+        if kind is None or channels is None:  # the outputs of the model among others
             for source in node.all_input_nodes:
                 self._pin(source)
         else:
-            self.found.kinds[node] = kind
-            self.found.channels[node] = channels
+            self.structure.kinds[node] = kind
+            self.structure.channels[node] = channels
 
     def _pin(self, node: fx.Node) -> None:
-        channels = self.found.channels.get(node)
+        channels = self.structure.channels.get(node)
         if channels is not None:
-            self.found.labels.pin(channels.labels)
+            self.structure.labels.pin(channels.labels)
 
     def _source(self, node: fx.Node) -> tuple[Channels, torch.Size] | None:
         """Channels and shape of an operation's first argument, where it alone is a tensor."""
         first = node.args[0] if node.args else None
         tensors = [source for source in node.all_input_nodes if source in self.shapes]
-        if not isinstance(first, fx.Node) or tensors != [first]:
+        if tensors != [first] or first not in self.structure.channels or node not in self.shapes:
             return None
-        if first not in self.found.channels:
-            return None
-        return self.found.channels[first], self.shapes[first]
+        assert isinstance(first, fx.Node)
+        return self.structure.channels[first], self.shapes[first]
 
     # ---- one rule a kind: the channels of the result, or None where they are not understood
 
     def _layer(self, node: fx.Node) -> Channels | None:
         source = node.args[0] if len(node.args) == 1 else None
-        if str(node.target) not in self.own or source not in self.shapes:
+        if str(node.target) not in self._unshared or source not in self.shapes:
             return None
         assert isinstance(source, fx.Node)
         layer = cast(Layer, self.module.get_submodule(str(node.target)))
         dimensions = len(self.shapes[source])
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, torch.nn.Linear):
             dim = dimensions - 1
-        else:
+        elif dimensions - 2 in places(node, self.module):
             dim = 1
-            if dimensions - 2 not in places(node, self.module):
-                return None
-        labels = self.found.labels
-        written = Channels(dim, labels.new(outputs(layer)))
-        read = self.found.channels.get(source)
+        else:
+            return None
+        labels, (groups, rows) = self.structure.labels, blocks(layer).shape[:2]
+        written = Channels(dim, labels.new(groups * rows))
+        read = self.structure.channels.get(source)
         if read is not None and read.dim != dim:
             self._pin(source)
             read = None
-        if groups(layer) > 1:
+        if groups > 1:
             if read is None:
                 labels.pin(written.labels)
             else:  # what a group reads and writes stays or goes as a whole
-                rows = written.labels.view(groups(layer), -1)
-                columns = read.labels.view(groups(layer), -1)
-                for part in (rows, columns):
-                    labels.join(part, rows[:, :1].expand_as(part))
-        self.found.layers[node] = LayerChannels(layer, read, written)
+                first = written.labels.view(groups, -1)[:, :1]
+                for channels in (written, read):
+                    part = channels.labels.view(groups, -1)
+                    labels.join(part, first.expand_as(part))
+        self.structure.layers[node] = LayerChannels(layer, read, written)
         return written
 
     def _norm(self, node: fx.Node) -> Channels | None:
-        found = self._source(node)
-        if found is None or str(node.target) not in self.own:
-            return None
-        channels, shape = found
-        if channels.dim != 1 or len(shape) - 2 not in places(node, self.module):
-            return None
-        self.found.norms[node] = self.module.get_submodule(str(node.target)), channels
-        return channels
+        return self._pool(node) if str(node.target) in self._unshared else None
 
     def _pool(self, node: fx.Node) -> Channels | None:
-        found = self._source(node)
-        if found is None or node not in self.shapes:
+        source = self._source(node)
+        if source is None:
             return None
-        channels, shape = found
+        channels, shape = source
         fits = channels.dim == 1 and len(shape) - 2 in places(node, self.module)
         return channels if fits else None
 
     def _elementwise(self, node: fx.Node) -> Channels | None:
         if node not in self.shapes:
             return None
-        shape = self.shapes[node]
+        known, shape = self.structure.channels, self.shapes[node]
         tensors = [source for source in node.all_input_nodes if source in self.shapes]
-        places = {  # counted from the end, as shapes are matched
-            self.found.channels[source].dim - len(self.shapes[source])
-            for source in tensors
-            if source in self.found.channels
-        }
-        if len(places) != 1:
+        tracked = [source for source in tensors if source in known]
+        # Dimensions count from the end, as shapes are matched.
+        dims = {known[source].dim - len(self.shapes[source]) for source in tracked}
+        sizes = {len(known[source].labels) for source in tracked}
+        if len(dims) != 1 or sizes != {shape[min(dims)]}:
             return None
-        place = places.pop()
-        tracked = [source for source in tensors if source in self.found.channels]
-        sizes = {len(self.found.channels[source].labels) for source in tracked}
-        if sizes != {shape[place]}:
-            return None
-        channels = Channels(place + len(shape), self.found.channels[tracked[0]].labels)
-        slices = []
+        (dim,) = dims
+        channels = Channels(dim + len(shape), known[tracked[0]].labels)
+        constants = {}
         for source in tensors:
-            held = self.shapes[source]
-            if source in self.found.channels or len(held) < -place or held[place] == 1:
+            theirs = self.shapes[source]
+            if source in known or len(theirs) < -dim or theirs[dim] == 1:
                 continue
-            own = source.op == "get_attr" and str(source.target) in self.own
-            if not own or len(source.users) > 1:
+            unshared = source.op == "get_attr" and str(source.target) in self._unshared
+            if not unshared or len(source.users) > 1:
                 return None
-            slices.append((source, Channels(place + len(held), channels.labels)))
+            constants[source] = Channels(dim + len(theirs), channels.labels)
         for source in tracked[1:]:
-            self.found.labels.join(channels.labels, self.found.channels[source].labels)
-        self.found.constants.update(slices)
+            self.structure.labels.join(channels.labels, known[source].labels)
+        self.structure.constants |= constants
         return channels
 
     def _reduce(self, node: fx.Node) -> Channels | None:
-        found = self._source(node)
-        dims = _integers(_argument(node, 1, "dim"))
-        if found is None or dims is None or node not in self.shapes:
-            return None
-        channels, shape = found
-        gone = {dim % len(shape) for dim in dims}
-        if channels.dim in gone:
-            return None
-        kept = len(self.shapes[node]) == len(shape)
-        before = 0 if kept else sum(dim < channels.dim for dim in gone)
-        return Channels(channels.dim - before, channels.labels)
+        dims = _integers(argument_of(node, 1, "dim"))
+        keep = bool(argument_of(node, 2, "keepdim"))
+        return None if dims is None else self._follow(node, lambda x: x.amax(dims, keep))
 
-    def _reshape(self, node: fx.Node) -> Channels | None:
-        found = self._source(node)
-        if found is None or node not in self.shapes:
+    def _move(self, node: fx.Node) -> Channels | None:
+        name, source = name_of(node), self._source(node)
+        if source is None:
             return None
-        channels, shape = found
-        result, dim = self.shapes[node], channels.dim
-        name = _name(node)
-        if name == "squeeze":
-            dims = _integers(_argument(node, 1, "dim"))
-            # It could squeeze the channels too, once there is only one.
-            if dims is None or dim in {each % len(shape) for each in dims}:
+        if name == "squeeze":  # it could remove the channels too, once there is only one
+            dims = _integers(argument_of(node, 1, "dim"))
+            if dims is None or source[0].dim in {dim % len(source[1]) for dim in dims}:
                 return None
-        before, behind = math.prod(shape[:dim]), shape[dim + 1 :]
-        taken = [math.prod(behind[:count]) for count in range(len(behind) + 1)]
-        for place, size in enumerate(result):
-            if math.prod(result[:place]) != before or size not in (shape[dim] * n for n in taken):
-                continue
-            repeats = size // max(1, shape[dim])
-            made = Channels(place, channels.labels.repeat_interleave(repeats))
-            if name in ("view", "reshape"):
-                sizes = node.args[1:]
-                if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)):
-                    sizes = tuple(sizes[0])
-                if len(sizes) != len(result) or not isinstance(sizes[place], int):
-                    return None
-                if sizes[place] != -1:
-                    self.found.sizes[node] = Size(place, made)
-            return made
+        if name == "getitem":
+            indices = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+            if not all(isinstance(index, (int, slice)) for index in indices):
+                return None
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        run = getattr(self, node.op)
+        channels = self._follow(node, lambda x: run(node.target, (x, *args[1:]), kwargs))
+        if channels is not None and name in ("view", "reshape"):
+            sizes = stated_sizes(node)
+            if len(sizes) != len(self.shapes[node]) or not isinstance(sizes[channels.dim], int):
+                return None
+            if sizes[channels.dim] != -1:
+                self.structure.sizes[node] = channels
+        return channels
+
+    def _follow(self, node: fx.Node, run: Callable[[Tensor], Tensor]) -> Channels | None:
+        """Find channels in a result: ``run`` does the operation on the numbers of the channels."""
+        source = self._source(node)
+        if source is None:
+            return None
+        channels, shape = source
+        count = shape[channels.dim]
+        numbers = torch.arange(count).view(-1, *[1] * (len(shape) - channels.dim - 1))
+        result = run(numbers.expand(shape).contiguous())
+        if result.numel() == 0:
+            return None
+        dims = list(range(result.dim()))  # a single channel is the same along all: the nearest
+        dims.sort(key=lambda dim: (result.shape[dim] != count, abs(dim - channels.dim)))
+        for dim in dims:
+            repeats, rest = divmod(result.shape[dim], count)
+            expected = torch.arange(count).repeat_interleave(repeats)
+            if rest == 0 and bool((per_channel(result, dim) == expected[:, None]).all()):
+                return Channels(dim, channels.labels.repeat_interleave(repeats))
         return None
 
-    def _permute(self, node: fx.Node) -> Channels | None:
-        found = self._source(node)
-        if found is None:
-            return None
-        channels, shape = found
-        count = len(shape)
-        given = node.args[1:]
-        dims = _integers(given[0] if len(given) == 1 else given)
-        if dims is None:  # given by name
-            return None
-        order = [dim % count for dim in dims]
-        if _name(node) == "transpose":
-            if len(order) != 2:
-                return None
-            one, other = order
-            order = list(range(count))
-            order[one], order[other] = other, one
-        elif len(order) != count:
-            return None
-        return Channels(order.index(channels.dim), channels.labels)
-
-    def _index(self, node: fx.Node) -> Channels | None:
-        found = self._source(node)
-        if found is None:
-            return None
-        channels, _ = found
-        indices = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        if not all(isinstance(index, (int, slice)) for index in indices):
-            return None
-        if channels.dim < len(indices) and indices[channels.dim] != slice(None):
-            return None
-        before = sum(isinstance(index, int) for index in indices[: channels.dim])
-        return Channels(channels.dim - before, channels.labels)
-
     def _join(self, node: fx.Node) -> Channels | None:
-        parts = node.args[0] if node.args else None
-        dims = _integers(_argument(node, 1, "dim") or 0)
-        if not isinstance(parts, (list, tuple)) or dims is None:
+        known, parts = self.structure.channels, node.args[0] if node.args else None
+        along = argument_of(node, 1, "dim", default=0)
+        if not isinstance(parts, (list, tuple)) or not isinstance(along, int):
             return None
-        nodes = [part for part in parts if isinstance(part, fx.Node)]
-        tracked = [part for part in nodes if part in self.found.channels]
-        if not tracked or len(nodes) != len(parts) or any(n not in self.shapes for n in nodes):
+        nodes = [part for part in parts if isinstance(part, fx.Node) and part in self.shapes]
+        tracked = [part for part in nodes if part in known]
+        if not tracked or len(nodes) != len(parts):
             return None
-        first, count = self.found.channels[tracked[0]], len(self.shapes[node])
-        if any(self.found.channels[part].dim != first.dim for part in tracked):
+        first, labels = known[tracked[0]], self.structure.labels
+        if any(known[part].dim != first.dim for part in tracked):
             return None
-        labels = self.found.labels
-        if dims[0] % count == first.dim:
-            made = []
+        if along % len(self.shapes[node]) == first.dim:
+            joined = []
             for part in nodes:
-                if part in self.found.channels:
-                    made.append(self.found.channels[part].labels)
+                if part not in known:
+                    joined.append(labels.new(self.shapes[part][first.dim]))
+                    labels.pin(joined[-1])
                 else:
-                    made.append(labels.new(self.shapes[part][first.dim]))
-                    labels.pin(made[-1])
-            return Channels(first.dim, torch.cat(made))
+                    joined.append(known[part].labels)
+            return Channels(first.dim, torch.cat(joined))
         if len(tracked) < len(nodes):
             return None
         for part in tracked[1:]:
-            labels.join(first.labels, self.found.channels[part].labels)
+            labels.join(first.labels, known[part].labels)
         return first
 
     def _size(self, node: fx.Node) -> None:
-        """Pin the channels whose number is read: what is made of it is not known."""
+        """Pin the channels whose number is read: the graph may use it in any way."""
         source = node.args[0]
-        if not isinstance(source, fx.Node) or source not in self.found.channels:
+        read = node.args[1] if node.target is getattr else node.target
+        if source not in self.structure.channels or read not in ("shape", "size"):
             return
-        whole = node.args[1] == "shape" if node.target is getattr else node.target == "size"
-        if not whole:  # its type, or its number of dimensions
-            return
-        dim, count = self.found.channels[source].dim, len(self.shapes[source])
-        asked = _argument(node, 1, "dim") if node.op == "call_method" else None
-        if asked is not None:
-            readers = [(node, asked)]
+        assert isinstance(source, fx.Node)
+        dims = range(len(self.shapes[source]))
+        index = argument_of(node, 1, "dim") if node.op == "call_method" else None
+        if index is not None:
+            readers = [(node, index)]
         else:
             readers = [
                 (user, user.args[1] if user.target is operator.getitem else None)
@@ -340,23 +356,21 @@ class _Finder:
             if not reader.users and reader.op != "output":
                 continue
             if isinstance(index, int):
-                read = {index % count}
-            elif isinstance(index, slice):
-                read = set(range(count)[index])
-            else:
-                read = {dim}
-            if dim in read:
+                index = slice(dims[index], dims[index] + 1)
+            seen = dims[index] if isinstance(index, slice) else dims
+            if self.structure.channels[source].dim in seen:
                 self._pin(source)
 
 
-def _name(node: fx.Node) -> str:
-    """What a method or function is called."""
-    return str(getattr(node.target, "__name__", node.target))
+def per_channel(value: Tensor, dim: int) -> Tensor:
+    """A tensor as (channels, everything else)."""
+    return value.movedim(dim, 0).reshape(value.shape[dim], -1)
 
 
-def _argument(node: fx.Node, index: int, name: str) -> Any:
-    """An argument by place or by name; None where it is not given."""
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name)
+def stated_sizes(node: fx.Node) -> tuple[Any, ...]:
+    """The sizes in the arguments of ``view`` or ``reshape``."""
+    sizes = node.args[1:]
+    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) else sizes
 
 
 def _integers(value: Any) -> tuple[int, ...] | None:

@@ -1,25 +1,30 @@
-"""Channels that say the same to every input, and what the next layers make of it.
+"""Channels with the same values for every input, folded into the biases of the next layers.
 
 A channel is constant where nothing that depends on the input reaches it: a row of W that is zero,
 or reads constant channels alone; what norms, activations and pooling make of a constant one. A run
-of the model then shows the constants themselves. They move into the next layer's bias where what
-that layer makes of them is the same in all places; where it pads with zeros, it is not: then one of
-them is kept, and speaks for all.
+of the model then shows the constants themselves. They move into the next layer's bias where their
+contribution to that layer is the same in all places; where it pads with zeros, it is not: then one
+of them stays and stands for all.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from atmc.exporters.check import random_input
-from atmc.exporters.compact.channels import LayerChannels, Structure
-from atmc.exporters.compact.labels import Channels
-from atmc.exporters.compact.layers import bias_of, blocks, groups
+from atmc.exporters.compact.channels import (
+    EXAMPLES,
+    Channels,
+    LayerChannels,
+    Structure,
+    per_channel,
+)
+from atmc.exporters.compact.layers import Layer, blocks
 from atmc.exporters.compact.operations import Kind, is_product
-from atmc.exporters.compact.trace import EXAMPLES
 
 _UNIFORM = 1e-9  # of the largest: the same, but for the order of sums in float64
 
@@ -28,7 +33,7 @@ _UNIFORM = 1e-9  # of the largest: the same, but for the order of sums in float6
 def fold_constants(
     module: fx.GraphModule, structure: Structure, input_shape: tuple[int, ...]
 ) -> bool:
-    """Let no layer read a constant channel where its bias can say the same, in place.
+    """Let no layer read a constant channel where its bias can replace it, in place.
 
     Args:
         module: the graph, in float64.
@@ -51,7 +56,7 @@ class _Sweep(fx.Interpreter):
         self.structure = structure
         self.changed = False
         self._known: dict[fx.Node, Tensor] = {}
-        self._speakers: set[int] = set()  # labels of channels that speak for others
+        self._representatives: set[int] = set()  # labels of channels that stand for others
         self._roots = structure.labels.roots()
 
     def run_node(self, n: fx.Node) -> Any:
@@ -63,135 +68,122 @@ class _Sweep(fx.Interpreter):
             self._fold(n)
         known = self._constant(n)  # before it runs, for it may write over what it reads
         value = super().run_node(n)
-        finite = _per_channel(value, channels.dim).isfinite().all(1)
-        self._known[n] = known & finite
+        self._known[n] = known & per_channel(value, channels.dim).isfinite().all(1)
         return value
 
     def _constant(self, node: fx.Node) -> Tensor:
         """Which channels of the result are constant: (channels,), boolean."""
-        structure = self.structure
-        kind, channels = structure.kinds[node], structure.channels[node]
+        kind, count = self.structure.kinds[node], len(self.structure.channels[node].labels)
         if kind is Kind.LAYER:
             return self._constant_rows(node)
-        known = [self._known[source] for source in node.all_input_nodes if source in self._known]
-        if kind is Kind.NORM:
-            weight = getattr(structure.norms[node][0], "weight", None)
-            return known[0] if weight is None else known[0] | (weight == 0)
         if kind is Kind.ELEMENTWISE:
             return self._constant_entries(node)
-        if kind is Kind.RESHAPE:
-            return known[0].repeat_interleave(len(channels.labels) // max(1, len(known[0])))
         if kind is Kind.JOIN:
             return self._constant_parts(node)
-        return known[0]
+        known = self._known[node.all_input_nodes[0]]
+        if kind is Kind.NORM:
+            weight = getattr(self.module.get_submodule(str(node.target)), "weight", None)
+            return known if weight is None else known | (weight == 0)
+        return known.repeat_interleave(count // max(1, len(known)))
 
     def _constant_rows(self, node: fx.Node) -> Tensor:
-        held = self.structure.layers[node]
-        read = blocks(held.layer).ne(0).any(-1)
-        if held.inputs is not None:
+        layer = self.structure.layers[node]
+        read = blocks(layer.layer).ne(0).any(-1)
+        if layer.inputs is not None:
             known = self._known[node.all_input_nodes[0]]
             read &= ~known.view(len(read), 1, -1)
         return ~read.any(-1).flatten()
 
     def _constant_entries(self, node: fx.Node) -> Tensor:
-        known: Tensor | None = None
-        zero: Tensor | None = None
-        others = False
-        for source in node.all_input_nodes:
-            if source not in self._known:
-                others |= source.op != "get_attr"
-                continue
-            mine = self._known[source]
-            value = _per_channel(self.env[source], self.structure.channels[source].dim)
-            nothing = mine & (value == 0).all(1)
-            known = mine if known is None else known & mine
-            zero = nothing if zero is None else zero | nothing
-        assert known is not None and zero is not None
-        if others:
+        sources = node.all_input_nodes
+        tracked = [source for source in sources if source in self._known]
+        known = torch.stack([self._known[source] for source in tracked]).all(0)
+        if any(source not in self._known and source.op != "get_attr" for source in sources):
             known = torch.zeros_like(known)
-        return known | zero if is_product(node) else known
+        if is_product(node):
+            for source in tracked:
+                dim = self.structure.channels[source].dim
+                zero = (per_channel(self.env[source], dim) == 0).all(1)
+                known = known | (self._known[source] & zero)
+        return known
 
     def _constant_parts(self, node: fx.Node) -> Tensor:
         """Of tensors one after the other, or side by side."""
-        channels = self.structure.channels[node]
-        parts = node.args[0]
-        assert isinstance(parts, (list, tuple))
+        channels, parts = self.structure.channels[node], cast(Sequence[fx.Node], node.args[0])
         known = []
         for part in parts:
-            assert isinstance(part, fx.Node)
-            if part in self._known:
-                known.append(self._known[part])
-            else:
-                known.append(torch.zeros(self.env[part].shape[channels.dim], dtype=torch.bool))
+            unknown = torch.zeros(self.env[part].shape[channels.dim], dtype=torch.bool)
+            known.append(self._known.get(part, unknown))
         if sum(map(len, known)) == len(channels.labels):
             return torch.cat(known)
         return torch.stack(known).all(0)
 
     def _fold(self, node: fx.Node) -> None:
-        """Move what a layer makes of constant channels into its bias."""
-        held = self.structure.layers[node]
-        if held.inputs is None:
+        """Move the contribution of constant channels to a layer into its bias."""
+        layer = self.structure.layers[node]
+        if layer.inputs is None:
             return
         source = node.all_input_nodes[0]
-        x, known = self.env[source], self._known[source]
-        weight = blocks(held.layer)
-        read = weight.ne(0).any(3).any(1).flatten()
-        known = known & read
-        value = _per_channel(x, held.inputs.dim)
+        x, weight = self.env[source], blocks(layer.layer)
+        known = self._known[source] & weight.ne(0).any(3).any(1).flatten()
+        value = per_channel(x, layer.inputs.dim)
         spread = value.amax(1) - value.amin(1)
         uniform = known & (spread <= _UNIFORM * value.abs().amax(1))
         for folded in (known, uniform):
             if not bool(folded.any()):
                 return
-            said = self._said(held, x, folded)
-            if said is not None:
-                bias_of(held.layer).add_(said)
+            contribution = _contribution(layer, x, folded)
+            if contribution is not None:
+                _add_to_bias(layer.layer, contribution)
                 _drop(weight, folded)
                 self.changed = True
                 return
-        silent = uniform & (value == 0).all(1)
-        if bool(silent.any()):
-            _drop(weight, silent)
+        zero = uniform & (value == 0).all(1)
+        if bool(zero.any()):
+            _drop(weight, zero)
             self.changed = True
-        if groups(held.layer) == 1:
-            self._merge(held.inputs, weight, uniform & ~silent, value[:, 0])
-
-    def _said(self, held: LayerChannels, x: Tensor, folded: Tensor) -> Tensor | None:
-        """What a layer makes of some channels, for each output; None: not the same everywhere."""
-        assert held.inputs is not None
-        layer, shape = held.layer, [1] * x.dim()
-        shape[held.inputs.dim] = len(folded)
-        alone = torch.where(folded.view(shape), x, torch.zeros_like(x))
-        said = _per_channel(layer(alone), held.outputs.dim)
-        if layer.bias is not None:
-            said = said - layer.bias[:, None]
-        spread = (said.amax(1) - said.amin(1)).max()
-        same = bool(spread <= _UNIFORM * alone.abs().max() * layer.weight.abs().max())
-        return said.mean(1) if same else None
+        if len(weight) == 1:
+            self._merge(layer.inputs, weight, uniform & ~zero, value[:, 0])
 
     def _merge(self, inputs: Channels, weight: Tensor, merged: Tensor, value: Tensor) -> None:
-        """Let one channel speak for all constant ones: they differ by a factor alone."""
+        """Let one channel stand for all constant ones: they differ by a factor alone."""
         if int(merged.sum()) < 2:
             return
         labels = self._roots[inputs.labels]
         size = value.abs() * merged
-        # If one that speaks already will do, the others may be read by nobody else.
-        speaks = torch.tensor([int(label) in self._speakers for label in labels])
-        again = size * speaks
-        speaker = int((again if bool(again.max() > 0.1 * size.max()) else size).argmax())
-        self._speakers.add(int(labels[speaker]))
-        factors = torch.where(merged, value / value[speaker], torch.zeros_like(value))
-        spoken = (weight * factors.view(1, 1, -1, 1)).sum(2)
+        # Where one that stands for others already will do, these may be read by nobody else.
+        before = torch.tensor([int(label) in self._representatives for label in labels])
+        again = size * before
+        chosen = int((again if bool(again.max() > 0.1 * size.max()) else size).argmax())
+        self._representatives.add(int(labels[chosen]))
+        factors = torch.where(merged, value / value[chosen], torch.zeros_like(value))
+        combined = (weight * factors.view(1, 1, -1, 1)).sum(2)
         _drop(weight, merged)
-        weight[:, :, speaker] = spoken
+        weight[:, :, chosen] = combined
         self.changed = True
 
 
-def _per_channel(value: Tensor, dim: int) -> Tensor:
-    """A tensor as (channels, everything else)."""
-    return value.movedim(dim, 0).flatten(1)
+def _contribution(channels: LayerChannels, x: Tensor, folded: Tensor) -> Tensor | None:
+    """Of some channels of ``x`` to each output of a layer; None where it differs between places."""
+    assert channels.inputs is not None
+    layer, shape = channels.layer, [1] * x.dim()
+    shape[channels.inputs.dim] = len(folded)
+    alone = torch.where(folded.view(shape), x, torch.zeros_like(x))
+    result = per_channel(layer(alone), channels.outputs.dim)
+    if layer.bias is not None:
+        result = result - layer.bias[:, None]
+    spread = (result.amax(1) - result.amin(1)).max()
+    uniform = bool(spread <= _UNIFORM * alone.abs().max() * layer.weight.abs().max())
+    return result.mean(1) if uniform else None
+
+
+def _add_to_bias(layer: Layer, values: Tensor) -> None:
+    if layer.bias is None:
+        layer.bias = nn.Parameter(values, requires_grad=False)
+    else:
+        layer.bias.add_(values)
 
 
 def _drop(weight: Tensor, columns: Tensor) -> None:
-    """Zero the columns of some inputs; ``weight`` as :func:`layers.blocks` gives it."""
+    """Zero the columns of some inputs; ``weight`` as :func:`layers.blocks` returns it."""
     weight.masked_fill_(columns.view(len(weight), 1, -1, 1), 0)

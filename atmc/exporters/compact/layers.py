@@ -1,8 +1,8 @@
-"""Convolutions and linear layers as matrices, one a group, and the parts of them that stay."""
+"""Convolutions and linear layers as matrices, one a group, and changes of their sizes."""
 
 from __future__ import annotations
 
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,57 +15,52 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 
-def groups(layer: Layer) -> int:
-    """The number of groups; 1 for a linear layer."""
-    return 1 if isinstance(layer, nn.Linear) else layer.groups
-
-
-def outputs(layer: Layer) -> int:
-    """The number of output channels or units."""
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-
-
 def blocks(layer: Layer) -> Tensor:
     """The weight as a view of shape (groups, rows, columns, taps); rows are a group's outputs."""
-    weight, count = layer.weight, groups(layer)
-    if isinstance(layer, TRANSPOSED):  # stores inputs first
-        inputs, rows = weight.shape[:2]
-        return weight.view(count, inputs // count, rows, -1).transpose(1, 2)
-    return weight.view(count, weight.shape[0] // count, weight.shape[1], -1)
-
-
-def bias_of(layer: Layer) -> nn.Parameter:
-    """The bias of a layer, which gets one of zeros if it has none."""
-    if layer.bias is None:
-        layer.bias = nn.Parameter(layer.weight.new_zeros(outputs(layer)), requires_grad=False)
-    return cast(nn.Parameter, layer.bias)
+    weight = layer.weight
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    matrices = weight.view(groups, len(weight) // groups, weight.shape[1], -1)
+    return matrices.transpose(1, 2) if isinstance(layer, TRANSPOSED) else matrices
 
 
 @torch.no_grad()
-def shrink(layer: Layer, rows: Tensor, columns: Tensor | None) -> None:
-    """Leave some outputs and inputs of a layer, in place.
+def replace_weight(layer: Layer, weight: Tensor, bias: Tensor | None, groups: int = 1) -> None:
+    """Give a layer another weight and bias, and the sizes that follow from them, in place.
 
     Args:
-        layer: with several groups, these stay or go whole.
+        layer: it.
+        weight: in the layout of the layer.
+        bias: (outputs,); None for none.
+        groups: of a convolution.
+    """
+    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    first, second = weight.shape[0], groups * weight.shape[1]
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = first, second
+        return
+    layer.groups = groups
+    if isinstance(layer, TRANSPOSED):  # stores inputs first
+        layer.in_channels, layer.out_channels = first, second
+    else:
+        layer.out_channels, layer.in_channels = first, second
+
+
+def shrink(layer: Layer, rows: Tensor, columns: Tensor | None) -> None:
+    """Keep some outputs and inputs of a layer, in place.
+
+    Args:
+        layer: the groups of a grouped one stay or go whole.
         rows: (outputs,), boolean.
         columns: (inputs,), boolean; None: all.
     """
-    held, count = blocks(layer), groups(layer)
-    if count > 1:
-        kept = held[rows.view(count, -1).all(1)]
+    weight = blocks(layer)
+    if len(weight) > 1:
+        weight = weight[rows.view(len(weight), -1).all(1)]
     else:
-        kept = held[:, rows] if columns is None else held[:, rows][:, :, columns]
-    left, height, width, _ = kept.shape
-    kernel = layer.weight.shape[2:]
+        weight = weight[:, rows] if columns is None else weight[:, rows][:, :, columns]
     if isinstance(layer, TRANSPOSED):
-        weight = kept.transpose(1, 2).reshape(left * width, height, *kernel)
-    else:
-        weight = kept.reshape(left * height, width, *kernel)
-    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias[rows], requires_grad=False)
-    if isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = height, width
-    else:
-        layer.out_channels, layer.in_channels = left * height, left * width
-        layer.groups = left
+        weight = weight.transpose(1, 2)
+    stored = weight.reshape(-1, weight.shape[2], *layer.weight.shape[2:])
+    bias = None if layer.bias is None else layer.bias[rows]
+    replace_weight(layer, stored, bias, len(weight))

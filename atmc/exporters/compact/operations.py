@@ -1,4 +1,4 @@
-"""What the operations of a graph do with channels: the few kinds that are understood.
+"""How the operations of a graph treat channels: the few kinds that are understood.
 
 A type or function that is not listed here is not understood, and every channel that it touches
 stays. A subclass may do anything, so types are compared exactly.
@@ -26,9 +26,7 @@ class Kind(Enum):
     ELEMENTWISE = auto()  # each by itself; of several tensors, those in the same place
     POOL = auto()  # each by itself, over places
     REDUCE = auto()  # each by itself, over whole dimensions
-    RESHAPE = auto()  # each with its places
-    PERMUTE = auto()
-    INDEX = auto()
+    MOVE = auto()  # each with its places: another shape or order
     JOIN = auto()  # one after the other: torch.cat
     SIZE = auto()  # gives no tensor
 
@@ -51,7 +49,7 @@ _MODULES: dict[type[nn.Module], Kind] = {
     **dict.fromkeys(_NORMS, Kind.NORM),
     **dict.fromkeys(_ACTIVATIONS, Kind.ELEMENTWISE),
     **dict.fromkeys(_POOLS, Kind.POOL),
-    nn.Flatten: Kind.RESHAPE,
+    nn.Flatten: Kind.MOVE,
 }
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "iadd", "isub", "imul", "itruediv", "neg", "pow")
 _ELEMENTWISE = (
@@ -70,38 +68,33 @@ _POOLING = tuple(
     for kind in ("max", "avg")
     for dimensions in (1, 2, 3)
 )
-_RESHAPES = ("flatten", "reshape", "squeeze", "unsqueeze")
+_MOVES = ("flatten", "reshape", "squeeze", "unsqueeze", "transpose", "permute")
 _REDUCTIONS = ("mean", "sum", "amax", "amin")
 _FUNCTIONS: dict[Callable[..., Any], Kind] = {
     **{getattr(operator, name): Kind.ELEMENTWISE for name in _ARITHMETIC},
     **{getattr(torch, name): Kind.ELEMENTWISE for name in _ELEMENTWISE},
     **{getattr(F, name): Kind.ELEMENTWISE for name in _FUNCTIONAL},
     **{getattr(F, name): Kind.POOL for name in _POOLING},
-    **{getattr(torch, name): Kind.RESHAPE for name in _RESHAPES},
+    **{getattr(torch, name): Kind.MOVE for name in _MOVES},
     **{getattr(torch, name): Kind.REDUCE for name in _REDUCTIONS},
-    **dict.fromkeys((torch.transpose, torch.permute), Kind.PERMUTE),
     **dict.fromkeys((torch.cat, torch.concat), Kind.JOIN),
-    operator.getitem: Kind.INDEX,
+    operator.getitem: Kind.MOVE,
 }
+_IN_PLACE = ("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "tanh_")
 _METHODS: dict[str, Kind] = {
-    **dict.fromkeys(_ELEMENTWISE, Kind.ELEMENTWISE),
-    **dict.fromkeys(("contiguous", "detach"), Kind.ELEMENTWISE),
-    **{f"{n}_": Kind.ELEMENTWISE for n in ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh")},
-    **dict.fromkeys((*_RESHAPES, "view"), Kind.RESHAPE),
+    **dict.fromkeys((*_ELEMENTWISE, *_IN_PLACE, "contiguous", "detach"), Kind.ELEMENTWISE),
+    **dict.fromkeys((*_MOVES, "view"), Kind.MOVE),
     **dict.fromkeys(_REDUCTIONS, Kind.REDUCE),
-    **dict.fromkeys(("transpose", "permute"), Kind.PERMUTE),
     **dict.fromkeys(("size", "dim", "ndimension"), Kind.SIZE),
 }
 _ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 
 
-def kind_of(node: fx.Node, module: fx.GraphModule) -> Kind | None:
-    """What a node of a graph does with channels; None where that is not understood."""
+def kind_of(node: fx.Node, module: nn.Module) -> Kind | None:
+    """How a node of a graph treats channels; None where that is not understood."""
     if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
-        hooked = called._forward_hooks or called._forward_pre_hooks
-        return None if hooked else _kind_of_module(called)
+        return _kind_of_module(module.get_submodule(str(node.target)))
     if node.op == "call_method":
         return _METHODS.get(str(node.target))
     if node.op != "call_function":
@@ -110,14 +103,15 @@ def kind_of(node: fx.Node, module: fx.GraphModule) -> Kind | None:
         return Kind.SIZE if node.args[1] in _ATTRIBUTES else None
     if node.kwargs.get("return_indices"):
         return None
-    if "dropout" in getattr(node.target, "__name__", ""):
-        trained = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-        return None if trained else Kind.ELEMENTWISE
+    if "dropout" in name_of(node) and argument_of(node, 2, "training", default=True):
+        return None
     return _FUNCTIONS.get(node.target)  # type: ignore[arg-type]
 
 
 def _kind_of_module(called: nn.Module) -> Kind | None:
     kind = _MODULES.get(type(called))
+    if called._forward_hooks or called._forward_pre_hooks:
+        return None
     if kind is Kind.NORM and getattr(called, "running_mean", None) is None:
         return None  # it takes the statistics of the batch
     if kind is Kind.POOL and getattr(called, "return_indices", False):
@@ -130,12 +124,20 @@ def is_product(node: fx.Node) -> bool:
     return node.target in _PRODUCTS
 
 
-def places(node: fx.Node, module: fx.GraphModule) -> tuple[int, ...]:
+def places(node: fx.Node, module: nn.Module) -> tuple[int, ...]:
     """Over how many dimensions behind the channels a layer, norm or pool may run."""
-    if node.op == "call_module":
-        name = type(module.get_submodule(str(node.target))).__name__
-    else:
-        name = str(getattr(node.target, "__name__", ""))
+    called = node.op == "call_module"
+    name = type(module.get_submodule(str(node.target))).__name__ if called else name_of(node)
     if name == "BatchNorm1d":
         return 0, 1
     return (int(name[-2]),) if name[-2:] in ("1d", "2d", "3d") else ()
+
+
+def name_of(node: fx.Node) -> str:
+    """The name of a method or function."""
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def argument_of(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+    """An argument by its place or name."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)

@@ -585,7 +585,7 @@ def test_a_model_that_cannot_be_traced() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ExportError, match=r"cannot trace it .*: export it without compacted=True$"):
+    with pytest.raises(ExportError, match=r"cannot trace it .*: export it without compact=True$"):
         compact(Branching(), (3,))
 
 
@@ -601,7 +601,7 @@ def test_a_model_that_reads_what_it_has_changed() -> None:
             out: Tensor = self.two(x + y)
             return out
 
-    with pytest.raises(ExportError, match="changed in place: export it without compacted=True"):
+    with pytest.raises(ExportError, match="changed in place: export it without compact=True"):
         compact(lively(InPlace()), (3,))
 
 

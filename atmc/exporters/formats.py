@@ -1,0 +1,98 @@
+"""The registry of export formats: a module adds one by the decorator :func:`register`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from atmc.errors import SettingsError
+from atmc.extras import require
+from atmc.messages import argument
+
+Runner = Callable[[Tensor], Tensor]
+Writer = Callable[[nn.Module, tuple[int, ...], dict[str, str]], bytes]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        name: as the argument ``format`` takes it.
+        suffix: the ending of its files, with the dot.
+        title: its name in messages; an "s" makes it several.
+        write: returns the bytes of a file from the model, plain and in eval mode, the shape of one
+            input, and the metadata.
+        load: returns what runs a file, (n, *input_shape) to outputs, from its bytes and the model
+            that was written.
+        packages: that it needs, of the extra with its name.
+        timed: whether the latency of its files is measured.
+    """
+
+    name: str
+    suffix: str
+    title: str
+    write: Writer
+    load: Callable[[bytes, nn.Module], Runner]
+    packages: tuple[str, ...] = ()
+    timed: bool = False
+
+    def require(self) -> None:
+        """Check that the packages are installed.
+
+        Raises:
+            MissingExtraError: one is not.
+        """
+        article = "an" if self.title[0] in "AEIOUaeiou" else "a"
+        for package in self.packages:
+            require(package, self.name, f"{article} {self.title}")
+
+
+FORMATS: dict[str, Format] = {}
+
+
+def register(
+    name: str,
+    suffix: str,
+    title: str,
+    load: Callable[[bytes, nn.Module], Runner],
+    *,
+    packages: tuple[str, ...] = (),
+    timed: bool = False,
+) -> Callable[[Writer], Writer]:
+    """Make the function that it decorates the writer of a format; see :class:`Format`."""
+
+    def decorate(write: Writer) -> Writer:
+        FORMATS[name] = Format(name, suffix, title, write, load, packages, timed)
+        return write
+
+    return decorate
+
+
+def names() -> tuple[str, ...]:
+    """The names of all formats, in alphabetical order."""
+    return tuple(sorted(FORMATS))
+
+
+def endings() -> str:
+    """The endings of all formats, for a message."""
+    return ", ".join(FORMATS[name].suffix for name in names())
+
+
+def get(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if name not in FORMATS:
+        raise SettingsError(f"there is no format {name!r}: give one of {', '.join(names())}")
+    return FORMATS[name]
+
+
+def other_formats(name: str) -> str:
+    """The advice to use any format but one, for a message."""
+    others = " or ".join(other for other in names() if other != name)
+    return f"give another {argument('format')}: {others}"
