@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,9 +22,8 @@ _LEAST, _MOST = 10, 200  # repetitions of each
 _SECONDS = 3.0  # after which the least number is enough
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The cost of one model.
+class Cost(NamedTuple):
+    """The cost of one example.
 
     Attributes:
         parameters: entries of all parameters, zeros included; a tied one counts once.
@@ -37,12 +36,7 @@ class Cost:
 
 
 def count(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
-    """Count the cost of one example, on a forward pass.
-
-    Args:
-        model: plain, in eval mode.
-        input_shape: of one input.
-    """
+    """Count the cost of one example, on a forward pass of a model in eval mode."""
     # nn.Bilinear's product is in no torch's table.
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten._trilinear: _trilinear_operations}
@@ -90,10 +84,6 @@ def latencies(runners: Sequence[Runner], input_shape: tuple[int, ...]) -> list[f
     """The median time of a batch of one, in milliseconds, of each runner.
 
     They take turns, so that the load of the machine is shared among them.
-
-    Args:
-        runners: of exported files.
-        input_shape: of one input.
     """
     x = torch.rand(1, *input_shape)
     for runner in runners:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,10 +24,9 @@ class Format:
         name: as the argument ``format`` takes it.
         suffix: the ending of its files, with the dot.
         title: its name in messages; an "s" makes it several.
-        write: returns the bytes of a file from the model, plain and in eval mode, the shape of one
-            input, and the metadata.
-        load: returns what runs a file, (n, *input_shape) to outputs, from its bytes and the model
-            that was written.
+        write: the model, plain and in eval mode, the shape of one input, and metadata to the bytes
+            of a file.
+        load: the bytes of a file, and the model that was written, to what runs it.
         packages: that it needs, of the extra with its name.
         timed: whether the latency of its files is measured.
     """
@@ -53,19 +53,11 @@ class Format:
 FORMATS: dict[str, Format] = {}
 
 
-def register(
-    name: str,
-    suffix: str,
-    title: str,
-    load: Callable[[bytes, nn.Module], Runner],
-    *,
-    packages: tuple[str, ...] = (),
-    timed: bool = False,
-) -> Callable[[Writer], Writer]:
+def register(name: str, suffix: str, title: str, **traits: Any) -> Callable[[Writer], Writer]:
     """Make the function that it decorates the writer of a format; see :class:`Format`."""
 
     def decorate(write: Writer) -> Writer:
-        FORMATS[name] = Format(name, suffix, title, write, load, packages, timed)
+        FORMATS[name] = Format(name, suffix, title, write, **traits)
         return write
 
     return decorate

@@ -49,7 +49,7 @@ def load_onnx(data: bytes, _: nn.Module | None = None) -> Runner:
     "onnx",
     ".onnx",
     "ONNX file",
-    load_onnx,
+    load=load_onnx,
     packages=("onnx", "onnxscript", "onnxruntime"),
     timed=True,
 )
@@ -57,11 +57,6 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], meta: dict[str, str]
     """The bytes of an ONNX file with all weights in it.
 
     Its input is called ``input``, (batch, *input_shape), and its output ``logits``.
-
-    Args:
-        model: plain, in eval mode.
-        input_shape: of one input.
-        meta: the metadata of the file.
 
     Raises:
         ExportError: the model cannot be exported, or is of 2 GB or more.

@@ -19,7 +19,7 @@ def load_tensors(data: bytes, model: nn.Module) -> Runner:
     return partial(outputs, loaded)
 
 
-@register("safetensors", ".safetensors", "safetensors file", load_tensors)
+@register("safetensors", ".safetensors", "safetensors file", load=load_tensors)
 def to_safetensors(model: nn.Module, _: tuple[int, ...], meta: dict[str, str]) -> bytes:
     """The bytes of a safetensors file: the model's state dict, every tensor in full.
 

@@ -13,11 +13,7 @@ from atmc.messages import argument
 
 
 def trace_program(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    """The program of a model, for inputs of shape (n, *input_shape) with any n.
-
-    Args:
-        model: plain, in eval mode.
-        input_shape: of one input.
+    """The program of a model in eval mode, for inputs of shape (n, *input_shape) with any n.
 
     Raises:
         ExportError: the model takes no such inputs, or torch cannot export it.
@@ -54,7 +50,7 @@ def load_program(data: bytes, _: nn.Module | None = None) -> Runner:
     return run
 
 
-@register("torch-export", ".pt2", "torch.export program", load_program)
+@register("torch-export", ".pt2", "torch.export program", load=load_program)
 def to_program(model: nn.Module, input_shape: tuple[int, ...], _: dict[str, str]) -> bytes:
     """The bytes of a .pt2 file, which holds no metadata; see :func:`trace_program`."""
     program = trace_program(model, input_shape)

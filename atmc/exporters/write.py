@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from atmc.exporters import formats
 from atmc.exporters.check import largest_difference
 from atmc.exporters.compact import compaction
 from atmc.exporters.cost import count, latencies
-from atmc.exporters.formats import FORMATS, Format, Runner
+from atmc.exporters.formats import Format, Runner
 from atmc.files import write
 from atmc.messages import argument
 from atmc.models.sources import Model, is_own
@@ -154,11 +154,11 @@ def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> 
         except ExportError as error:  # the whole model may hold what cannot be exported
             reason = str(error)
     else:
-        timed = [f"{each.title}s" for each in FORMATS.values() if each.timed]
+        timed = [f"{each.title}s" for each in formats.FORMATS.values() if each.timed]
         reason = f"{' and '.join(timed)} alone are timed"
     sides = {"before": before, "after": after}
     costs: dict[str, Any] = {
-        side: asdict(count(model, shape)) | {"latency_ms": time}
+        side: count(model, shape)._asdict() | {"latency_ms": time}
         for (side, model), time in zip(sides.items(), times, strict=True)
     }
     return costs | {"latency_error": reason}
@@ -221,12 +221,6 @@ def export(
     return write_model(source, target, format, compact=compact, overwrite=overwrite)
 
 
-def format_of(path: Path) -> str | None:
-    """The format that the ending of a file's name stands for; None where it is none."""
-    matches = (name for name, each in FORMATS.items() if each.suffix == path.suffix.lower())
-    return next(matches, None)
-
-
 def _target(path: Path, output: Path | None, format: str | None) -> tuple[str, Path]:
     """The format and the file of an export.
 
@@ -237,21 +231,21 @@ def _target(path: Path, output: Path | None, format: str | None) -> tuple[str, P
     if output is None:
         format = format or "onnx"
         output = path.with_suffix(formats.get(format).suffix)
-    ending = format_of(output)
-    if format is None and ending is None:
+    endings = {each.suffix: name for name, each in formats.FORMATS.items()}
+    ending = endings.get(output.suffix.lower())
+    chosen = format or ending
+    if chosen is None:
         raise SettingsError(
             f"{output} has no ending that tells its format: give {argument('format')}, or end it "
             f"in {formats.endings()}"
         )
-    if format is not None and ending not in (None, format):
+    if ending not in (None, chosen):
         raise SettingsError(
             f"{output} ends as {ending} does: leave out {argument('format', format)}, or end it in "
-            f"{formats.get(format).suffix}"
+            f"{formats.get(chosen).suffix}"
         )
     if output.resolve() == path.resolve():
         raise SettingsError(
             f"{output} is what is to be exported: give another {argument('output')}"
         )
-    chosen = format or ending
-    assert chosen is not None
     return chosen, output

@@ -142,6 +142,18 @@ def test_a_file_that_came_meanwhile_stays(
     assert path.read_bytes() == b"mine"
 
 
+def test_endings(tmp_path: Path) -> None:
+    path = tmp_path / "a.atmc"
+    save(factorize(models.create("digits-cnn")), path, meta={"model": "digits-cnn"})
+    for name, kind in FORMATS.items():
+        pytest.importorskip("onnxscript" if name == "onnx" else "torch")
+        for suffix in (kind.suffix, kind.suffix.upper()):
+            assert export(path, tmp_path / f"{name}{suffix}")["format"] == name
+    for output in ("a.pth", "onnx"):
+        with pytest.raises(SettingsError, match="no ending that tells its format: give format, or"):
+            export(path, tmp_path / output)
+
+
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(ExportError, match="a exists: give another output, or overwrite=True"):
@@ -157,12 +169,11 @@ def test_a_format_is_added_in_one_place(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "FORMATS", dict(FORMATS))
-    monkeypatch.setattr("atmc.exporters.write.FORMATS", formats.FORMATS)
 
     def load_pickle(data: bytes, model: nn.Module) -> Runner:
         return copy.deepcopy(model).requires_grad_(False)
 
-    @formats.register("state", ".bin", "state dict", load_pickle, packages=("torch",))
+    @formats.register("state", ".bin", "state dict", load=load_pickle, packages=("torch",))
     def to_pickle(model: nn.Module, shape: tuple[int, ...], meta: dict[str, str]) -> bytes:
         return f"{shape} {meta['model']}".encode()
 

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from atmc.errors import ExportError
 from atmc.exporters.compact import compact
 from atmc.exporters.cost import latencies
-from atmc.exporters.formats import FORMATS
 from atmc.exporters.onnx import load_onnx, to_onnx
 from atmc.exporters.safetensors import load_tensors, to_safetensors
 from atmc.exporters.torch_export import load_program, to_program, trace_program
-from atmc.exporters.write import format_of
 
 from .export_builders import emptied, lively
 
@@ -62,14 +60,6 @@ def small(net: nn.Module) -> nn.Module:
 def onnx_file(net: nn.Module) -> bytes:
     pytest.importorskip("onnxscript")
     return to_onnx(net, SHAPE, {"model": "net"})
-
-
-def test_endings() -> None:
-    for name, kind in FORMATS.items():
-        assert (
-            format_of(Path(f"a{kind.suffix}")) == format_of(Path(f"a{kind.suffix.upper()}")) == name
-        )
-    assert format_of(Path("a.pth")) is format_of(Path("onnx")) is None
 
 
 @torch.no_grad()

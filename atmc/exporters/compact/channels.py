@@ -8,9 +8,8 @@ pinned label stays: the outputs', and those that meet an operation that is not u
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,8 +26,7 @@ from atmc.exporters.compact.trace import advice, used_once
 EXAMPLES = 2  # of the batch that tells shapes; 1 could be taken for a dimension to broadcast
 
 
-@dataclass(frozen=True)
-class Channels:
+class Channels(NamedTuple):
     """The channels of a tensor.
 
     Attributes:
@@ -73,24 +71,20 @@ class Labels:
         return torch.cat(self._pinned)
 
 
-@dataclass(frozen=True)
-class LayerChannels:
-    """A layer that may shrink.
-
-    Attributes:
-        layer: it.
-        inputs: None where they are not tracked, and all stay.
-        outputs: new ones.
-    """
+class LayerChannels(NamedTuple):
+    """A layer that may shrink; its inputs are None where they are not tracked, and all stay."""
 
     layer: Layer
     inputs: Channels | None
     outputs: Channels
 
 
-@dataclass
-class Structure:
-    """The channels of a graph.
+class Structure(fx.Interpreter):
+    """The channels of a graph, which is run on a batch of two to follow them.
+
+    Args:
+        module: the graph.
+        input_shape: of one input.
 
     Attributes:
         labels: of all tensors.
@@ -99,42 +93,21 @@ class Structure:
         layers: those that may shrink, by node.
         constants: parameters and buffers with an entry a channel, by node.
         sizes: of the results of reshapes whose arguments state the number of channels, by node.
-    """
-
-    labels: Labels = field(default_factory=Labels)
-    kinds: dict[fx.Node, Kind] = field(default_factory=dict)
-    channels: dict[fx.Node, Channels] = field(default_factory=dict)
-    layers: dict[fx.Node, LayerChannels] = field(default_factory=dict)
-    constants: dict[fx.Node, Channels] = field(default_factory=dict)
-    sizes: dict[fx.Node, Channels] = field(default_factory=dict)
-
-
-def find_channels(module: fx.GraphModule, input_shape: tuple[int, ...]) -> Structure:
-    """Follow the channels through a graph, which is run on a batch of two.
-
-    Args:
-        module: the graph.
-        input_shape: of one input.
 
     Raises:
         ExportError: the model does not run, or reads what it has since changed in place.
     """
-    finder = _Finder(module)
-    x = random_input(module, input_shape, EXAMPLES)
-    finder.problem = f"the model cannot be compacted, as it does not run in {x.dtype}"
-    finder.run(x)
-    return finder.structure
 
-
-class _Finder(fx.Interpreter):
-    """Runs a graph, and labels the result of each operation."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
         super().__init__(module)
         self.extra_traceback = False  # it would be added to the messages
-        self.problem = ""
-        self.structure = Structure()
-        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.labels = Labels()
+        self.kinds: dict[fx.Node, Kind] = {}
+        self.channels: dict[fx.Node, Channels] = {}
+        self.layers: dict[fx.Node, LayerChannels] = {}
+        self.constants: dict[fx.Node, Channels] = {}
+        self.sizes: dict[fx.Node, Channels] = {}
+        self._shapes: dict[fx.Node, torch.Size] = {}
         self._versions: dict[fx.Node, int] = {}
         self._unshared = used_once(module)
         self._rules: dict[Kind | None, Callable[[fx.Node], Channels | None]] = {
@@ -146,6 +119,7 @@ class _Finder(fx.Interpreter):
             Kind.MOVE: self._move,
             Kind.JOIN: self._join,
         }
+        self.run(random_input(module, input_shape, EXAMPLES))
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one operation, unless an operation has changed a tensor that it reads."""
@@ -156,10 +130,12 @@ class _Finder(fx.Interpreter):
                     f"the model cannot be compacted, as {n.name} reads what an operation has "
                     f"changed in place: {advice()}"
                 )
-        with failing_as(self.problem, advice()):
+        with failing_as(
+            "the model cannot be compacted, as it does not run in torch.float64", advice()
+        ):
             value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.shapes[n], self._versions[n] = value.shape, value._version
+            self._shapes[n], self._versions[n] = value.shape, value._version
         self._label(n)
         return value
 
@@ -174,41 +150,41 @@ class _Finder(fx.Interpreter):
             for source in node.all_input_nodes:
                 self._pin(source)
         else:
-            self.structure.kinds[node] = kind
-            self.structure.channels[node] = channels
+            self.kinds[node] = kind
+            self.channels[node] = channels
 
     def _pin(self, node: fx.Node) -> None:
-        channels = self.structure.channels.get(node)
+        channels = self.channels.get(node)
         if channels is not None:
-            self.structure.labels.pin(channels.labels)
+            self.labels.pin(channels.labels)
 
     def _source(self, node: fx.Node) -> tuple[Channels, torch.Size] | None:
         """Channels and shape of an operation's first argument, where it alone is a tensor."""
         first = node.args[0] if node.args else None
-        tensors = [source for source in node.all_input_nodes if source in self.shapes]
-        if tensors != [first] or first not in self.structure.channels or node not in self.shapes:
+        tensors = [source for source in node.all_input_nodes if source in self._shapes]
+        if tensors != [first] or first not in self.channels or node not in self._shapes:
             return None
         assert isinstance(first, fx.Node)
-        return self.structure.channels[first], self.shapes[first]
+        return self.channels[first], self._shapes[first]
 
     # ---- one rule a kind: the channels of the result, or None where they are not understood
 
     def _layer(self, node: fx.Node) -> Channels | None:
         source = node.args[0] if len(node.args) == 1 else None
-        if str(node.target) not in self._unshared or source not in self.shapes:
+        if str(node.target) not in self._unshared or source not in self._shapes:
             return None
         assert isinstance(source, fx.Node)
         layer = cast(Layer, self.module.get_submodule(str(node.target)))
-        dimensions = len(self.shapes[source])
+        dimensions = len(self._shapes[source])
         if isinstance(layer, torch.nn.Linear):
             dim = dimensions - 1
         elif dimensions - 2 in places(node, self.module):
             dim = 1
         else:
             return None
-        labels, (groups, rows) = self.structure.labels, blocks(layer).shape[:2]
+        labels, (groups, rows) = self.labels, blocks(layer).shape[:2]
         written = Channels(dim, labels.new(groups * rows))
-        read = self.structure.channels.get(source)
+        read = self.channels.get(source)
         if read is not None and read.dim != dim:
             self._pin(source)
             read = None
@@ -220,7 +196,7 @@ class _Finder(fx.Interpreter):
                 for channels in (written, read):
                     part = channels.labels.view(groups, -1)
                     labels.join(part, first.expand_as(part))
-        self.structure.layers[node] = LayerChannels(layer, read, written)
+        self.layers[node] = LayerChannels(layer, read, written)
         return written
 
     def _norm(self, node: fx.Node) -> Channels | None:
@@ -235,13 +211,13 @@ class _Finder(fx.Interpreter):
         return channels if fits else None
 
     def _elementwise(self, node: fx.Node) -> Channels | None:
-        if node not in self.shapes:
+        if node not in self._shapes:
             return None
-        known, shape = self.structure.channels, self.shapes[node]
-        tensors = [source for source in node.all_input_nodes if source in self.shapes]
+        known, shape = self.channels, self._shapes[node]
+        tensors = [source for source in node.all_input_nodes if source in self._shapes]
         tracked = [source for source in tensors if source in known]
         # Dimensions count from the end, as shapes are matched.
-        dims = {known[source].dim - len(self.shapes[source]) for source in tracked}
+        dims = {known[source].dim - len(self._shapes[source]) for source in tracked}
         sizes = {len(known[source].labels) for source in tracked}
         if len(dims) != 1 or sizes != {shape[min(dims)]}:
             return None
@@ -249,7 +225,7 @@ class _Finder(fx.Interpreter):
         channels = Channels(dim + len(shape), known[tracked[0]].labels)
         constants = {}
         for source in tensors:
-            theirs = self.shapes[source]
+            theirs = self._shapes[source]
             if source in known or len(theirs) < -dim or theirs[dim] == 1:
                 continue
             unshared = source.op == "get_attr" and str(source.target) in self._unshared
@@ -257,8 +233,8 @@ class _Finder(fx.Interpreter):
                 return None
             constants[source] = Channels(dim + len(theirs), channels.labels)
         for source in tracked[1:]:
-            self.structure.labels.join(channels.labels, known[source].labels)
-        self.structure.constants |= constants
+            self.labels.join(channels.labels, known[source].labels)
+        self.constants |= constants
         return channels
 
     def _reduce(self, node: fx.Node) -> Channels | None:
@@ -283,10 +259,10 @@ class _Finder(fx.Interpreter):
         channels = self._follow(node, lambda x: run(node.target, (x, *args[1:]), kwargs))
         if channels is not None and name in ("view", "reshape"):
             sizes = stated_sizes(node)
-            if len(sizes) != len(self.shapes[node]) or not isinstance(sizes[channels.dim], int):
+            if len(sizes) != len(self._shapes[node]) or not isinstance(sizes[channels.dim], int):
                 return None
             if sizes[channels.dim] != -1:
-                self.structure.sizes[node] = channels
+                self.sizes[node] = channels
         return channels
 
     def _follow(self, node: fx.Node, run: Callable[[Tensor], Tensor]) -> Channels | None:
@@ -310,22 +286,22 @@ class _Finder(fx.Interpreter):
         return None
 
     def _join(self, node: fx.Node) -> Channels | None:
-        known, parts = self.structure.channels, node.args[0] if node.args else None
+        known, parts = self.channels, node.args[0] if node.args else None
         along = argument_of(node, 1, "dim", default=0)
         if not isinstance(parts, (list, tuple)) or not isinstance(along, int):
             return None
-        nodes = [part for part in parts if isinstance(part, fx.Node) and part in self.shapes]
+        nodes = [part for part in parts if isinstance(part, fx.Node) and part in self._shapes]
         tracked = [part for part in nodes if part in known]
         if not tracked or len(nodes) != len(parts):
             return None
-        first, labels = known[tracked[0]], self.structure.labels
+        first, labels = known[tracked[0]], self.labels
         if any(known[part].dim != first.dim for part in tracked):
             return None
-        if along % len(self.shapes[node]) == first.dim:
+        if along % len(self._shapes[node]) == first.dim:
             joined = []
             for part in nodes:
                 if part not in known:
-                    joined.append(labels.new(self.shapes[part][first.dim]))
+                    joined.append(labels.new(self._shapes[part][first.dim]))
                     labels.pin(joined[-1])
                 else:
                     joined.append(known[part].labels)
@@ -339,26 +315,23 @@ class _Finder(fx.Interpreter):
     def _size(self, node: fx.Node) -> None:
         """Pin the channels whose number is read: the graph may use it in any way."""
         source = node.args[0]
-        read = node.args[1] if node.target is getattr else node.target
-        if source not in self.structure.channels or read not in ("shape", "size"):
+        attribute = node.args[1] if node.target is getattr else node.target
+        if source not in self.channels or attribute not in ("shape", "size"):
             return
         assert isinstance(source, fx.Node)
-        dims = range(len(self.shapes[source]))
-        index = argument_of(node, 1, "dim") if node.op == "call_method" else None
-        if index is not None:
-            readers = [(node, index)]
-        else:
-            readers = [
-                (user, user.args[1] if user.target is operator.getitem else None)
-                for user in node.users
-            ]
-        for reader, index in readers:
+        dims = range(len(self._shapes[source]))
+        dim = argument_of(node, 1, "dim") if node.op == "call_method" else None
+        for reader in node.users if dim is None else [node]:
             if not reader.users and reader.op != "output":
                 continue
+            index = dim
+            if index is None and reader.target is operator.getitem:
+                index = reader.args[1]
             if isinstance(index, int):
-                index = slice(dims[index], dims[index] + 1)
-            seen = dims[index] if isinstance(index, slice) else dims
-            if self.structure.channels[source].dim in seen:
+                read: Sequence[int] = (dims[index],)
+            else:
+                read = dims[index] if isinstance(index, slice) else dims
+            if self.channels[source].dim in read:
                 self._pin(source)
 
 

@@ -8,9 +8,8 @@ others. What is not understood stays as it is, and so do the outputs' shapes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +17,7 @@ from torch import Tensor, fx, nn
 from atmc import codec
 from atmc.errors import ExportError
 from atmc.exporters.check import largest_difference, outputs, random_input
-from atmc.exporters.compact.channels import Structure, find_channels, stated_sizes
+from atmc.exporters.compact.channels import Structure, stated_sizes
 from atmc.exporters.compact.constants import fold_constants
 from atmc.exporters.compact.layers import blocks, shrink
 from atmc.exporters.compact.operations import Kind
@@ -28,19 +27,16 @@ from atmc.factorization.layers import named_state
 from atmc.models.preparation import copy_model
 
 
-@dataclass(frozen=True)
-class Compacted:
+class Compacted(NamedTuple):
     """A compact model.
 
     Attributes:
         model: plain, in eval mode; its layers keep their names.
         thin: the names of layers that became two, ``NAME.V`` and ``NAME.U``.
-        difference: the largest absolute difference of its outputs from the model's, on noise.
     """
 
     model: nn.Module
     thin: tuple[str, ...]
-    difference: float
 
 
 @torch.no_grad()
@@ -69,7 +65,7 @@ def compact(
     # Sums and products of constants, and of U and V, are rounded once, at the end.
     module.double()
     pairs = split(module, {} if artifact is None else _factors(artifact, model))
-    structure = find_channels(module, input_shape)
+    structure = Structure(module, input_shape)
     changed = True
     while changed:
         folded = fold_constants(module, structure, input_shape)
@@ -80,8 +76,8 @@ def compact(
         module.to(dtype)
     module.graph.lint()
     module.recompile()
-    difference = largest_difference(module, model, input_shape, "compact model", advice())
-    return Compacted(module, tuple(thin), difference)
+    largest_difference(module, model, input_shape, "compact model", advice())
+    return Compacted(module, tuple(thin))
 
 
 def _factors(artifact: codec.Artifact, model: nn.Module) -> dict[str, codec.FactorizedWeight]:

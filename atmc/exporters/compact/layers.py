@@ -25,14 +25,7 @@ def blocks(layer: Layer) -> Tensor:
 
 @torch.no_grad()
 def replace_weight(layer: Layer, weight: Tensor, bias: Tensor | None, groups: int = 1) -> None:
-    """Give a layer another weight and bias, and the sizes that follow from them, in place.
-
-    Args:
-        layer: it.
-        weight: in the layout of the layer.
-        bias: (outputs,); None for none.
-        groups: of a convolution.
-    """
+    """Give a layer another weight, in its own layout, and bias, and their sizes, in place."""
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     first, second = weight.shape[0], groups * weight.shape[1]
@@ -47,12 +40,12 @@ def replace_weight(layer: Layer, weight: Tensor, bias: Tensor | None, groups: in
 
 
 def shrink(layer: Layer, rows: Tensor, columns: Tensor | None) -> None:
-    """Keep some outputs and inputs of a layer, in place.
+    """Keep some outputs and inputs of a layer, in place; its groups stay or go whole.
 
     Args:
-        layer: the groups of a grouped one stay or go whole.
+        layer: the layer.
         rows: (outputs,), boolean.
-        columns: (inputs,), boolean; None: all.
+        columns: (inputs,), boolean; None for all.
     """
     weight = blocks(layer)
     if len(weight) > 1:

@@ -7,7 +7,6 @@ stays. A subclass may do anything, so types are compared exactly.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
@@ -31,63 +30,51 @@ class Kind(Enum):
     SIZE = auto()  # gives no tensor
 
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_POOLS = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-)
-_ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign),
-    *(nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold),
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
-)
-_MODULES: dict[type[nn.Module], Kind] = {
+_MODULES = {
+    Kind.NORM: "BatchNorm1d BatchNorm2d BatchNorm3d",
+    Kind.POOL: """
+        MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d
+        AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
+        AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d
+    """,
+    Kind.ELEMENTWISE: """
+        ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Sigmoid LogSigmoid Tanh Tanhshrink
+        Hardtanh Hardswish Hardsigmoid Hardshrink Softplus Softsign Softshrink Threshold
+        Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout
+    """,
+    Kind.MOVE: "Flatten",
+}
+_FUNCTIONS = {  # of operator, torch and torch.nn.functional, and methods of tensors
+    Kind.POOL: """
+        max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
+        adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    """,
+    Kind.ELEMENTWISE: """
+        add sub mul div truediv true_divide iadd isub imul itruediv add_ sub_ mul_ div_
+        neg abs square pow exp sqrt clamp clip minimum maximum clone contiguous detach
+        relu relu_ relu6 leaky_relu elu selu celu gelu silu mish
+        sigmoid sigmoid_ logsigmoid tanh tanh_ tanhshrink
+        hardtanh hardswish hardsigmoid hardshrink softplus softsign softshrink threshold
+        dropout dropout1d dropout2d dropout3d alpha_dropout
+    """,
+    Kind.MOVE: "flatten reshape squeeze unsqueeze transpose permute view getitem",
+    Kind.REDUCE: "mean sum amax amin",
+    Kind.JOIN: "cat concat",
+    Kind.SIZE: "size dim ndimension",
+}
+_OF_NAME = {name: kind for kind, names in _FUNCTIONS.items() for name in names.split()}
+_OF_FUNCTION = {
+    getattr(space, name): kind
+    for name, kind in _OF_NAME.items()
+    for space in (operator, torch, F)
+    if hasattr(space, name)
+}
+_OF_MODULE: dict[type[nn.Module], Kind] = {
     **dict.fromkeys(LAYERS, Kind.LAYER),
-    **dict.fromkeys(_NORMS, Kind.NORM),
-    **dict.fromkeys(_ACTIVATIONS, Kind.ELEMENTWISE),
-    **dict.fromkeys(_POOLS, Kind.POOL),
-    nn.Flatten: Kind.MOVE,
+    **{getattr(nn, name): kind for kind, names in _MODULES.items() for name in names.split()},
 }
-_ARITHMETIC = ("add", "sub", "mul", "truediv", "iadd", "isub", "imul", "itruediv", "neg", "pow")
-_ELEMENTWISE = (
-    *("add", "sub", "mul", "div", "true_divide", "neg", "abs", "square", "pow", "exp", "sqrt"),
-    *("relu", "sigmoid", "tanh", "clamp", "clip", "clone", "minimum", "maximum"),
-)
-_FUNCTIONAL = (
-    *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid"),
-    *("tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid"),
-    *("tanhshrink", "softshrink", "hardshrink", "threshold"),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"),
-)
-_POOLING = tuple(
-    f"{adaptive}{kind}_pool{dimensions}d"
-    for adaptive in ("", "adaptive_")
-    for kind in ("max", "avg")
-    for dimensions in (1, 2, 3)
-)
-_MOVES = ("flatten", "reshape", "squeeze", "unsqueeze", "transpose", "permute")
-_REDUCTIONS = ("mean", "sum", "amax", "amin")
-_FUNCTIONS: dict[Callable[..., Any], Kind] = {
-    **{getattr(operator, name): Kind.ELEMENTWISE for name in _ARITHMETIC},
-    **{getattr(torch, name): Kind.ELEMENTWISE for name in _ELEMENTWISE},
-    **{getattr(F, name): Kind.ELEMENTWISE for name in _FUNCTIONAL},
-    **{getattr(F, name): Kind.POOL for name in _POOLING},
-    **{getattr(torch, name): Kind.MOVE for name in _MOVES},
-    **{getattr(torch, name): Kind.REDUCE for name in _REDUCTIONS},
-    **dict.fromkeys((torch.cat, torch.concat), Kind.JOIN),
-    operator.getitem: Kind.MOVE,
-}
-_IN_PLACE = ("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "tanh_")
-_METHODS: dict[str, Kind] = {
-    **dict.fromkeys((*_ELEMENTWISE, *_IN_PLACE, "contiguous", "detach"), Kind.ELEMENTWISE),
-    **dict.fromkeys((*_MOVES, "view"), Kind.MOVE),
-    **dict.fromkeys(_REDUCTIONS, Kind.REDUCE),
-    **dict.fromkeys(("size", "dim", "ndimension"), Kind.SIZE),
-}
-_ATTRIBUTES = ("shape", "ndim", "dtype", "device")
+_SIZE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 
 
@@ -96,20 +83,20 @@ def kind_of(node: fx.Node, module: nn.Module) -> Kind | None:
     if node.op == "call_module":
         return _kind_of_module(module.get_submodule(str(node.target)))
     if node.op == "call_method":
-        return _METHODS.get(str(node.target))
+        return _OF_NAME.get(str(node.target))
     if node.op != "call_function":
         return None
     if node.target is getattr:
-        return Kind.SIZE if node.args[1] in _ATTRIBUTES else None
+        return Kind.SIZE if node.args[1] in _SIZE_ATTRIBUTES else None
     if node.kwargs.get("return_indices"):
         return None
     if "dropout" in name_of(node) and argument_of(node, 2, "training", default=True):
         return None
-    return _FUNCTIONS.get(node.target)  # type: ignore[arg-type]
+    return _OF_FUNCTION.get(node.target)
 
 
 def _kind_of_module(called: nn.Module) -> Kind | None:
-    kind = _MODULES.get(type(called))
+    kind = _OF_MODULE.get(type(called))
     if called._forward_hooks or called._forward_pre_hooks:
         return None
     if kind is Kind.NORM and getattr(called, "running_mean", None) is None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,32 +22,21 @@ from atmc.exporters.compact.layers import CONVOLUTIONS, Layer, replace_weight
 from atmc.exporters.compact.trace import used_once
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two layers of a graph that replaced one.
-
-    Attributes:
-        target: the name of the replaced layer, which now holds the two as V and U.
-        first: the node of V.
-        second: the node of U.
-        layer: the replaced layer.
-    """
+class Pair(NamedTuple):
+    """Two layers of a graph, ``target.V`` and ``target.U``, that replaced one."""
 
     target: str
-    first: fx.Node
-    second: fx.Node
-    layer: Layer
+    replaced: Layer
+    V: fx.Node
+    U: fx.Node
 
 
 @torch.no_grad()
 def split(module: fx.GraphModule, factors: Mapping[str, codec.FactorizedWeight]) -> list[Pair]:
     """Make two layers of each whose factors allow it and could gain by it, in place.
 
-    That is where C is empty, and the inner units that U and V both use are few enough.
-
-    Args:
-        module: a graph.
-        factors: of its weights, by name.
+    That is where C is empty, and the inner units that U and V both use are few enough. ``factors``
+    are by the names of the weights.
     """
     unshared, pairs = used_once(module), []
     for node in list(module.graph.nodes):
@@ -62,15 +50,14 @@ def split(module: fx.GraphModule, factors: Mapping[str, codec.FactorizedWeight])
         product = _product(weight)
         if product is None or layer._forward_hooks or layer._forward_pre_hooks:
             continue
-        layer = cast(Layer, layer)
-        V, U = _thin_layers(layer, *product)
-        module.set_submodule(target, nn.Sequential(OrderedDict(V=V, U=U)))
+        replaced = cast(Layer, layer)
+        module.set_submodule(target, _thin_layers(replaced, *product))
         with module.graph.inserting_before(node):
-            first = module.graph.call_module(f"{target}.V", node.args)
-            second = module.graph.call_module(f"{target}.U", (first,))
-        node.replace_all_uses_with(second)
+            V = module.graph.call_module(f"{target}.V", node.args)
+            U = module.graph.call_module(f"{target}.U", (V,))
+        node.replace_all_uses_with(U)
         module.graph.erase_node(node)
-        pairs.append(Pair(target, first, second, layer))
+        pairs.append(Pair(target, replaced, V, U))
     module.recompile()
     return pairs
 
@@ -93,13 +80,13 @@ def join_costly(module: fx.GraphModule, pairs: list[Pair]) -> list[str]:
         bias = second.bias
         if first.bias is not None:
             bias = U @ first.bias if bias is None else bias + U @ first.bias
-        replace_weight(pair.layer, (U @ V).reshape(-1, *first.weight.shape[1:]), bias)
-        module.set_submodule(pair.target, pair.layer)
-        with module.graph.inserting_before(pair.first):
-            node = module.graph.call_module(pair.target, pair.first.args)
-        pair.second.replace_all_uses_with(node)
-        module.graph.erase_node(pair.second)
-        module.graph.erase_node(pair.first)
+        replace_weight(pair.replaced, (U @ V).reshape(-1, *first.weight.shape[1:]), bias)
+        module.set_submodule(pair.target, pair.replaced)
+        with module.graph.inserting_before(pair.V):
+            node = module.graph.call_module(pair.target, pair.V.args)
+        pair.U.replace_all_uses_with(node)
+        module.graph.erase_node(pair.U)
+        module.graph.erase_node(pair.V)
     module.recompile()
     return thin
 
@@ -120,7 +107,7 @@ def _product(weight: codec.FactorizedWeight) -> tuple[Tensor, Tensor] | None:
     return torch.from_numpy(U[:, inner]), torch.from_numpy(V[inner])
 
 
-def _thin_layers(layer: Layer, U: Tensor, V: Tensor) -> tuple[Layer, Layer]:
+def _thin_layers(layer: Layer, U: Tensor, V: Tensor) -> nn.Sequential:
     """The layers of V and of U, which take the place of ``layer``."""
     rows, inner = U.shape
     first = copy.deepcopy(layer)
@@ -129,4 +116,4 @@ def _thin_layers(layer: Layer, U: Tensor, V: Tensor) -> tuple[Layer, Layer]:
     settings = {"kernel_size": kernel} if kernel else {}
     second = skip_init(type(layer), inner, rows, **settings)  # type: ignore[no-untyped-call]
     replace_weight(second.eval(), U.reshape(rows, inner, *kernel), layer.bias)
-    return first, second
+    return nn.Sequential(OrderedDict(V=first, U=second))

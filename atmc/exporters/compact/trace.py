@@ -17,10 +17,7 @@ def advice() -> str:
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """The graph of a model; its modules and parameters are the model's own.
-
-    Args:
-        model: plain, in eval mode.
+    """The graph of a model in eval mode; it shares modules and parameters with the model.
 
     Raises:
         ExportError: its operations depend on the values of its inputs.
@@ -42,27 +39,19 @@ def used_once(module: fx.GraphModule) -> set[str]:
     A module must be called once, and none of its tensors may be read elsewhere, or tied; the same
     for a tensor that the graph itself reads.
     """
-    calls = Counter(
-        (node.op, str(node.target))
-        for node in module.graph.nodes
-        if node.op in ("call_module", "get_attr")
-    )
     uses = Counter(map(id, _tensors(module)))
-    for (op, target), count in calls.items():
-        if op == "get_attr":
-            uses[id(attrgetter(target)(module))] += count
-    unshared = set()
-    for (op, target), count in calls.items():
-        if count > 1:
-            continue
-        part = attrgetter(target)(module)
-        if op == "call_module":
-            alone = all(uses[id(tensor)] == 1 for tensor in _tensors(part))
-        else:  # its name is one use, its reader another
-            alone = uses[id(part)] == 2 and ("call_module", target.rpartition(".")[0]) not in calls
-        if alone:
-            unshared.add(target)
-    return unshared
+    parts = {}
+    for node in module.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            part = attrgetter(str(node.target))(module)
+            parts[str(node.target)] = _tensors(part) if node.op == "call_module" else [part]
+            uses.update(map(id, parts[str(node.target)]))
+    # The name of a tensor is one use, and its reader another.
+    return {
+        target
+        for target, tensors in parts.items()
+        if all(uses[id(tensor)] == 2 for tensor in tensors)
+    }
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
