@@ -66,9 +66,11 @@ def assert_same(compact: nn.Module, model: nn.Module, *input_shape: int) -> None
     generator = torch.Generator().manual_seed(0)
     for examples in (1, 4):
         x = 10 * torch.rand(examples, *input_shape, generator=generator).to(kind) - 5
-        expected, found = model(x), compact(x)
-        assert found.shape == expected.shape
-        assert torch.allclose(found, expected, rtol=close, atol=close * float(expected.abs().max()))
+        expected, actual = model(x), compact(x)
+        assert actual.shape == expected.shape
+        assert torch.allclose(
+            actual, expected, rtol=close, atol=close * float(expected.abs().max())
+        )
     assert float(expected.std(0).max()) > 1e-3 * float(expected.abs().max())
 
 

@@ -27,13 +27,13 @@ def test_the_largest_difference_of_all_batches() -> None:
         assert x.shape[1:] == (3,) and float(x.min()) >= 0 and float(x.max()) <= 1
         return model(x) + (5e-6 if len(x) == 3 else 1e-6)
 
-    found = largest_difference(run, model, (3,), "thing", "do this")
-    assert found == pytest.approx(5e-6, rel=0.1)
+    difference = largest_difference(run, model, (3,), "thing", "do this")
+    assert difference == pytest.approx(5e-6, rel=0.1)
     assert {1, 3} <= set(seen)
 
 
 @pytest.mark.parametrize(
-    ("run", "said"),
+    ("run", "message"),
     [
         (lambda y: y + 3e-4, "the thing differs from the model by 0.0003, .* is allowed"),
         (lambda y: y * float("nan"), "the thing differs from the model by nan"),
@@ -41,9 +41,9 @@ def test_the_largest_difference_of_all_batches() -> None:
         (lambda y: y.unknown, "the thing does not run on a batch of 1 .*unknown"),
     ],
 )
-def test_what_does_not_say_the_same(run, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_does_not_say_the_same(run, message: str) -> None:  # type: ignore[no-untyped-def]
     model = nn.Linear(3, 2)
-    with pytest.raises(ExportError, match=f"^{said}.*, so nothing was written: do this$"):
+    with pytest.raises(ExportError, match=f"^{message}.*, so nothing was written: do this$"):
         largest_difference(lambda x: run(model(x).detach()), model, (3,), "thing", "do this")
 
 

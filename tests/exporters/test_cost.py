@@ -47,9 +47,9 @@ def slow(layer: nn.Module, x: Tensor) -> int:
     ],
 )
 def test_one_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    found = count(layer, shape)
-    assert found.multiply_adds == slow(layer, torch.rand(1, *shape))
-    assert found.parameters == sum(value.numel() for value in layer.parameters())
+    cost = count(layer, shape)
+    assert cost.multiply_adds == slow(layer, torch.rand(1, *shape))
+    assert cost.parameters == sum(value.numel() for value in layer.parameters())
 
 
 def test_what_is_called_twice_counts_twice_and_a_tied_weight_once() -> None:
@@ -63,8 +63,8 @@ def test_what_is_called_twice_counts_twice_and_a_tied_weight_once() -> None:
             out: Tensor = self.one(self.one(self.two(x)))
             return out
 
-    found = count(Twice(), (4,))
-    assert (found.multiply_adds, found.parameters) == (48, 24)
+    cost = count(Twice(), (4,))
+    assert (cost.multiply_adds, cost.parameters) == (48, 24)
 
 
 def test_attention_counts_its_products() -> None:
@@ -114,6 +114,6 @@ def test_a_bilinear_layer_counts_a_product_for_every_weight() -> None:
 
 
 def test_lenet() -> None:
-    found = count(models.create("lenet5"), (1, 28, 28))
-    assert found.multiply_adds == 24 * 24 * 500 + 8 * 8 * 25_000 + 400_000 + 5_000
-    assert found.parameters == 430_500 + 580
+    cost = count(models.create("lenet5"), (1, 28, 28))
+    assert cost.multiply_adds == 24 * 24 * 500 + 8 * 8 * 25_000 + 400_000 + 5_000
+    assert cost.parameters == 430_500 + 580

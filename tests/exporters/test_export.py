@@ -107,7 +107,7 @@ def test_a_file_that_differs_is_not_written(
 def test_onnxruntime_is_asked(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of other weights is found out by the check itself."""
+    """A file of other weights is actual out by the check itself."""
     pytest.importorskip("onnxscript")
     written = FORMATS["onnx"].write
     other = lively(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), 3)
@@ -206,8 +206,8 @@ def test_an_artifact(tmp_path: Path) -> None:
     assert (source.name, source.input_shape) == ("lenet-w1", (1, 28, 28))
     assert source.artifact == codec.decode(path.read_bytes())
     expected = from_artifact(codec.decode(path.read_bytes())).state_dict()
-    found = source.model.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    actual = source.model.state_dict()
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
     assert read_source(path, (1, 32, 32)).input_shape == (1, 32, 32)
     report = write_model(source, tmp_path / "a.pt2", "torch-export")
     assert report["largest_difference"] < 1e-6

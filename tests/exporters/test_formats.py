@@ -70,15 +70,15 @@ def test_onnx(net: nn.Module, onnx_file: bytes) -> None:
     for examples in (1, 2, 7):
         x = torch.rand(examples, *SHAPE)
         assert torch.allclose(run(x), net(x), atol=1e-5)
-    held = onnx.load_from_string(onnx_file)
-    onnx.checker.check_model(held, full_check=True)
-    (given,), (said,) = held.graph.input, held.graph.output
-    assert (given.name, said.name) == ("input", "logits")
-    sizes = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
+    proto = onnx.load_from_string(onnx_file)
+    onnx.checker.check_model(proto, full_check=True)
+    (graph_input,), (graph_output,) = proto.graph.input, proto.graph.output
+    assert (graph_input.name, graph_output.name) == ("input", "logits")
+    sizes = [dim.dim_param or dim.dim_value for dim in graph_input.type.tensor_type.shape.dim]
     assert sizes == ["batch", *SHAPE]
-    assert said.type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert all(tensor.data_location == tensor.DEFAULT for tensor in held.graph.initializer)
-    assert {entry.key: entry.value for entry in held.metadata_props} == {"model": "net"}
+    assert graph_output.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert all(tensor.data_location == tensor.DEFAULT for tensor in proto.graph.initializer)
+    assert {entry.key: entry.value for entry in proto.metadata_props} == {"model": "net"}
     for path in (__file__, "site-packages", "/lib/"):
         assert path.encode() not in onnx_file  # nothing of the machine it was made on
 
@@ -103,22 +103,24 @@ def test_the_program(which: str, request: pytest.FixtureRequest) -> None:
 @torch.no_grad()
 def test_tensors(net: nn.Module, small: nn.Module, tmp_path: Path) -> None:
     data = to_safetensors(net, SHAPE, {"model": "net", "compact": "false"})
-    held = load(data)
+    tensors = load(data)
     state = net.state_dict()
-    assert held.keys() == state.keys()
-    assert all(torch.equal(held[name], value) for name, value in state.items())
+    assert tensors.keys() == state.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in state.items())
     (tmp_path / "a.safetensors").write_bytes(data)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == {"model": "net", "compact": "false"}
     fresh = Net().eval()
-    fresh.load_state_dict(held)
+    fresh.load_state_dict(tensors)
     x = torch.rand(3, *SHAPE)
     assert torch.equal(fresh(x), net(x))
     data = to_safetensors(small, SHAPE, {})
-    held = load(data)
-    assert held.keys() == state.keys()
-    assert held["conv.weight"].shape == (3, 2, 3, 3) and held["norm.running_var"].shape == (3,)
-    assert held["one.weight"].shape == (8, 27)
+    tensors = load(data)
+    assert tensors.keys() == state.keys()
+    assert tensors["conv.weight"].shape == (3, 2, 3, 3) and tensors["norm.running_var"].shape == (
+        3,
+    )
+    assert tensors["one.weight"].shape == (8, 27)
     assert torch.equal(load_tensors(data, small)(x), small(x))
 
 

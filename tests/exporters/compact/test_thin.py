@@ -51,9 +51,9 @@ def decoded(
 
 def test_layers_of_low_rank_become_two() -> None:
     model, artifact = decoded(3, lambda factors: None)
-    found = compact(model, SHAPE, artifact)
-    assert found.thin == ("0", "3", "6", "8")
-    assert weights(found.model) == {
+    compacted = compact(model, SHAPE, artifact)
+    assert compacted.thin == ("0", "3", "6", "8")
+    assert weights(compacted.model) == {
         "0.V.weight": (3, 3, 3, 3),
         "0.U.weight": (12, 3, 1, 1),
         "3.V.weight": (3, 12, 3, 3),
@@ -63,12 +63,12 @@ def test_layers_of_low_rank_become_two() -> None:
         "8.V.weight": (3, 20),
         "8.U.weight": (4, 3),
     }
-    first, second = found.model.get_submodule("3.V"), found.model.get_submodule("3.U")
+    first, second = compacted.model.get_submodule("3.V"), compacted.model.get_submodule("3.U")
     assert (first.dilation, first.padding_mode, first.bias) == ((2, 2), "circular", None)
     assert second.bias is not None and second.padding == (0, 0)
-    assert_same(found.model, model, *SHAPE)
+    assert_same(compacted.model, model, *SHAPE)
     # a place of the output takes r (rest + out) instead of out · rest
-    before, after = count(model, SHAPE), count(found.model, SHAPE)
+    before, after = count(model, SHAPE), count(compacted.model, SHAPE)
     assert before.multiply_adds == 25 * (12 * 27 + 16 * 108) + 400 * 20 + 20 * 4
     assert after.multiply_adds == 3 * (25 * (27 + 12 + 108 + 16) + 400 + 20 + 20 + 4)
 
@@ -78,11 +78,11 @@ def test_not_where_one_layer_is_cheaper() -> None:
         factors["8.weight.V"][:, 4:] = 0  # four columns: r (4 + 4) is no less than 4 · 4
 
     model, artifact = decoded(3, change)
-    found = compact(model, SHAPE, artifact)
-    assert found.thin == ("0", "3", "6")
-    assert weights(found.model)["8.weight"] == (4, 4)
-    assert weights(found.model)["6.U.weight"] == (4, 3)
-    assert_same(found.model, model, *SHAPE)
+    compacted = compact(model, SHAPE, artifact)
+    assert compacted.thin == ("0", "3", "6")
+    assert weights(compacted.model)["8.weight"] == (4, 4)
+    assert weights(compacted.model)["6.U.weight"] == (4, 3)
+    assert_same(compacted.model, model, *SHAPE)
     model, artifact = decoded(12, change)  # four units are left of layer 6: fewer than rank 12
     assert compact(model, SHAPE, artifact).thin == ("3",)
 
@@ -95,13 +95,13 @@ def test_dead_rows_columns_and_inner_units_leave_first() -> None:
         factors["8.weight.U"][:, 1] = 0
 
     model, artifact = decoded(3, change)
-    found = compact(model, SHAPE, artifact)
-    held = weights(found.model)
-    assert held["0.U.weight"] == (10, 3, 1, 1)
-    assert held["3.V.weight"] == (3, 10, 3, 3) and held["3.U.weight"] == (13, 3, 1, 1)
-    assert held["6.V.weight"] == (2, 13 * 25) and held["6.U.weight"] == (20, 2)
-    assert held["8.V.weight"] == (2, 20) and held["8.U.weight"] == (4, 2)
-    assert_same(found.model, model, *SHAPE)
+    compacted = compact(model, SHAPE, artifact)
+    shapes = weights(compacted.model)
+    assert shapes["0.U.weight"] == (10, 3, 1, 1)
+    assert shapes["3.V.weight"] == (3, 10, 3, 3) and shapes["3.U.weight"] == (13, 3, 1, 1)
+    assert shapes["6.V.weight"] == (2, 13 * 25) and shapes["6.U.weight"] == (20, 2)
+    assert shapes["8.V.weight"] == (2, 20) and shapes["8.U.weight"] == (4, 2)
+    assert_same(compacted.model, model, *SHAPE)
 
 
 def test_what_a_constant_says_passes_through_the_inner_units() -> None:
@@ -112,11 +112,11 @@ def test_what_a_constant_says_passes_through_the_inner_units() -> None:
         factors["6.weight.U"][4:] = 0
 
     model, artifact = decoded(3, change)
-    found = compact(model, SHAPE, artifact)
-    assert weights(found.model)["8.weight"] == (4, 4) and "8" not in found.thin
-    assert weights(found.model)["3.V.weight"] == (3, 8, 3, 3)
-    assert found.model.get_submodule("3.V").bias is not None
-    assert_same(found.model, model, *SHAPE)
+    compacted = compact(model, SHAPE, artifact)
+    assert weights(compacted.model)["8.weight"] == (4, 4) and "8" not in compacted.thin
+    assert weights(compacted.model)["3.V.weight"] == (3, 8, 3, 3)
+    assert compacted.model.get_submodule("3.V").bias is not None
+    assert_same(compacted.model, model, *SHAPE)
 
 
 @pytest.mark.parametrize(("layer", "identity"), [("3", "left"), ("wide", "right")])
@@ -144,14 +144,14 @@ def test_the_identity_start_too_where_few_inner_units_are_left(layer: str, ident
     (entry, _) = artifact.entries
     assert isinstance(entry.value, codec.FactorizedWeight) and entry.value.identity == identity
     plain = from_artifact(artifact, One())
-    found = compact(plain, (10,) if identity == "right" else (40,), artifact)
+    compacted = compact(plain, (10,) if identity == "right" else (40,), artifact)
     inner, outer = (3, 10), (40, 3)
-    assert weights(found.model) == (
+    assert weights(compacted.model) == (
         {"wide.V.weight": inner, "wide.U.weight": outer}
         if identity == "right"
         else {"wide.V.weight": (3, 40), "wide.U.weight": (10, 3)}
     )
-    assert_same(found.model, plain, 10 if identity == "right" else 40)
+    assert_same(compacted.model, plain, 10 if identity == "right" else 40)
 
 
 def test_a_weight_with_c_or_groups_stays_one() -> None:
