@@ -1,4 +1,4 @@
-"""Every error as one line on stderr and an exit code: never a traceback."""
+"""Every error as one line on stderr and an exit code, without a traceback."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from atmc.errors import AtmcError, AtmcFormatError
 
 USAGE, MENDABLE, INTERRUPTED = 2, 1, 130
 
+_ADVICE = {
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "give a file, such as the model.atmc of a run",
+    errno.ENOTDIR: "part of the path is a file: give another",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions, or give another path"),
+    errno.EROFS: "give a path that can be written",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give another --output"),
+}
+
 
 class Interrupted(click.ClickException):
-    """Ctrl-C, with what to do next."""
+    """Ctrl-C; the message says how to continue."""
 
     exit_code = INTERRUPTED
 
 
 @contextmanager
 def about(path: Path) -> Iterator[None]:
-    """Put ``path`` before what the format error of a file says."""
+    """Put ``path`` before the message of an :class:`AtmcFormatError`."""
     try:
         yield
     except AtmcFormatError as error:
@@ -38,6 +47,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
+    torch = sys.modules.get("torch")  # not imported only to recognize its errors
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else "atmc"
         return f"{error.format_message().rstrip('.')}: see '{path} --help'", USAGE
@@ -47,34 +57,14 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_status
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return "interrupted", INTERRUPTED
-    if isinstance(error, MemoryError) or _of_a_gpu(error):
+    if isinstance(error, (MemoryError, *([torch.OutOfMemoryError] if torch else []))):
         return "out of memory: lower --batch-size, or use a smaller model", MENDABLE
     if isinstance(error, OSError):
-        return _explain_os(error), MENDABLE
-    said = f"{type(error).__name__}: {error}"
-    return f"{said} (unforeseen: set ATMC_TRACEBACK=1 and report what it shows)", MENDABLE
-
-
-def _of_a_gpu(error: BaseException) -> bool:
-    """Whether a GPU is out of memory; torch, which says so, is not imported to find out."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def _explain_os(error: OSError) -> str:
-    reason = error.strerror or str(error) or type(error).__name__
-    where = f"{error.filename}: " if error.filename is not None else ""
-    advice = {
-        errno.ENOENT: "check the path",
-        errno.EISDIR: "give a file, such as the model.atmc of a run",
-        errno.ENOTDIR: "part of the path is a file: give another",
-        errno.EACCES: "change its permissions, or give another path",
-        errno.EPERM: "change its permissions, or give another path",
-        errno.EROFS: "give a path that can be written",
-        errno.ENOSPC: "free some space, or give another --output",
-        errno.EDQUOT: "free some space, or give another --output",
-    }.get(error.errno or 0)
-    return f"{where}{reason}" + (f": {advice}" if advice else "")
+        parts = (error.filename, error.strerror or str(error) or type(error).__name__)
+        advice = _ADVICE.get(error.errno or 0)
+        return ": ".join(str(part) for part in (*parts, advice) if part is not None), MENDABLE
+    unforeseen = "(unforeseen: set ATMC_TRACEBACK=1 and report what it shows)"
+    return f"{type(error).__name__}: {error} {unforeseen}", MENDABLE
 
 
 def report(error: BaseException) -> int:

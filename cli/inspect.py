@@ -20,27 +20,26 @@ from .tables import printable, show_columns, show_pairs
 
 @click.command("inspect")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@plot_option("Draw it too, a bar a tensor")
+@plot_option("Also draw it, one bar per tensor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(artifact: Path, plot: Path | None, as_json: bool) -> None:
     """Show where every bit of ARTIFACT went, per tensor and per part.
 
-    A tensor's bits are its ideal code length. The header holds what is the whole file's: prefix,
-    shapes, names and rounding; with it the parts add up to the file.
-    A file of a zoo model holds no names: #3 is the tensor at place 3 of the model's state.
+    A tensor's bits are its ideal code length. The header is the rest of the file: prefix, shapes,
+    names and rounding. The parts add up to the size of the file. The file of a zoo model stores no
+    names: #3 is the tensor at index 3 of the model's state dict.
     """
     if plot is not None:
         pictures.check(plot)
     with about(artifact):
-        found = inspect(artifact)
-    sizes = found.sizes
+        inspection = inspect(artifact)
     if plot is not None:
-        shown, title = _printable(sizes), printable(artifact.name)
-        bits_plot.draw(plot, shown, f"{title}: {sizes.file_bits:,} bits")
+        title = f"{printable(artifact.name)}: {inspection.sizes.file_bits:,} bits"
+        bits_plot.draw(plot, _printable(inspection.sizes), title)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2))
+        click.echo(json.dumps(inspection.as_dict(), indent=2))
     else:
-        _show(found, _printable(sizes))
+        _show(_printable(inspection.sizes), inspection)
 
 
 def _printable(sizes: Sizes) -> Sizes:
@@ -48,33 +47,33 @@ def _printable(sizes: Sizes) -> Sizes:
     return replace(sizes, tensors=tensors)
 
 
-def _show(found: Inspection, sizes: Sizes) -> None:
+def _show(sizes: Sizes, inspection: Inspection) -> None:
     def share(bits: int) -> str:
         return f"{bits / sizes.file_bits:.2%}"
 
     parts = [part for part in PARTS if part != "header"]
     rows = []
-    for tensor, factor in zip(sizes.tensors, found.factors, strict=True):
+    for tensor, is_factor in zip(sizes.tensors, inspection.factors, strict=True):
+        density = f"{tensor.nonzeros / max(1, tensor.elements):.2%}"
+        sparsity = [f"{tensor.nonzeros:,}", density, f"{tensor.levels}"]
         rows.append(
             [
                 tensor.name,
                 "×".join(map(str, tensor.shape)) or "scalar",
                 f"{tensor.elements:,}",
-                f"{tensor.nonzeros:,}" if factor else "-",
-                f"{tensor.nonzeros / max(1, tensor.elements):.2%}" if factor else "-",
-                f"{tensor.levels}" if factor else "-",
+                *(sparsity if is_factor else ["-"] * 3),
                 *(f"{tensor.parts[part]:,}" for part in parts),
                 f"{tensor.bits:,}",
                 share(tensor.bits),
-                f"{tensor.paper_bits:,}" if factor else "-",
+                f"{tensor.paper_bits:,}" if is_factor else "-",
             ]
         )
     header = sizes.parts["header"]
     rows.append(["file header", *["-"] * (5 + len(parts)), f"{header:,}", share(header), "-"])
+    elements = sum(tensor.elements for tensor in sizes.tensors)
     rows.append(
         [
-            *("total", "-", f"{sum(tensor.elements for tensor in sizes.tensors):,}"),
-            *(f"{sizes.nonzeros:,}", "-", "-"),
+            *("total", "-", f"{elements:,}", f"{sizes.nonzeros:,}", "-", "-"),
             *(f"{sizes.parts[part]:,}" for part in parts),
             *(f"{sizes.file_bits:,}", share(sizes.file_bits), f"{sizes.paper_bits:,}"),
         ]
@@ -84,7 +83,7 @@ def _show(found: Inspection, sizes: Sizes) -> None:
     click.echo()
     show_pairs(
         [
-            ("model", printable(str(found.meta.get("model", "not of the zoo")))),
+            ("model", printable(str(inspection.meta.get("model", "not of the zoo")))),
             *((part, f"{bits:,} bits") for part, bits in sizes.parts.items()),
             ("file", f"{sizes.file_bits:,} bits = {sizes.file_bits // 8:,} bytes"),
         ]

@@ -11,7 +11,6 @@ import click
 
 from atmc import __version__
 from atmc import messages as wording
-from atmc.messages import on_stderr
 
 from .errors import report
 
@@ -34,11 +33,10 @@ class CommandLine(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, imported now; None where there is none."""
+        """Import the command of that name; None where there is none."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{cmd_name}", __package__)
-        command: click.Command = module.command
+        command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -47,24 +45,19 @@ class CommandLine(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As click's, but an error becomes one line, which names options, and its exit code."""
+        """Run a command and exit; an error becomes one line, which names options."""
+        kwargs["standalone_mode"] = False  # click would print errors itself
         with wording.options():
-            return self._main(*args, **kwargs)
-
-    def _main(self, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs.get("standalone_mode", True):
-            return super().main(*args, **kwargs)
-        kwargs["standalone_mode"] = False
-        try:
-            with on_stderr():
-                code = super().main(*args, **kwargs)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # The reader has left (`| head`): keep Python from flushing into the closed pipe.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except (Exception, KeyboardInterrupt) as error:
-            sys.exit(report(error))
+            try:
+                with wording.on_stderr():
+                    code = super().main(*args, **kwargs)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # The reader has left (`| head`): Python must not flush into the closed pipe.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(1)
+            except (Exception, KeyboardInterrupt) as error:
+                sys.exit(report(error))
         sys.exit(code if isinstance(code, int) else 0)
 
 

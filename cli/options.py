@@ -1,8 +1,9 @@
-"""Options made of the settings of a run: one a key, described and checked by it."""
+"""Options of several commands; those of settings follow their declarations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,43 +14,40 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def flag(key: str) -> str:
-    """The option that sets ``key``: ``--budget-bits`` of ``budget_bits``."""
+    """The option that sets ``key``: ``--budget-bits`` for ``budget_bits``."""
     return "--" + key.replace("_", "-")
 
 
 def setting(
-    key: str, *declarations: str, help: str | None = None, default: bool = True
+    key: str, name: str | None = None, *, help: str | None = None, default: bool = True
 ) -> Decorator:
-    """The option of one setting; its text is checked by the settings, not by click.
+    """The option of one setting. Its text is checked by the settings, not by click.
 
     Args:
-        key: its name, that of the parameter too.
-        declarations: the option's names, where they differ from :func:`flag`.
-        help: its help, where it differs.
-        default: whether the help shows its default.
-
-    A setting without a metavar is switched on by its name alone.
+        key: the setting, and the parameter of the command.
+        name: the option's name; None for :func:`flag`.
+        help: its help; None for the setting's description.
+        default: whether the help shows the setting's default.
     """
     field = FIELDS[key]
-    extra = field.json_schema_extra
-    assert isinstance(extra, dict)
-    metavar = str(extra["metavar"])
-    text, usual = field.description, field.default
-    shown = f" [default: {usual}]" if default and usual is not None else ""
-    names = declarations or (flag(key),)
-    if not metavar:
-        return click.option(
-            *names, key, is_flag=True, flag_value="true", help=(help or text or "") + shown
-        )
-    return click.option(*names, key, metavar=metavar, help=(help or text or "") + shown)
+    assert isinstance(field.json_schema_extra, dict)
+    metavar = str(field.json_schema_extra["metavar"])
+    text = help or field.description or ""
+    if default and field.default is not None:
+        text += f" [default: {field.default}]"
+    value: dict[str, Any] = {"metavar": metavar}
+    if not metavar:  # a switch, which takes no value
+        value = {"is_flag": True, "flag_value": "true"}
+    return click.option(name or flag(key), key, help=text, **value)
 
 
-def settings(keys: Iterable[str] = tuple(FIELDS)) -> Decorator:
-    """The options of all ``keys``, in order."""
+def settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of all settings, in order."""
+    for key in reversed(FIELDS):
+        function = setting(key)(function)
+    return function
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for key in reversed(list(keys)):
-            function = setting(key)(function)
-        return function
 
-    return decorate
+def path(name: str, metavar: str, help: str, **more: Any) -> Decorator:
+    """An option that takes the path of a file or folder."""
+    return click.option(name, type=click.Path(path_type=Path), metavar=metavar, help=help, **more)

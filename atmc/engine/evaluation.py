@@ -17,7 +17,7 @@ from atmc.attacks.registry import Source, attack, parse
 from atmc.data import Dataset
 from atmc.engine.inputs import check_dataset
 from atmc.engine.model_files import read_model, run_config, run_record
-from atmc.errors import ModelError, RunError
+from atmc.errors import ModelError, RunError, SettingsError
 from atmc.evaluation import accuracy
 from atmc.evaluation.accuracy import evaluation_batch
 from atmc.evaluation.ladder import climb
@@ -79,8 +79,11 @@ def evaluate(
 
     Raises:
         AtmcError: the file, the model, the data or an attack cannot be had as asked for.
-        ValueError: an attack or a radius that cannot be.
+        ValueError: a radius or a step size that cannot be.
     """
+    attacks = (attacks,) if isinstance(attacks, str) else attacks
+    _check_attacks(attacks, sources)
+    grid = _parse_grid(eps_grid)
     keep_freed()
     where, path = choose_device(device), Path(path)
     beside = run_config(path)
@@ -117,8 +120,8 @@ def evaluate(
         attack, eps=radius, steps=steps, step_size=length, restarts=restarts, loss=loss
     )
     chosen = []
-    for each in (attacks,) if isinstance(attacks, str) else attacks:
-        if parse(each)[0].source_attack and sources:
+    for each in attacks:
+        if parse(each)[0].source_attack:
             chosen += [
                 resolve(each, source=_read_source(Path(s), loaded, where, model)) for s in sources
             ]
@@ -127,10 +130,42 @@ def evaluate(
     read = read.to(where)
     batches = loaded.test.first(examples).batches(evaluation_batch(loaded.input_shape))
     measured = accuracy.evaluate(read, batches, chosen, seed=seed)
-    if eps_grid:
+    if grid:
         rung = resolve("pgd") if radius > 0 else resolve("pgd", eps=1.0, step_size=None)
-        measured |= climb(read, batches, [parse_eps(each) for each in eps_grid], rung, seed=seed)
+        measured |= climb(read, batches, grid, rung, seed=seed)
     return {**measured, "size": size}
+
+
+def _check_attacks(attacks: Sequence[str], sources: Sequence[str | os.PathLike[str]]) -> None:
+    """Refuse unknown attacks, and sources without the attack that needs them or the reverse.
+
+    Raises:
+        SettingsError: naming the attack.
+    """
+    try:
+        transfers = any(parse(each)[0].source_attack for each in attacks)
+    except ValueError as error:
+        raise SettingsError(f"{argument('attacks', option='attack')}: {error}") from error
+    transfer = argument("attacks", "transfer", option="attack")
+    if transfers and not sources:
+        source = argument("sources", ("ARTIFACT",), option="source")
+        raise SettingsError(f"{transfer} needs {source}, the model that its examples are made on")
+    if sources and not transfers:
+        raise SettingsError(
+            f"{argument('sources', option='source')} is for {transfer}: give that too"
+        )
+
+
+def _parse_grid(eps_grid: Sequence[float | str]) -> list[float]:
+    """The radii of a ladder.
+
+    Raises:
+        SettingsError: one that cannot be.
+    """
+    try:
+        return [parse_eps(each) for each in eps_grid]
+    except ValueError as error:
+        raise SettingsError(f"{argument('eps_grid')}: {error}") from error
 
 
 def _check_classes(path: Path, dataset: Dataset) -> None:

@@ -10,9 +10,9 @@ def declared(command):
 
 
 def test_each_setting_is_an_option_with_help():
-    found = declared(compress.command)
+    by_name = declared(compress.command)
     for key in FIELDS:
-        option = found[options.flag(key)]
+        option = by_name[options.flag(key)]
         assert option.name == key
         assert option.type.name == "text"  # checked by Settings alone
         assert len(option.help) > 5
@@ -26,9 +26,9 @@ def test_the_help_shows_the_default_of_settings(atmc):
             assert f"[default: {field.default}]" in shown, key
 
 
-def test_compress_has_the_options_of_its_own():
-    own = declared(compress.command).keys() - {options.flag(key) for key in FIELDS}
-    assert own == {"--config", "--output", "--resume", "--overwrite", "--quiet"}
+def test_compress_has_a_few_options_more():
+    more = declared(compress.command).keys() - {options.flag(key) for key in FIELDS}
+    assert more == {"--config", "--output", "--resume", "--overwrite", "--quiet"}
 
 
 def test_evaluate_has_its_options():
@@ -41,13 +41,13 @@ def test_evaluate_has_its_options():
 
 
 def test_text_as_a_person_writes_it():
-    given = {
+    texts = {
         "budget_bits": "17kB",
         "eps": "8/255",
         "bits": "3",
         "clean_weight": "0.5",
         "lr": "1e-3",
     }
-    read = Settings.of(given)
-    assert (read["budget_bits"], read["eps"], read["bits"]) == (136_000, 8 / 255, 3)
-    assert (read["clean_weight"], read["lr"]) == (0.5, 1e-3)
+    settings = Settings.of(texts)
+    assert (settings["budget_bits"], settings["eps"], settings["bits"]) == (136_000, 8 / 255, 3)
+    assert (settings["clean_weight"], settings["lr"]) == (0.5, 1e-3)

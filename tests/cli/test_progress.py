@@ -1,10 +1,11 @@
-"""Bars on a terminal, lines elsewhere, nothing when asked to be quiet."""
+"""A bar on a terminal, lines elsewhere, nothing where quiet."""
 
 import io
 import sys
+from contextlib import closing
 
 import pytest
-from atmc_cli import progress
+from atmc_cli.progress import Display
 
 from atmc.engine.compression import EpochFigures
 from atmc.training.loop import Progress
@@ -19,28 +20,28 @@ def shown_lines(shown):
     return [line for line in shown.replace("\r", "\n").split("\n") if line.strip()]
 
 
-def drive(watcher, first=1):
-    with watcher:
+def drive(quiet=False, first=1):
+    with closing(Display(quiet)) as display:
         for step in range(first, 5):
-            watcher.on_step(Progress("compress", (step - 1) // 2, step, 4, 1.0 / step, 0.5))
+            display.on_step(Progress("compress", (step - 1) // 2, step, 4, 1.0 / step, 0.5))
             if step % 2 == 0:
-                watcher.on_epoch(
+                display.on_epoch(
                     EpochFigures("compress", step // 2 - 1, 0.9, 0.75, 1234, 56789, 1.5)
                 )
-        watcher.on_step(Progress("levels", 0, 1, 2, 0.25, 0.5))
-        watcher.on_epoch(EpochFigures("levels", 0, 0.91, 0.76, 1234, None, 2.0))
+        display.on_step(Progress("levels", 0, 1, 2, 0.25, 0.5))
+        display.on_epoch(EpochFigures("levels", 0, 0.91, 0.76, 1234, None, 2.0))
 
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Drive a watcher with stderr a terminal; returns what was shown."""
+    """Drive a display with stderr a terminal; returns what was shown."""
 
-    def on_terminal(**options):
+    def on_terminal(columns="160", **options):
         stream = Terminal()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", stream)
-            patch.setenv("COLUMNS", options.pop("columns", "160"))
-            drive(progress.watch(options.pop("quiet", False)), **options)
+            patch.setenv("COLUMNS", columns)
+            drive(**options)
         return stream.getvalue()
 
     return on_terminal
@@ -65,7 +66,7 @@ def test_a_resumed_bar_starts_where_the_run_is(terminal):
 
 
 def test_lines_off_a_terminal(capsys):
-    drive(progress.watch(quiet=False))
+    drive()
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
@@ -77,8 +78,10 @@ def test_lines_off_a_terminal(capsys):
     ]
 
 
-def test_quiet_is_quiet_on_a_terminal_too(terminal):
+def test_quiet_shows_nothing(terminal, capsys):
     assert terminal(quiet=True) == ""
+    drive(quiet=True)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_all_figures_fit_into_80_columns(terminal):

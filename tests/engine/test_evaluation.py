@@ -13,7 +13,7 @@ from atmc import codec, data, models
 from atmc.artifact import load, save
 from atmc.engine.evaluation import evaluate
 from atmc.engine.settings import Settings
-from atmc.errors import ModelError, RunError
+from atmc.errors import ModelError, RunError, SettingsError
 from atmc.factorization.layers import factorize, named_factors
 
 from ..runs import run
@@ -125,6 +125,22 @@ def other(tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text("{dataset: mnist, model: lenet5, method: atmc}\n")
     save_file(models.create("lenet5").state_dict(), folder / "dense.safetensors")
     return folder / "dense.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attacks": "magic"}, "attacks: unknown attack 'magic'"),
+        ({"attacks": "transfer"}, r'attacks="transfer" needs sources=\(ARTIFACT\), the model'),
+        ({"sources": ["a.atmc"]}, 'sources is for attacks="transfer": give that too'),
+        ({"eps_grid": [0.1, 2]}, "eps_grid: ε is 2: give a number from 0 to 1"),
+    ],
+)
+def test_impossible_attacks_are_refused_before_a_file_is_read(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        evaluate("void.atmc", **options)
 
 
 def test_transfer_from_each_source(finished: tuple[Path, Any]) -> None:
