@@ -38,7 +38,7 @@ def atmc():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, atmc):
-    """The folder of a finished tiny run, and what the command said."""
+    """The folder of a finished tiny run, and the result of the command."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run") / "tiny"
     result = atmc("compress", *TINY, "--output", folder)

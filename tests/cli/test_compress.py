@@ -65,7 +65,7 @@ def test_the_summary_says_what_the_report_says(finished):
     assert shown["run folder"] == str(folder)
 
 
-def test_a_budget_that_is_not_used_up_is_told(finished, here, atmc):
+def test_a_budget_that_is_not_used_up_is_reported(finished, here, atmc):
     assert json.loads((finished[0] / "report.json").read_text())["unused"] is None
     assert "unused" not in finished[1].stdout
     result = atmc("compress", *TINY, "--budget-bits", "1MB", "--bits", "2", "--output", "run")
@@ -170,10 +170,10 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, f
         for line in process.stderr:
             if line.startswith("compress epoch 1"):
                 break
-        said = f"one is in use by process {process.pid} on {platform.node()}: wait until it ends"
+        refusal = f"one is in use by process {process.pid} on {platform.node()}: wait until it ends"
         for flag in ([], ["--overwrite"], ["--resume"]):
             line = error(atmc("compress", "--output", "one", *flag), 1)
-            assert line.startswith(said)
+            assert line.startswith(refusal)
         assert not (here / "one" / "report.json").exists()
     finally:
         process.kill()
@@ -190,10 +190,10 @@ def test_two_that_replace_a_run_at_once_are_not_mixed(run, here):
     processes = [
         started(*TINY, "--output", "old", "--overwrite", "--seed", seed) for seed in ("1", "2")
     ]
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    stderrs = [process.communicate(timeout=120)[1] for process in processes]
     done = [process.returncode == 0 for process in processes]
     assert any(done)
-    for process, stderr, finished in zip(processes, said, done, strict=True):
+    for process, stderr, finished in zip(processes, stderrs, done, strict=True):
         if not finished:
             assert (process.returncode, len(stderr.splitlines())) == (1, 1), stderr
             assert stderr.startswith("Error: old is in use by process ")
@@ -347,14 +347,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(atmc, here, case):
     (here / "full").mkdir()
     (here / "full" / "notes.txt").write_text("mine")
     before = contents(here)
-    args, code, said = BAD[case]
+    args, code, parts = BAD[case]
     line = error(atmc("compress", *args), code)
-    for part in said:
+    for part in parts:
         assert part in line
     assert contents(here) == before
 
 
-def test_too_small_a_budget_is_told_the_smallest(atmc, here):
+def test_too_small_a_budget_names_the_smallest(atmc, here):
     line = error(atmc("compress", "--budget-bits", "10"), 1)
     smallest = max(int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", line))
     assert smallest > 10

@@ -34,8 +34,8 @@ def write_arrays(path, classes=5):
     images = {part: rng.integers(0, 60, (count, 8, 8, 1)) for part, count in counts.items()}
     for part in counts:
         images[part] += 40 * labels[part][:, None, None, None]
-    held = {f"x_{part}": images[part].astype(np.uint8) for part in counts}
-    np.savez(path, **held, **{f"y_{part}": labels[part] for part in counts})
+    arrays = {f"x_{part}": images[part].astype(np.uint8) for part in counts}
+    np.savez(path, **arrays, **{f"y_{part}": labels[part] for part in counts})
 
 
 OWN = """
@@ -83,11 +83,11 @@ def test_a_folder_of_images_in_two_steps(atmc, here):
     assert report["attacks"][0]["examples"] == 12
     # The three classes are in the file; the size of the images in the run folder.
     assert meta(here / "out" / "model.atmc")["kwargs"] == {"num_classes": 3}
-    for found in (
+    for evaluation in (
         measured(atmc("evaluate", "out/model.atmc", "--json")),
         measured(atmc("evaluate", "out/model.atmc", *data, "--json")),
     ):
-        assert found["accuracy"] == report["accuracy"]
+        assert evaluation["accuracy"] == report["accuracy"]
     dense = measured(atmc("evaluate", "out/dense.safetensors", "--attack", "fgsm", "--json"))
     assert dense["attacks"][0]["examples"] == 12
     # The config says where the data are, and atta may train on what is not augmented.
@@ -142,10 +142,10 @@ def test_a_file_of_arrays_in_two_steps(atmc, here):
     assert folder.name.startswith("npz_a.npz-atmc-")
     report = json.loads((folder / "report.json").read_text())
     assert meta(folder / "model.atmc")["kwargs"] == {"num_classes": 5}
-    found = measured(atmc("evaluate", folder / "model.atmc", "--json"))
-    assert found["accuracy"] == report["accuracy"]
-    found = measured(atmc("evaluate", folder / "dense.safetensors", "--json"))
-    assert found["attacks"][0]["examples"] == 20
+    evaluation = measured(atmc("evaluate", folder / "model.atmc", "--json"))
+    assert evaluation["accuracy"] == report["accuracy"]
+    evaluation = measured(atmc("evaluate", folder / "dense.safetensors", "--json"))
+    assert evaluation["attacks"][0]["examples"] == 20
     line = error(atmc("evaluate", folder / "model.atmc", "--dataset", "digits"), 1)
     assert "knows 5 classes, data set 'digits' has 10" in line
 
@@ -158,8 +158,8 @@ def test_a_function_in_two_steps(atmc, here):
     # A function that a folder names is not called for that alone.
     args = ("evaluate", "whole/model.atmc", "--attack", "fgsm", "--json")
     assert "give it as --dataset (whole/config.yaml says own.py:whole)" in error(atmc(*args), 1)
-    found = measured(atmc(*args, "--dataset", "own.py:whole"))
-    assert (found["attacks"][0]["eps"], found["attacks"][0]["examples"]) == (0.25, 40)
+    evaluation = measured(atmc(*args, "--dataset", "own.py:whole"))
+    assert (evaluation["attacks"][0]["eps"], evaluation["attacks"][0]["examples"]) == (0.25, 40)
     done(
         atmc(
             *("compress", "--dataset", "own.py:pairs", "--model", "digits-cnn", "--eps", "0.1"),
@@ -173,7 +173,7 @@ def test_a_function_in_two_steps(atmc, here):
 
 
 @pytest.fixture
-def held(here):
+def data_files(here):
     """Data of every kind, some of them wrong."""
     write_pictures(here / "pictures", {"red": 10, "green": 10})
     write_arrays(here / "a.npz")
@@ -221,13 +221,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_data_are_one_line_and_leave_nothing(atmc, held, case):
-    args, code, said = BAD[case]
-    before = {name for name in contents(held) if "__pycache__" not in name}
+def test_bad_data_are_one_line_and_leave_nothing(atmc, data_files, case):
+    args, code, parts = BAD[case]
+    before = {name for name in contents(data_files) if "__pycache__" not in name}
     line = error(atmc("compress", *args), code)
-    for part in said:
+    for part in parts:
         assert part in line
-    assert {name for name in contents(held) if "__pycache__" not in name} == before
+    assert {name for name in contents(data_files) if "__pycache__" not in name} == before
 
 
 def test_download_is_asked_for_by_its_name_alone(atmc, artifact, here, monkeypatch):
@@ -240,7 +240,7 @@ def test_download_is_asked_for_by_its_name_alone(atmc, artifact, here, monkeypat
         assert line.startswith(f"SVHN cannot be downloaded into {here}/new (no network): check")
 
 
-def test_a_finished_run_is_resumed_whatever_is_said_of_the_download(atmc, finished):
+def test_a_finished_run_is_resumed_with_or_without_the_download(atmc, finished):
     folder, first = finished
     assert (
         done(atmc("compress", "--output", folder, "--resume", "--download")).stdout == first.stdout

@@ -22,25 +22,29 @@ def measured(result):
 def test_the_report_again(atmc, artifact, run):
     """With the run's settings, to the digit what the run reported."""
     report = json.loads((run / "report.json").read_text())
-    found = measured(atmc("evaluate", artifact, "--eval-steps", "3", "--json"))
-    assert found["accuracy"] == report["accuracy"]
-    assert found["attacks"] == report["attacks"]
-    assert found["size"]["file_bits"] == report["size"]["file_bits"]
-    assert found["size"]["parts"] == report["size"]["parts"]
+    evaluation = measured(atmc("evaluate", artifact, "--eval-steps", "3", "--json"))
+    assert evaluation["accuracy"] == report["accuracy"]
+    assert evaluation["attacks"] == report["attacks"]
+    assert evaluation["size"]["file_bits"] == report["size"]["file_bits"]
+    assert evaluation["size"]["parts"] == report["size"]["parts"]
 
 
 def test_clean_accuracy_is_that_of_the_loaded_model(atmc, artifact):
     digits = data.load("digits")
     with torch.no_grad():
         right = library.load(artifact)(digits.x_test[:100]).argmax(1) == digits.y_test[:100]
-    found = measured(
+    evaluation = measured(
         atmc("evaluate", artifact, "--examples", "100", "--attack", "fgsm", "--eps", "0", "--json")
     )
-    assert found["accuracy"]["clean"] == pytest.approx(float(right.float().mean()))
+    assert evaluation["accuracy"]["clean"] == pytest.approx(float(right.float().mean()))
     # A ball of radius zero holds nothing but the example.
-    assert found["accuracy"]["fgsm"] == found["accuracy"]["worst"] == found["accuracy"]["clean"]
-    assert found["accuracy"]["pgd"] is None
-    assert found["attacks"][0]["examples"] == 100
+    assert (
+        evaluation["accuracy"]["fgsm"]
+        == evaluation["accuracy"]["worst"]
+        == evaluation["accuracy"]["clean"]
+    )
+    assert evaluation["accuracy"]["pgd"] is None
+    assert evaluation["attacks"][0]["examples"] == 100
 
 
 def test_every_attack_and_setting(atmc, artifact):
@@ -57,7 +61,7 @@ def test_every_attack_and_setting(atmc, artifact):
 
 
 def test_the_table(atmc, artifact, tmp_path):
-    """An artifact away from its run folder still knows its model's usual data set."""
+    """An artifact away from its run folder still knows its model's default data set."""
     alone = shutil.copy(artifact, tmp_path)
     result = atmc("evaluate", alone, "--examples", "50", "--eval-steps", "2", "--restarts", "2")
     assert result.exit_code == 0
@@ -69,7 +73,7 @@ def test_the_table(atmc, artifact, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         (["--dataset", "mnits"], 2, "'mnist'"),
         (["--dataset", "mnist", "--data-root", "void"], 1, "void/MNIST/raw"),
@@ -96,22 +100,22 @@ def test_the_table(atmc, artifact, tmp_path):
         (["--eps-grid", "0.1", "--plot", "void/a.png"], 1, "there is no folder void"),
     ],
 )
-def test_bad_options(atmc, artifact, here, args, code, said):
-    assert said in error(atmc("evaluate", artifact, *args), code)
+def test_bad_options(atmc, artifact, here, args, code, message):
+    assert message in error(atmc("evaluate", artifact, *args), code)
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--attack", "square"], "square needs adversarial-robustness-toolbox"),
         (["--attack", "autoattack"], "autoattack needs pyautoattack"),
         (["--eps-grid", "0.1", "--plot", "a.png"], "a plot needs matplotlib"),
     ],
 )
-def test_a_missing_extra(atmc, artifact, here, hide, args, said):
+def test_a_missing_extra(atmc, artifact, here, hide, args, message):
     hide()
     line = error(atmc("evaluate", artifact, *args), 1)
-    assert said in line
+    assert message in line
     assert ": pip install 'atmc[" in line
 
 
@@ -137,12 +141,12 @@ def test_the_ladder(atmc, artifact, here):
     assert [row[:2] for row in lines[at + 4 :]] == [
         *(["check", "monotone"], ["check", "grey-ball"], ["check", "grey-picture"]),
     ]
-    found = measured(atmc(*args, "--eps-grid", "16/255,8/255", "--json"))
-    assert [row["eps"] for row in found["ladder"]] == [8 / 255, 16 / 255]
-    assert [f"{row['accuracy']:.4f}" for row in found["ladder"]] == [
+    evaluation = measured(atmc(*args, "--eps-grid", "16/255,8/255", "--json"))
+    assert [row["eps"] for row in evaluation["ladder"]] == [8 / 255, 16 / 255]
+    assert [f"{row['accuracy']:.4f}" for row in evaluation["ladder"]] == [
         row[-1] for row in lines[at + 1 : at + 3]
     ]
-    assert len(found["checks"]) == 3
+    assert len(evaluation["checks"]) == 3
     assert list(here.iterdir()) == []
 
 
@@ -174,13 +178,15 @@ def test_a_model_of_ones_own_is_refused(atmc, here):
 
 def test_the_dense_start_of_a_run_folder(atmc, run):
     dense = run / "dense.safetensors"
-    found = measured(atmc("evaluate", dense, "--attack", "fgsm", "--json"))
-    assert found["size"]["file_bits"] == 8 * dense.stat().st_size
-    assert found["size"]["parts"] is None
+    evaluation = measured(atmc("evaluate", dense, "--attack", "fgsm", "--json"))
+    assert evaluation["size"]["file_bits"] == 8 * dense.stat().st_size
+    assert evaluation["size"]["parts"] is None
 
 
 def test_dense_weights_outside_a_run_folder_name_no_model(atmc, run, tmp_path):
     alone = shutil.copy(run / "dense.safetensors", tmp_path)
     assert "give it as --model" in error(atmc("evaluate", alone), 1)
-    told = atmc("evaluate", alone, "--model", "digits-cnn", "--attack", "fgsm", "--examples", "20")
-    assert told.exit_code == 0, told.stderr
+    result = atmc(
+        "evaluate", alone, "--model", "digits-cnn", "--attack", "fgsm", "--examples", "20"
+    )
+    assert result.exit_code == 0, result.stderr

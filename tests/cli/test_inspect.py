@@ -16,7 +16,7 @@ PARTS = ("positions", "values", "codebooks", "dense")
 
 
 @pytest.fixture
-def own(tmp_path):
+def named(tmp_path):
     """The artifact of a model that is not of the zoo, with a float tensor and an empty factor."""
 
     def factor(shape, count):
@@ -33,7 +33,7 @@ def own(tmp_path):
     )
     bias = codec.quantize_dense(np.linspace(-1, 1, 4, dtype=np.float32), 8)
     entries = (codec.Entry("fc.weight", weight), codec.Entry("fc.bias", bias))
-    path = tmp_path / "own.atmc"
+    path = tmp_path / "named.atmc"
     write(path, codec.encode(codec.Artifact({}, entries)))
     return path
 
@@ -103,8 +103,8 @@ def test_a_row_says_what_the_tensor_holds(atmc, artifact):
         assert number(row["levels"]) == len(np.unique(value.codes))
 
 
-def test_names_of_a_model_of_ones_own(atmc, own):
-    shown = atmc("inspect", own).stdout
+def test_names_of_a_model_of_ones_own(atmc, named):
+    shown = atmc("inspect", named).stdout
     rows = table(shown)
     assert list(rows) == [
         *("fc.weight.U", "fc.weight.V", "fc.weight.C", "fc.bias"),
@@ -118,15 +118,15 @@ def test_names_of_a_model_of_ones_own(atmc, own):
 
 
 def test_json(atmc, artifact):
-    found = json.loads(atmc("inspect", artifact, "--json").stdout)
-    assert found["meta"] == {"model": "digits-cnn"}
-    assert found["file_bits"] == 8 * artifact.stat().st_size == sum(found["parts"].values())
+    printed = json.loads(atmc("inspect", artifact, "--json").stdout)
+    assert printed["meta"] == {"model": "digits-cnn"}
+    assert printed["file_bits"] == 8 * artifact.stat().st_size == sum(printed["parts"].values())
     for part in PARTS:
-        assert sum(tensor["parts"][part] for tensor in found["tensors"]) == found["parts"][part]
-    for tensor in found["tensors"]:
+        assert sum(tensor["parts"][part] for tensor in printed["tensors"]) == printed["parts"][part]
+    for tensor in printed["tensors"]:
         assert tensor["bits"] == sum(tensor["parts"].values())
         assert tensor["elements"] == np.prod(tensor["shape"])
-    assert found["nonzeros"] == sum(tensor["nonzeros"] for tensor in found["tensors"])
+    assert printed["nonzeros"] == sum(tensor["nonzeros"] for tensor in printed["tensors"])
 
 
 def with_names(path, *names):
@@ -138,8 +138,8 @@ def test_a_name_stays_on_its_line(atmc, here):
     with_names("odd.atmc", "a\nb\x1b[31m", "größe")
     rows = table(atmc("inspect", "odd.atmc").stdout)
     assert list(rows) == [r"a\nb\x1b[31m", "größe", "file header", "total"]
-    found = json.loads(atmc("inspect", "odd.atmc", "--json").stdout)
-    assert [tensor["name"] for tensor in found["tensors"]] == ["a\nb\x1b[31m", "größe"]
+    printed = json.loads(atmc("inspect", "odd.atmc", "--json").stdout)
+    assert [tensor["name"] for tensor in printed["tensors"]] == ["a\nb\x1b[31m", "größe"]
 
 
 def test_a_file_without_tensors(atmc, here):
@@ -155,35 +155,35 @@ def texts(path):
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_the_plot_has_every_tensor_and_part(atmc, artifact, own, here, more):
+def test_the_plot_has_every_tensor_and_part(atmc, artifact, named, here, more):
     pytest.importorskip("matplotlib")
     before = contents(here)
     with_names("odd.atmc", "a\nb\x1b[31m", "$x_$ <&>")
-    for path in (artifact, own, here / "odd.atmc"):
+    for path in (artifact, named, here / "odd.atmc"):
         shown = atmc("inspect", path, *more)
         drawn = atmc("inspect", path, *more, "--plot", "bits.svg")
         assert (drawn.exit_code, drawn.stdout, drawn.stderr) == (0, shown.stdout, "")
         rows = table(atmc("inspect", path).stdout)
         total = rows.pop("total")
-        found = texts("bits.svg")
-        assert [text for text in found if text in rows] == list(rows)
+        drawn_texts = texts("bits.svg")
+        assert [text for text in drawn_texts if text in rows] == list(rows)
         for row in rows.values():
-            assert any(re.match(rf"{row['bits']} bits? \(", text) for text in found)
+            assert any(re.match(rf"{row['bits']} bits? \(", text) for text in drawn_texts)
         for part in PARTS:
-            assert any(text.startswith(f"{part} {total[part]} bit") for text in found)
-        assert f"{path.name}: {total['bits']} bits" in found
+            assert any(text.startswith(f"{part} {total[part]} bit") for text in drawn_texts)
+        assert f"{path.name}: {total['bits']} bits" in drawn_texts
     assert contents(here).keys() - before.keys() == {"odd.atmc", "bits.svg"}
 
 
-def test_the_suffix_chooses_the_format(atmc, own, here):
+def test_the_suffix_chooses_the_format(atmc, named, here):
     pytest.importorskip("matplotlib")
     for name, start in (("a.png", b"\x89PNG"), ("b.PDF", b"%PDF"), ("c.svg", b"<?xml")):
-        assert atmc("inspect", own, "--plot", name).exit_code == 0
+        assert atmc("inspect", named, "--plot", name).exit_code == 0
         assert (here / name).read_bytes().startswith(start)
 
 
 @pytest.mark.parametrize(
-    ("path", "plot", "code", "said"),
+    ("path", "plot", "code", "message"),
     [
         # Wrong use comes first: the file that is not there is not even looked for.
         ("void.atmc", "a.jpg", 2, "a.jpg is no picture that can be drawn: end it in .svg, .png"),
@@ -194,26 +194,26 @@ def test_the_suffix_chooses_the_format(atmc, own, here):
         ("cut.atmc", "a.svg", 1, "cut.atmc: damaged"),
     ],
 )
-def test_a_plot_that_cannot_be(atmc, own, here, path, plot, code, said):
-    (here / "cut.atmc").write_bytes(own.read_bytes()[:-3])
+def test_a_plot_that_cannot_be(atmc, named, here, path, plot, code, message):
+    (here / "cut.atmc").write_bytes(named.read_bytes()[:-3])
     (here / "folder.svg").mkdir()
     before = contents(here)
-    assert said in error(atmc("inspect", path, "--plot", plot), code)
+    assert message in error(atmc("inspect", path, "--plot", plot), code)
     assert contents(here) == before
 
 
-def test_a_plot_without_matplotlib(atmc, own, here, hide):
+def test_a_plot_without_matplotlib(atmc, named, here, hide):
     hide("matplotlib")
     before = contents(here)
-    line = error(atmc("inspect", own, "--plot", "a.svg"), 1)
+    line = error(atmc("inspect", named, "--plot", "a.svg"), 1)
     assert line == "a plot needs matplotlib: pip install 'atmc[report]'"
     assert contents(here) == before
-    assert atmc("inspect", own).exit_code == 0
+    assert atmc("inspect", named).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["inspect", "evaluate"])
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("void.atmc", "No such file"),
         ("folder", "give a file"),
@@ -225,7 +225,7 @@ def test_a_plot_without_matplotlib(atmc, own, here, hide):
         ("newer.atmc", "upgrade"),
     ],
 )
-def test_what_is_no_artifact(atmc, artifact, here, command, name, said):
+def test_what_is_no_artifact(atmc, artifact, here, command, name, message):
     data = artifact.read_bytes()
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
@@ -239,5 +239,5 @@ def test_what_is_no_artifact(atmc, artifact, here, command, name, said):
     before = contents(here)
     line = error(atmc(command, name), 1)
     assert line.startswith(f"{name}: ")
-    assert said in line
+    assert message in line
     assert contents(here) == before

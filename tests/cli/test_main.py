@@ -119,7 +119,7 @@ def test_a_closed_pipe_is_no_traceback(artifact):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--nonsense"], "No such option"),
         (["nonsense"], "No such command"),
@@ -131,9 +131,9 @@ def test_a_closed_pipe_is_no_traceback(artifact):
         (["evaluate"], "Missing argument 'ARTIFACT'"),
     ],
 )
-def test_wrong_use_exits_2_in_one_line(atmc, args, said):
+def test_wrong_use_exits_2_in_one_line(atmc, args, message):
     line = error(atmc(*args), 2)
-    assert said in line
+    assert message in line
     assert "--help" in line
 
 
@@ -146,8 +146,8 @@ def test_every_error_of_the_library_is_a_line_and_a_status():
 
 
 def test_a_gpu_out_of_memory():
-    said, status = errors.explain(torch.OutOfMemoryError("CUDA out of memory"))
-    assert (said, status) == ("out of memory: lower --batch-size, or use a smaller model", 1)
+    message, status = errors.explain(torch.OutOfMemoryError("CUDA out of memory"))
+    assert (message, status) == ("out of memory: lower --batch-size, or use a smaller model", 1)
 
 
 def an_os_error(number, *args):
@@ -155,7 +155,7 @@ def an_os_error(number, *args):
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "said"),
+    ("raised", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (click.Abort(), 130, "interrupted"),
@@ -169,10 +169,10 @@ def an_os_error(number, *args):
         (ValueError("two\nlines"), 1, "two lines"),
     ],
 )
-def test_other_errors(raised, code, said):
-    line, found = errors.explain(raised)
-    assert found == code
-    assert said in line
+def test_other_errors(raised, code, message):
+    line, exit_code = errors.explain(raised)
+    assert exit_code == code
+    assert message in line
     assert "\n" not in line
 
 

@@ -61,11 +61,11 @@ def test_what_cannot_be(atmc, here):
     path = config(here, {"method": "l0", "budget_bits": 9000})
     assert "Missing option '--output'" in error(atmc("sweep", "--config", path), 2)
     assert "Missing option '--config'" in error(atmc("sweep", "--output", "out"), 2)
-    said = error(atmc("sweep", "--config", "void.yaml", "--output", "out"), 2)
-    assert "cannot read the config void.yaml" in said
+    line = error(atmc("sweep", "--config", "void.yaml", "--output", "out"), 2)
+    assert "cannot read the config void.yaml" in line
     config(here, {"metod": "l0"})
-    said = error(atmc("sweep", "--config", path, "--output", "out"), 2)
-    assert "unknown setting 'metod': did you mean 'method'" in said
+    line = error(atmc("sweep", "--config", path, "--output", "out"), 2)
+    assert "unknown setting 'metod': did you mean 'method'" in line
     config(here)
     assert "has no list of points" in error(atmc("sweep", "--config", path, "--output", "out"), 2)
     config(here, {"method": "l0", "budget_bits": 9000})
@@ -73,7 +73,7 @@ def test_what_cannot_be(atmc, here):
     assert "file is a file" in error(atmc("sweep", "--config", path, "--output", "file"), 1)
 
 
-def test_failures_are_told_at_the_end(atmc, here):
+def test_failures_are_reported_at_the_end(atmc, here):
     path = config(here, {"method": "l0", "budget_bits": 9000}, start={"device": "cuda"})
     result = atmc("sweep", "--config", path, "--output", "out")
     assert result.exit_code == 1

@@ -158,7 +158,7 @@ def test_transfer_from_each_source(finished: tuple[Path, Any]) -> None:
     # From the model itself it is PGD, less what stopping at the first success keeps.
     assert first["accuracy"] == pytest.approx(pgd["accuracy"], abs=0.05)
     assert second["accuracy"] < accuracy["clean"]
-    with pytest.raises(ValueError, match="transfer needs a source"):
+    with pytest.raises(ValueError, match="needs sources"):
         found(artifact, attacks=("transfer",))
 
 
