@@ -1,8 +1,8 @@
-"""Codebooks of 400,000 values on one core, and of ten million.
+"""Codebooks of 400,000 values and of ten million values, on one core.
 
     python benchmarks/codebook.py [--json FILE]
 
-Needs kmeans1d (the exact optimum by dynamic programming), which `atmc[test]` brings.
+Needs kmeans1d (the exact optimum by dynamic programming), which `atmc[test]` installs.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
 
 Needs no data. ARTIFACT: trained models, by default lenet5-relu at 1, 0.3 and 0.1 % from
 docs/results/effect. The peer DeepCABAC is that of nncodec (MPEG NNC); without nncodec its rows are
-left out. It takes a few minutes.
+omitted. It takes a few minutes.
 
-Ours is a whole file that holds the factors and nothing else: prefix, shapes, codebooks, positions,
-values. The peers code each factor as a matrix of signed level indices: 0 for zero, 1, 2, .. for the
-positive levels upwards, -1, -2, .. for the negative ones downwards. They pay neither for codebooks
-and shapes nor for factors without nonzeros.
+Ours is a whole file that contains only the factors: prefix, shapes, codebooks, positions, values.
+The peers code each factor as a matrix of signed level indices: 0 for zero, 1, 2, .. for the
+positive levels upwards, -1, -2, .. for the negative ones downwards. Their bits do not include
+codebooks, shapes or factors without nonzeros.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ARTIFACTS = Path(__file__).parents[1] / "docs/results/effect"
 SHARES = ("1", "0.3", "0.1")  # percent of the dense size, of the trained models
 LEVELS, DECAY = 8, 2.0  # level i, ±1 .. ±8: probability in proportion to exp(-|i| / DECAY)
 # Share of empty rows and columns, sigma of the others' log-densities: at 1 % the positions then
-# take 0.74 of their entropy at best.
+# take at least 0.74 of their entropy.
 EMPTY, SPREAD = 0.2, 1.0
 DENSITIES = (0.10, 0.05, 0.01)
 TIMED, IID = 0.05, 0.01  # densities of the set that is timed and of the independent entries
@@ -66,7 +66,7 @@ def resnet18_shapes() -> list[tuple[int, ...]]:
 
 
 def margin(generator: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """Densities of rows or of columns, up to a factor: log-normal, a share of them zero."""
+    """Densities of rows or columns, up to a factor: log-normal, a share of them zero."""
     kept = generator.random(size) >= EMPTY
     return np.asarray(kept * generator.lognormal(0.0, SPREAD, size))
 
@@ -74,9 +74,9 @@ def margin(generator: np.random.Generator, size: int) -> NDArray[np.float64]:
 def densities(
     generator: np.random.Generator, rows: int, columns: int, density: float, structured: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """r and c: entry (i, j) is not zero with probability min(1, r_i · c_j), ``density`` on average.
+    """r and c: entry (i, j) is nonzero with probability min(1, r_i · c_j), ``density`` on average.
 
-    Every entry alike, or r and c of random margins.
+    r and c are constant, or random margins.
     """
     if not structured:
         return np.full(rows, density), np.ones(columns)
@@ -89,10 +89,10 @@ def densities(
 
 
 def learned_bits(mask: NDArray[np.bool_], row: NDArray[np.float64]) -> float:
-    """Bits of a structured mask for a coder that knows everything but the columns' densities.
+    """Bits of a structured mask for a coder that knows everything except the columns' densities.
 
-    It is told each row's density, and knows how those of columns are distributed: -log2 of the
-    mixture over all that a column may have. Whoever must learn columns needs as much on average.
+    It knows each row's density and the distribution of the columns' densities: -log2 of the mixture
+    over all densities of a column. On average, a coder that learns the columns needs as many bits.
     """
     grid = np.linspace(-4.0, 4.0, 81)
     prior = np.exp(-0.5 * grid**2)
@@ -110,8 +110,8 @@ def learned_bits(mask: NDArray[np.bool_], row: NDArray[np.float64]) -> float:
 def generated(density: float, structured: bool, seed: int = 0) -> tuple[Artifact, dict[str, float]]:
     """The shapes of resnet18 with independent random nonzeros, and values on 16 levels (4 bits).
 
-    Also what limits every coder: the bits under the very probabilities that they were drawn with
-    ("as drawn"), and those of one that must learn the densities of columns ("columns learned").
+    Also the limits of every coder: the bits under the probabilities of the generator ("as drawn"),
+    and those of a coder that must learn the densities of columns ("columns learned").
     """
     generator = np.random.default_rng(seed)
     likely = np.exp(-np.abs(np.arange(-LEVELS, LEVELS + 1)) / DECAY)
@@ -137,7 +137,7 @@ def generated(density: float, structured: bool, seed: int = 0) -> tuple[Artifact
 
 
 def artifact(shapes: Sequence[tuple[int, ...]], matrices: Sequence[Matrix]) -> Artifact:
-    """A model of weights W = C, C being the integers times a power of two."""
+    """A model of weights W = C, where C is the integers times a power of two."""
     entries = []
     for shape, matrix in zip(shapes, matrices, strict=True):
         rows, rest = matrix.shape
@@ -184,14 +184,14 @@ def integers(factor: SparseTensor) -> Matrix:
 
 
 def entropy_bits(matrix: Matrix) -> float:
-    """Zeroth-order entropy of the symbols, that is of positions and values."""
+    """Zeroth-order entropy of the symbols, which are positions and values."""
     counts = np.unique(matrix, return_counts=True)[1]
     return float((counts * np.log2(matrix.size / counts)).sum())
 
 
 @dataclass(frozen=True)
 class Options:
-    """How DeepCABAC codes one matrix; the standard's second profile is told the range of values."""
+    """How DeepCABAC codes one matrix; the standard's second profile knows the range of values."""
 
     unary: int = 10
     scan: int = 0  # 0: row by row; else in blocks of 4 << scan
@@ -226,7 +226,7 @@ def cabac_encode(matrices: Sequence[Matrix], options: Sequence[Options], setting
 
 
 def cabac_decode(data: bytes, like: Sequence[Matrix], options: Sequence[Options]) -> list[Matrix]:
-    """The matrices; ``like`` has their shapes and ranges, which nncodec keeps elsewhere."""
+    """The matrices; ``like`` has their shapes and ranges, which are not in the stream."""
     decoder = deepCABAC.Decoder()
     stream = np.frombuffer(data, np.uint8)
     decoder.setStream(stream)
@@ -235,7 +235,7 @@ def cabac_decode(data: bytes, like: Sequence[Matrix], options: Sequence[Options]
         before, behind = choice.layer(known)
         matrix = np.zeros(known.shape, np.int32)
         decoder.initCtxModels(choice.unary)
-        # Scans in blocks restart at each row of blocks, which only this routine knows about.
+        # Scans in blocks restart at each row of blocks; only this routine handles that.
         blocks = choice.scan and len(known) > 4 << choice.scan
         read = decoder.decodeLayerAndCreateEPs if blocks else decoder.decodeLayer
         read(matrix, *before, *behind)
@@ -244,7 +244,7 @@ def cabac_decode(data: bytes, like: Sequence[Matrix], options: Sequence[Options]
 
 
 def best_options(matrices: Sequence[Matrix], setting: int) -> list[Options]:
-    """For each matrix the options of the shortest stream."""
+    """The options of the shortest stream for each matrix."""
     return [
         min(CHOICES, key=lambda choice: len(cabac_encode([matrix], [choice], setting)))
         for matrix in matrices
@@ -252,7 +252,7 @@ def best_options(matrices: Sequence[Matrix], setting: int) -> list[Options]:
 
 
 def check(found: Sequence[Matrix], expected: Sequence[Matrix], coder: str) -> None:
-    """Raise unless a coder gave back what it was given."""
+    """Raise unless the decoded matrices equal the coded ones."""
     if not all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)):
         raise SystemExit(f"Error: {coder} does not decode to what it encoded")
 
@@ -260,7 +260,7 @@ def check(found: Sequence[Matrix], expected: Sequence[Matrix], coder: str) -> No
 class Bits:
     """One set of tensors under all coders; bits by coder in ``bits``.
 
-    ``limits``, where the set was drawn at random: what no coder is shorter than on average.
+    ``limits``, for a random set: lower bounds of the average bits of any coder.
     """
 
     def __init__(
@@ -313,9 +313,9 @@ class Bits:
 
 
 def speed(bits: Bits, repeat: int) -> list[Row]:
-    """Seconds from integers to bytes and back, against the fastest of DeepCABAC's ways.
+    """Seconds from integers to bytes and back, against the fastest way of DeepCABAC.
 
-    These are the shortest stream of each setting, and row by row without any options.
+    The ways are the shortest stream of each setting, and row by row without options.
     """
     matrices = bits.matrices
     shapes = [entry.value.shape for entry in bits.model.entries]
@@ -347,8 +347,8 @@ def speed(bits: Bits, repeat: int) -> list[Row]:
     return rows
 
 
-# The peak is that of the process's own pages: what the system gives as ru_maxrss starts with that
-# of the parent. What the coder itself allocates is not seen by tracemalloc.
+# The peak is of the pages of the process: ru_maxrss of the system starts with that of the parent,
+# and tracemalloc does not see the allocations of the coder.
 MEMORY = """
 import pickle, re, sys
 from atmc.codec import decode, encode
@@ -379,7 +379,7 @@ def show_memory(bits: Bits) -> None:
 
 
 def trained(given: Sequence[Path]) -> dict[str, Path]:
-    """Artifacts by the name of their set: those given, else those of docs/results."""
+    """Artifacts by the name of their set: those of the command line, else those of docs/results."""
     if given:
         names = [path.parent.name if path.stem == "model" else path.stem for path in given]
         return {n.removeprefix("lenet5-relu-"): path for n, path in zip(names, given, strict=True)}

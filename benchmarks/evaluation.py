@@ -1,8 +1,8 @@
-"""PGD-40 over MNIST test images, and what AutoAttack costs beside it.
+"""PGD-40 over MNIST test images, and the cost of AutoAttack.
 
     python benchmarks/evaluation.py --data-root DIR [--examples N] [--auto N] [--json FILE]
 
-DIR holds MNIST/raw. The models are the artifacts of docs/results. AutoAttack needs `atmc[eval]`.
+DIR contains MNIST/raw. The models are the artifacts of docs/results. AutoAttack needs `atmc[eval]`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EPS, STEPS, BATCH = 0.3, 40, 500
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Robust accuracy as a plain loop has it: every example takes every step."""
+    """Robust accuracy by a plain loop: every example takes every step."""
     right = 0
     for start in range(0, len(y), BATCH):
         part, labels = x[start : start + BATCH], y[start : start + BATCH]

@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py [--json FILE]
 
-A net of three square-ish linear layers, PGD-2, k of 1 %, a duplicate at every fifth step. Each
-point is a process of its own, whose peak memory the system tells.
+A net of three nearly square linear layers, PGD-2, k of 1 %, a duplicate at every fifth step. Each
+point runs in a separate process, whose peak memory the system reports.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EVERY = 5  # steps to a duplicate, and steps that are timed
 
 
 def net(weights: int) -> nn.Module:
-    """784 -> w -> w -> 10 with about so many weights."""
+    """784 -> w -> w -> 10 with about that many weights."""
     width = round((math.sqrt((INPUTS + 10) ** 2 + 4 * weights) - INPUTS - 10) / 2)
     return nn.Sequential(
         nn.Flatten(), nn.Linear(INPUTS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
@@ -43,7 +43,7 @@ def net(weights: int) -> nn.Module:
 
 
 def point(weights: int, batch: int, compressed: bool, threads: int) -> dict[str, float]:
-    """Seconds a step, and bytes, of one configuration; run in a process of its own."""
+    """Seconds a step, and bytes, of one configuration; run in a separate process."""
     torch.set_num_threads(threads)
     keep_freed()
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ DENSITY = 0.01
 
 
 def main() -> None:
-    """Time selections whose scores move by a percent a step, as they do in training."""
+    """Time selections whose scores move by a percent per step, as in training."""
     given = arguments(__doc__)
     generator = torch.Generator().manual_seed(0)
     scales = (1.0, 0.5, 0.8, 0.2)  # layers are of different scale

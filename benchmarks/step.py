@@ -2,7 +2,7 @@
 
     python benchmarks/step.py [--json FILE]
 
-With a GPU also that of resnet18 on inputs of 3 x 32 x 32, PGD-10, against the GPU's bfloat16 rate.
+With a GPU, also one of resnet18 on inputs of 3 x 32 x 32, PGD-10, against the GPU's bfloat16 rate.
 
 The arithmetic is that of the plain step with dense weights; the machine's rate is that of a
 float32 matrix product of 2048 x 2048 with the same threads, in the same rounds.
@@ -44,7 +44,7 @@ def objective(precision: torch.dtype | None, fast: bool = True) -> Objective:
 def step(
     model: nn.Module, optimizer: torch.optim.Optimizer, goal: Objective, x: Tensor, y: Tensor
 ) -> None:
-    """Attack, loss, backward, step: what the training loop does."""
+    """Attack, loss, backward, step, as in the training loop."""
     adv = InnerAttack(goal)(model, x, y, 1.0, 0)
     model.train()
     optimizer.zero_grad()
@@ -59,7 +59,7 @@ def step(
 def plain(
     precision: torch.dtype | None, x: Tensor, y: Tensor, fast: bool = True
 ) -> Callable[[], None]:
-    """EVERY adversarial steps of the dense model; as plain PyTorch has them, or the fast way."""
+    """EVERY adversarial steps of the dense model, in plain PyTorch or by the fast path."""
     model = atmc.models.create("lenet5")
     optimizer = adam(channels_last(model).parameters() if fast else model.parameters(), 1e-4)
     goal = objective(precision, fast)
@@ -99,8 +99,8 @@ def pruned(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], 
 def arithmetic() -> float:
     """Floating-point operations of one plain step.
 
-    A pass back costs what a pass forward does, once for the input and once for the weights: two
-    passes an attack step, three for each of the two training batches.
+    The backward pass costs as much as the forward pass for the input, and again for the weights:
+    two passes per attack step, three for each of the two training batches.
     """
     positions = {"conv1": 24 * 24, "conv2": 8 * 8, "fc1": 1, "fc2": 1}  # of the outputs
     weights = dict(atmc.models.create("lenet5").named_parameters())
@@ -135,7 +135,7 @@ def accelerator(device: str, batch: int, side: int, repeat: int) -> list[Row]:
     steps = 10
     with FlopCounterMode(display=False) as counter:
         atmc.models.create("resnet18").to(device).eval()(x)
-    # A pass forward and one back an attack step; one forward and two back in training.
+    # One forward and one backward pass per attack step; one forward and two backward in training.
     flops = counter.get_total_flops() * (2 * steps + 3)
 
     def make(compiled: bool) -> Callable[[], None]:
@@ -168,13 +168,13 @@ def accelerator(device: str, batch: int, side: int, repeat: int) -> list[Row]:
 
 
 def synchronize(device: str) -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if there is one."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def show_profile(precision: torch.dtype | None, x: Tensor, y: Tensor) -> None:
-    """Print the operations that take most of the ATMC step, by their own time."""
+    """Print the operations that take most of the ATMC step, by self time."""
     run = compressed(precision, x, y)
     run()
     with profile(activities=[ProfilerActivity.CPU]) as recorded:

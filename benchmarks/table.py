@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timings, rows, the printed table, the JSON file."""
+"""Shared by all benchmarks: interleaved timings, rows, the printed table, the JSON file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, str | float]
 def arguments(
     description: str | None, threads: int = 2, profile: bool = False
 ) -> argparse.Namespace:
-    """The options of a benchmark, ``--profile`` where it has one; sets the number of threads."""
+    """The options of a benchmark, with ``--profile`` if it has one; sets the number of threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--threads", type=int, default=threads)
@@ -30,9 +30,9 @@ def arguments(
 
 
 def least(routines: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Least seconds of each routine over ``repeat`` rounds; all of them run in every round.
+    """Minimum seconds of each routine over ``repeat`` rounds; every round runs all of them.
 
-    So a slow stretch of the machine hits them alike. One round before is not counted.
+    So a slow phase of the machine affects all of them. One round before is not counted.
     """
     best = dict.fromkeys(routines, float("inf"))
     for round_ in range(repeat + 1):
@@ -57,7 +57,7 @@ def row(name: str, ours: float, peer: float, peer_name: str, unit: str) -> Row:
 
 
 def show(rows: list[Row], path: Path | None) -> None:
-    """Print the rows, and write them where a file is given."""
+    """Print the rows, and write them to a file if one is requested."""
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'name':22} {'ours':>12} {'peer':>12} {'unit':8} {'ratio':>8}  peer is")
     for each in rows:

@@ -1,8 +1,8 @@
-"""Data of one's own, as loaders: a run with its folder, resumed where it was stopped.
+"""A run on your own data loaders, in a run folder that can be resumed.
 
     python examples/own_data.py --output runs/stripes
 
-Run it again after Ctrl-C and it goes on; of a finished run it prints the figures.
+After Ctrl-C the same command resumes the run. For a finished run it prints the figures.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/stripes"))
     parser.add_argument("--epochs", type=int, default=8)
-    given = parser.parse_args()
+    options = parser.parse_args()
 
     result = atmc.compress(
         net,  # called under the run's seed
@@ -58,10 +58,10 @@ def main() -> None:
         eps=0.1,
         val_loader=DataLoader(Stripes(200, seed=1), batch_size=200),
         test_loader=DataLoader(Stripes(400, seed=2), batch_size=200),
-        folder=given.output,
-        resume=(given.output / "config.yaml").is_file(),
-        dense_epochs=given.epochs,
-        epochs=given.epochs,
+        folder=options.output,
+        resume=(options.output / "config.yaml").is_file(),
+        dense_epochs=options.epochs,
+        epochs=options.epochs,
         level_epochs=1,
         on_epoch=lambda figures: print(figures.stage, figures.epoch + 1, figures.robust),
     )

@@ -1,9 +1,9 @@
-"""The optimizer in a training loop of one's own.
+"""The optimizer in your own training loop.
 
     python examples/own_loop.py --epochs 20
 
-A small network is trained on attacked digits while ATMC draws it to k nonzeros and 2^4 levels a
-factor; then it is saved under a hard budget, and read back as a plain module.
+It trains a small network on attacked digits while ATMC reduces it to k nonzeros and 2^4 levels per
+factor. Then it saves the network under a hard budget and loads it as a plain module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--output", default="own_loop.atmc")
-    given = parser.parse_args()
+    options = parser.parse_args()
 
     torch.manual_seed(0)
     digits = atmc.data.load("digits")
@@ -34,7 +34,7 @@ def main() -> None:
     )
 
     atmc.factorize(model)  # W = U V + C everywhere; the optimizer comes after it
-    steps = given.epochs * len(batches)
+    steps = options.epochs * len(batches)
     optimizer = atmc.optim.ATMC(
         model,
         torch.optim.Adam(model.parameters(), 2e-3),
@@ -42,8 +42,8 @@ def main() -> None:
         bits=4,
         importance="effect",
     )
-    for epoch in range(given.epochs):
-        eps = 0.1 * min(1, (epoch + 1) / (0.4 * given.epochs))  # warmed up
+    for epoch in range(options.epochs):
+        eps = 0.1 * min(1, (epoch + 1) / (0.4 * options.epochs))  # warmed up
         for x, y in batches:
             attacked = atmc.attacks.pgd(model, x, y, eps=eps, steps=5)
             loss = F.cross_entropy(model(attacked), y) + optimizer.penalty()
@@ -54,13 +54,13 @@ def main() -> None:
     optimizer.finalize()  # the quantized duplicate becomes the model
 
     budget = 24_000
-    sizes = atmc.save(model, given.output, budget_bits=budget)  # or says by how much it is over
-    assert 8 * os.path.getsize(given.output) == sizes.file_bits <= budget
-    plain = atmc.load(given.output, model=atmc.defactorize(model))
-    found = atmc.evaluation.evaluate(
+    sizes = atmc.save(model, options.output, budget_bits=budget)  # or says by how much it is over
+    assert 8 * os.path.getsize(options.output) == sizes.file_bits <= budget
+    plain = atmc.load(options.output, model=atmc.defactorize(model))
+    evaluation = atmc.evaluation.evaluate(
         plain, digits.test.batches(500), [atmc.evaluation.attack("pgd-20", eps=0.1)]
     )
-    print(f"{sizes.file_bits:,} bits: {found['accuracy']}")
+    print(f"{sizes.file_bits:,} bits: {evaluation['accuracy']}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A model of one's own on the command line, which calls ``net``:
+"""Your own model on the command line, which calls ``net``:
 
 atmc compress --model examples/own_model.py:net --budget-bits 3kB --output runs/own
 atmc evaluate runs/own/model.atmc --model examples/own_model.py:net --attack pgd-40
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """For digits of 1 × 8 × 8 in [0, 1]; any normalization is inside, so that ε is in pixels."""
+    """For digits of 1 × 8 × 8 in [0, 1]; it normalizes its inputs, so that ε is in pixels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,8 +2,8 @@
 
     python examples/sweep.py --output runs/sweep
 
-What is finished is kept, so that it goes on where it was stopped. `atmc sweep` takes the same as a
-YAML file.
+The same command resumes a sweep that was stopped and skips finished runs. `atmc sweep` takes the
+same plan as a YAML file.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="runs/sweep")
     parser.add_argument("--epochs", type=int, default=10)
-    given = parser.parse_args()
+    options = parser.parse_args()
 
     plan = {
         "dataset": "digits",
-        "dense_epochs": given.epochs,
-        "epochs": given.epochs,
+        "dense_epochs": options.epochs,
+        "epochs": options.epochs,
         "level_epochs": 2,
         "points": [{"method": ["atmc", "l0"], "budget_bits": ["3kB", "12kB"]}],
     }
-    for outcome in atmc.sweep(plan, given.output):
+    for outcome in atmc.sweep(plan, options.output):
         accuracy = outcome.report and outcome.report["accuracy"]
         print(outcome.point.name, outcome.status, outcome.error or accuracy)
-    for path in atmc.report(given.output).files:
+    for path in atmc.report(options.output).files:
         print(path)
 
 
