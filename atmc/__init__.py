@@ -1,11 +1,12 @@
 """Compress a classifier under a hard bit budget while it is adversarially trained.
 
-Names are loaded when they are first used, so that ``atmc.codec`` works without torch.
+Names are imported on first use, so that ``atmc.codec`` works without torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"  # a literal: setup.cfg reads it without importing the package
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from atmc.factorization import factorize as factorize
     from atmc.reports.build import report as report
 
-# The function of each command, and those of a loop of one's own.
+# The module of each public function: those of the commands, and those of a training loop.
 _NAMES = {
     "AtmcError": "atmc.errors",
     "Result": "atmc.engine.compression",
@@ -46,28 +47,7 @@ _NAMES = {
     "save": "atmc.artifact",
     "sweep": "atmc.engine.sweep",
 }
-_MODULES = [
-    "accounting",
-    "artifact",
-    "attacks",
-    "codec",
-    "data",
-    "engine",
-    "errors",
-    "evaluation",
-    "exporters",
-    "factorization",
-    "hardware",
-    "messages",
-    "methods",
-    "models",
-    "optim",
-    "projection",
-    "python_path",
-    "quantization",
-    "reports",
-    "training",
-]
+_MODULES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 __all__ = [*_NAMES, *_MODULES]
 

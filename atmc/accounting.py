@@ -1,13 +1,11 @@
-"""The bit-size accountant: dense size, paper bits, file bits, and budget → (k, b).
+"""Sizes before training: the dense size, the smallest file, and the width of the dense part.
 
-All sizes are in bits. Paper bits are nonzeros × b, the size that papers report; file bits are
-8 × the length of the artifact, as the codec writes it.
+All sizes are in bits. File bits are 8 × the length of the artifact as the codec writes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,20 +45,8 @@ def dense_bits(model: nn.Module) -> int:
     return 32 * sum(weight.numel() for weight in weights.values())
 
 
-def paper_bits(tensors: Mapping[str, Tensor], bits: Mapping[str, int]) -> int:
-    """Σ nonzeros × b over the factors."""
-    return sum(int(torch.count_nonzero(tensor)) * bits[name] for name, tensor in tensors.items())
-
-
-def file_bits(
-    model: nn.Module, *, width: int = 8, meta: dict[str, Any] | None = None
-) -> codec.Sizes:
-    """The size of the artifact of a factorized model, per tensor and part, to the bit."""
-    return codec.measure(to_artifact(model, width=width, meta=meta))
-
-
 def _empty(model: nn.Module) -> nn.Module:
-    """A copy with every factor zero."""
+    """A factorized copy with every factor zero."""
     empty = copy_model(model)
     if not factorized_weights(empty):
         factorize(empty)
@@ -78,12 +64,15 @@ def empty_artifact(
 
 
 def fixed_bits(model: nn.Module, *, width: int, meta: dict[str, Any] | None = None) -> int:
-    """The most that the file can take with every factor zero, whatever the dense part holds."""
+    """Upper bound of the file with every factor zero, whatever values the dense part has."""
     return codec.largest_bits(empty_artifact(model, width, meta), [width])[width]
 
 
 def smallest_bits(model: nn.Module, *, meta: dict[str, Any] | None = None) -> int:
-    """The smallest budget that can be promised: every factor zero, the dense part at its least."""
+    """The smallest budget that any file of the model keeps: see :func:`fixed_bits`.
+
+    Every factor is zero, and the dense part has the fewest bits a value.
+    """
     return fixed_bits(model, width=min(DENSE_WIDTHS), meta=meta)
 
 
@@ -96,10 +85,10 @@ def dense_width(
 ) -> int:
     """Bits a value of the dense part: the most that leave two thirds of the budget to factors.
 
-    Or as much as they can take, every weight at ``bits`` bits, where that is less.
+    Where all factors with every weight at ``bits`` bits need less than that, they leave the rest.
 
     Raises:
-        BudgetError: no file fits; the message gives the smallest N that does.
+        BudgetError: no file fits; the message gives the smallest budget that does.
     """
     empty = _empty(model)
     fixed = codec.largest_bits(to_artifact(empty, meta=meta), DENSE_WIDTHS)

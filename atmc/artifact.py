@@ -1,14 +1,13 @@
 """Between models and files: a torch model to the codec's arrays, and back.
 
-The model is the truth: after ``ATMC.finalize()`` every factor holds at most 256 distinct
-values that are integers times a power of two, and levels and codes are read off it exactly.
+After ``ATMC.finalize()`` every factor has at most 256 distinct values that are integers times a
+power of two: levels and codes are read off the factors exactly.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,7 @@ DENSE_WIDTHS = (8, 6, 5, 4)
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """On the host; floats of any width as float32."""
     tensor = tensor.detach().cpu()
-    if tensor.is_floating_point():
-        tensor = tensor.float()
-    return tensor.numpy()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _as_integers(levels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int] | None:
@@ -47,7 +44,7 @@ def _as_integers(levels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], in
 
 
 def sparse(values: np.ndarray[Any, Any]) -> codec.SparseTensor | codec.FloatSparseTensor:
-    """A factor as the codec holds it: with a codebook where its values allow one.
+    """A factor for the codec: with a codebook where its values allow one.
 
     Args:
         values: float32, any shape.
@@ -64,10 +61,10 @@ def sparse(values: np.ndarray[Any, Any]) -> codec.SparseTensor | codec.FloatSpar
         none = np.zeros(0, np.int64)
         return codec.SparseTensor(values.shape, none, none, np.zeros(0, np.int32), 0, 2)
     levels, codes = np.unique(nonzeros, return_inverse=True)
-    found = _as_integers(levels) if len(levels) <= 256 else None
-    if found is None:
+    scaled = _as_integers(levels) if len(levels) <= 256 else None
+    if scaled is None:
         return codec.FloatSparseTensor(values.shape, positions, nonzeros)
-    integers, exponent = found
+    integers, exponent = scaled
     bits = max(2, int(np.abs(integers).max()).bit_length() + 1)
     return codec.SparseTensor(
         values.shape, positions, codes.astype(np.int64), integers, exponent, bits
@@ -77,7 +74,7 @@ def sparse(values: np.ndarray[Any, Any]) -> codec.SparseTensor | codec.FloatSpar
 def _weight(weight: FactorizedWeight) -> codec.FactorizedWeight:
     layout = weight.parametrization.layout
     u, v, c = (_array(f) for f in weight.factors.values())
-    if weight.parametrization.identity == "none":  # a file need not hold what adds nothing to U V
+    if weight.parametrization.identity == "none":  # ranks that add nothing to U V are left out
         batch = tuple(range(u.ndim - 2))
         inner = (u != 0).any(axis=(*batch, -2)) & (v != 0).any(axis=(*batch, -1))
         u, v = u[..., :, inner], v[..., inner, :]
@@ -90,13 +87,13 @@ def _weight(weight: FactorizedWeight) -> codec.FactorizedWeight:
 def to_artifact(
     model: nn.Module, *, width: int = 8, meta: dict[str, Any] | None = None
 ) -> codec.Artifact:
-    """All that a file holds of a factorized model.
+    """The content of the file of a factorized model.
 
     Args:
-        model: factorized; its dense part is rounded here if it is not yet.
+        model: factorized; the artifact has its dense part rounded.
         width: bits a value of the dense part.
-        meta: ``{"model": name, "kwargs": {...}}`` for a model of the zoo: the file then needs
-            no names. None for a model of one's own.
+        meta: ``{"model": name, "kwargs": {...}}`` for a model of the zoo, whose file needs no
+            names; None for any other model.
 
     Raises:
         ValueError: a model without factors, or one that holds NaN, infinity or complex numbers.
@@ -106,17 +103,17 @@ def to_artifact(
     if not any(isinstance(value, FactorizedWeight) for value in state.values()):
         raise ValueError("the model has no factors: call atmc.factorize(model) first")
     for name, value in state.items():
-        held: codec.FactorizedWeight | codec.DenseTensor | codec.IntegerTensor
+        content: codec.FactorizedWeight | codec.DenseTensor | codec.IntegerTensor
         if isinstance(value, FactorizedWeight):
-            held = _weight(value)
+            content = _weight(value)
         elif value.is_floating_point():
-            held = codec.quantize_dense(_array(value), width)
+            content = codec.quantize_dense(_array(value), width)
         elif value.is_complex():
             raise ValueError(f"{name} is complex: a file holds real numbers only")
         else:
             array = _array(value)
-            held = codec.IntegerTensor(array.shape, array.astype(np.int64).ravel())
-        entries.append(codec.Entry(None if meta else name, held))
+            content = codec.IntegerTensor(array.shape, array.astype(np.int64).ravel())
+        entries.append(codec.Entry(None if meta else name, content))
     return codec.Artifact(meta or {}, tuple(entries))
 
 
@@ -144,15 +141,14 @@ def save(
         BudgetError: the file would be over budget; the message says by how much.
         ValueError: see :func:`to_artifact`.
     """
-    artifact = to_artifact(model, width=width, meta=meta)
-    data = codec.encode(artifact)
-    if budget_bits is not None and 8 * len(data) > budget_bits:
+    data, sizes = codec.encode_measured(to_artifact(model, width=width, meta=meta))
+    if budget_bits is not None and sizes.file_bits > budget_bits:
         raise BudgetError(
-            f"the file would be {8 * len(data)} bits, {8 * len(data) - budget_bits} over the "
+            f"the file would be {sizes.file_bits} bits, {sizes.file_bits - budget_bits} over the "
             f"budget of {budget_bits}: lower k, bits, or {argument('width')}"
         )
-    write(Path(path), data)
-    return codec.measure(artifact)
+    write(path, data)
+    return sizes
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -168,21 +164,21 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
         The model, in eval mode.
 
     Raises:
-        AtmcFormatError: a damaged file, or one that does not fit the model, which is left as it
-            was then.
+        AtmcFormatError: a damaged file, or one that does not fit the model; the model is not
+            changed then.
         FileNotFoundError: no such file.
-        ValueError: the model given is factorized.
+        ValueError: the model is factorized.
     """
-    return from_artifact(decode(read(Path(path)), model), model)
+    return from_artifact(decode(read(path), model), model)
 
 
 def decode(data: bytes, model: nn.Module | None = None) -> codec.Artifact:
-    """:func:`codec.decode`, refusing what claims more than its model can hold.
+    """:func:`codec.decode`, with the size of the model as the limit of what is allocated.
 
     Args:
         data: the bytes of an artifact.
-        model: the module it belongs to; None for the model of the zoo that it names. Of a file
-            that names none, or a module with lazy layers, the codec's own limit holds.
+        model: the module it belongs to; None for the model of the zoo that it names. Where it
+            names none, and for a module with lazy layers, the limit is the codec's.
 
     Raises:
         AtmcFormatError: a damaged file, or one that is larger than its model.
@@ -198,7 +194,7 @@ def decode(data: bytes, model: nn.Module | None = None) -> codec.Artifact:
 
 
 def _most_elements(model: nn.Module) -> int:
-    """How many entries an artifact of this model has at most: U and V have W's and a square."""
+    """Upper bound of the entries in an artifact: U and V together have those of W and a square."""
     sizes = [
         math.prod(value.parametrization.layout.shape)
         if isinstance(value, FactorizedWeight)
@@ -209,7 +205,7 @@ def _most_elements(model: nn.Module) -> int:
 
 
 def _zoo_model(meta: dict[str, Any], device: str = "cpu") -> nn.Module:
-    """The model that a file names; on "meta" its shapes alone, which take no memory."""
+    """The model that a file names; on device "meta" its shapes without memory for values."""
     name = meta.get("model")
     if not isinstance(name, str):
         raise codec.AtmcFormatError(
@@ -224,12 +220,12 @@ def _zoo_model(meta: dict[str, Any], device: str = "cpu") -> nn.Module:
     except codec.AtmcFormatError:
         raise
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch's for sizes
-        said = str(error).partition("\n")[0][:200]
-        raise codec.AtmcFormatError(f"the artifact names a model we lack: {said}") from error
+        reason = str(error).partition("\n")[0][:200]
+        raise codec.AtmcFormatError(f"the artifact names a model we lack: {reason}") from error
 
 
 def from_artifact(artifact: codec.Artifact, model: nn.Module | None = None) -> nn.Module:
-    """A decoded artifact into a plain module; see :func:`load`."""
+    """The plain module with the weights of a decoded artifact; see :func:`load`."""
     if model is None:
         model = _zoo_model(artifact.meta)
     if factorized_weights(model):

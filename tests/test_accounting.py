@@ -15,9 +15,7 @@ from atmc import accounting, codec, models
 from atmc.accounting import (
     dense_bits,
     dense_width,
-    file_bits,
     fixed_bits,
-    paper_bits,
     smallest_bits,
 )
 from atmc.artifact import to_artifact
@@ -54,7 +52,7 @@ def network(width: int = 32) -> nn.Module:
     )
 
 
-# ---- dense size and paper bits
+# ---- dense size
 
 
 @pytest.mark.parametrize(
@@ -101,11 +99,6 @@ def test_dense_bits_of_attention(sizes: dict[str, int]) -> None:
     inputs = 4 + sizes.get("kdim", 4) + sizes.get("vdim", 4)
     assert dense_bits(attention) == 32 * (4 * inputs + 4 * 4)
     assert dense_bits(factorize(attention)) == 32 * (4 * inputs + 4 * 4)
-
-
-def test_paper_bits() -> None:
-    tensors = {"a": torch.tensor([0.0, 1.0, -0.0, 2.0]), "b": torch.ones(3, 2)}
-    assert paper_bits(tensors, {"a": 3, "b": 32}) == 2 * 3 + 6 * 32
 
 
 def test_level_bits() -> None:
@@ -187,7 +180,7 @@ def test_smallest_bits_is_a_promise_whatever_training_did() -> None:
             factor.zero_()
     for kind in ("linear", "masked", "ends"):
         extremes(model, rng, kind)
-        assert file_bits(model, width=4).file_bits <= least
+        assert codec.measure(to_artifact(model, width=4)).file_bits <= least
         assert smallest_bits(model) == least
 
 
@@ -298,9 +291,9 @@ def test_what_is_planned_is_what_the_codec_takes(bits: int, budget: int) -> None
     width = dense_width(model, budget)
     k = k_for_budget(ranks, [bits] * len(names), budget - fixed_bits(model, width=width))
     small = pruned(sizes, k, bits, seed=bits)
-    real = file_bits(small, width=width)
+    real = codec.measure(to_artifact(small, width=width))
     assert real.nonzeros == k > 0
-    assert real.paper_bits <= paper_bits(named_factors(small), dict.fromkeys(names, bits))
+    assert real.paper_bits <= bits * real.nonzeros
     # The codes' entropy is below b; with what is measured of it the estimate is closer.
     measured = [
         code_bits(torch.unique(f.detach()[f.detach() != 0], return_inverse=True)[1])

@@ -59,7 +59,12 @@ class Sizes:
 
 
 def measure(artifact: Artifact) -> Sizes:
-    """Where the bits of ``encode(artifact)`` go.
+    """Where the bits of ``encode(artifact)`` go; see :func:`encode_measured`."""
+    return encode_measured(artifact)[1]
+
+
+def encode_measured(artifact: Artifact) -> tuple[bytes, Sizes]:
+    """``encode(artifact)``, and where its bits go.
 
     Parts of a tensor are ideal code lengths, rounded to whole bits; the prefix, metadata, names,
     shapes and all rounding are in the file's header.
@@ -79,7 +84,7 @@ def measure(artifact: Artifact) -> Sizes:
                 tensors.append(_factor_size(f"{name}.{letter}", factor, parts))
     total = {part: sum(tensor.parts[part] for tensor in tensors) for part in PARTS[1:]}
     header = 8 * len(data) - sum(total.values())
-    return Sizes(8 * len(data), {"header": header, **total}, tuple(tensors))
+    return data, Sizes(8 * len(data), {"header": header, **total}, tuple(tensors))
 
 
 def _factor_size(name: str, factor: Factor, parts: dict[str, int]) -> TensorSize:

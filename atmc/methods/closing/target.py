@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +47,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """An artifact, the bytes of its file, and where their bits go."""
+
+    artifact: codec.Artifact
+    data: bytes
+    sizes: codec.Sizes
+
+
+@dataclass(frozen=True)
 class Target:
     """What the file must be: its budget and its format.
 
@@ -63,6 +74,9 @@ class Target:
     meta: dict[str, Any] | None = None
     rdo: bool = False
     outcome: Outcome = field(default_factory=Outcome, compare=False, repr=False)
+    _recent: deque[Encoded] = field(  # two: a closing loop goes back from what did not fit
+        default_factory=partial(deque, maxlen=2), init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         """Refuse unsupported bits before any training."""
@@ -91,6 +105,16 @@ class Target:
         width = dense_width(model, budget_bits, bits=most, meta=meta)
         return cls(budget_bits, bits, width, meta, rdo)
 
+    def encode(self, model: nn.Module) -> Encoded:
+        """The file of a factorized model; equal content is not encoded twice in a row."""
+        artifact = to_artifact(model, width=self.width, meta=self.meta)
+        for recent in self._recent:
+            if recent.artifact == artifact:
+                return recent
+        encoded = Encoded(artifact, *codec.encode_measured(artifact))
+        self._recent.append(encoded)
+        return encoded
+
     def full(self, bits: int) -> bool:
         """Whether a file of this size fits and fills the budget."""
         return _FULL * self.budget_bits <= bits <= self.budget_bits
@@ -113,10 +137,10 @@ def encoded_bits(model: nn.Module, target: Target, values: Mapping[str, Tensor])
     backup = {name: factors[name].clone() for name in values}
     for name, value in values.items():
         factors[name].copy_(value)
-    artifact = to_artifact(model, width=target.width, meta=target.meta)
+    bits = target.encode(model).sizes.file_bits
     for name, value in backup.items():
         factors[name].copy_(value)
-    return 8 * len(codec.encode(artifact))
+    return bits
 
 
 def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | None = None) -> bytes:
@@ -133,10 +157,10 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
     """
 
     def encode() -> bytes:
-        data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
+        data = target.encode(model).data
         if 8 * len(data) > target.budget_bits and sort is not None:
             sort(model)
-            data = codec.encode(to_artifact(model, width=target.width, meta=target.meta))
+            data = target.encode(model).data
         return data
 
     nonzeros = 0  # of the last file over the budget
