@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from atmc import data
+from atmc import methods
+from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
 from atmc.attacks import frozen, pgd
 from atmc.data import Dataset, Loader
 from atmc.data.loaded import AnyLoader
 from atmc.engine.folder import ARTIFACT, DENSE, DENSE_TIMES, REPORT, RunFolder, read_settings
-from atmc.engine.inputs import Data, Inputs, LoaderData, NamedData, check_dataset
-from atmc.engine.job import Job, usual_budget
+from atmc.engine.inputs import Data, Inputs, load_data
+from atmc.engine.job import Job
 from atmc.engine.model_files import read_model
 from atmc.engine.settings import Settings
 from atmc.errors import AtmcError, RunError, SettingsError
@@ -47,13 +47,13 @@ _VALIDATION_STEPS = 10
 
 
 class Result:
-    """What :func:`compress` gives back.
+    """The result of :func:`compress`.
 
     Args:
         report: the dict of report.json (schema 1).
-        data: the artifact, byte for byte.
-        model: makes the decoded model, when it is asked for.
-        dense: makes the dense model.
+        data: the bytes of the artifact.
+        model: returns the decoded model; called on first use.
+        dense: returns the dense model, likewise.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Result:
 
     @functools.cached_property
     def dense(self) -> nn.Module:
-        """The dense model that compression started from, every value as it was trained."""
+        """The dense model that compression started from, with its weights as trained."""
         return self._dense().eval()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the artifact, in one step."""
-        write(Path(path), self.data)
+        """Write the artifact; an existing file is replaced in one step."""
+        write(path, self.data)
 
 
 @dataclass
@@ -89,10 +89,10 @@ class EpochFigures:
         stage: its name.
         epoch: of the stage, from 0 on.
         clean: accuracy on the validation part.
-        robust: likewise, under PGD.
+        robust: accuracy on it under PGD.
         nonzeros: of all factors.
-        file_bits: that the file would have, estimated.
-        seconds: since the run has begun.
+        file_bits: estimated size of the file.
+        seconds: since the start of the run.
     """
 
     stage: str
@@ -105,6 +105,7 @@ class EpochFigures:
 
 
 OnEpoch = Callable[[EpochFigures], None]
+OnStep = Callable[[Progress], None]
 
 
 def compress(
@@ -120,7 +121,7 @@ def compress(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
     **settings: Any,
 ) -> Result:
@@ -130,22 +131,22 @@ def compress(
 
     Args:
         model: any module that takes inputs in [0, 1] (normalization inside it) and returns logits;
-            it is not changed. Or a function, or class, that needs no arguments and makes one; or
-            a name, as on the command line; None for the data set's usual one.
+            it is not changed. Or a function, or class, that needs no arguments and returns one; or
+            a name, as on the command line; None for the default of the data set.
         train_loader: yields (x, y), for ``train_attack="atta"`` (x, y, index).
         budget_bits: the ceiling for the whole file, in bits, or as in ``"17kB"``; None for 1 % of
             the dense size.
-        eps: the ℓ∞ radius, in pixels of [0, 1]; a number, or as in ``"8/255"``; None for what is
-            usual on the data.
-        val_loader: looked at after each epoch.
-        test_loader: where given, the decoded model is evaluated on it.
+        eps: the ℓ∞ radius, in pixels of [0, 1]; a number, or as in ``"8/255"``; None for the
+            default of the data.
+        val_loader: evaluated on after each epoch.
+        test_loader: the decoded model is evaluated on it.
         dataset: in the place of the loaders: a data set (see :func:`atmc.data.from_loaders`), or
             the name of one.
-        attacks: what to evaluate under, by the names that :func:`atmc.evaluation.attack` takes or
-            as it gives them; FGSM and PGD if None.
+        attacks: what to evaluate under, as names that :func:`atmc.evaluation.attack` takes or as
+            its results; FGSM and PGD if None.
         folder: the run folder: artifact, report, config, dense start, checkpoints, TensorBoard
-            events. None keeps nothing.
-        resume: go on with the run in the folder, by its settings, which those given must not
+            events. None writes nothing.
+        resume: go on with the run in the folder, by its settings, which those of the call must not
             contradict.
         overwrite: replace the run in the folder.
         on_step: called with a Progress after each step.
@@ -158,19 +159,19 @@ def compress(
 
     Raises:
         BudgetError: the budget is below the smallest possible file; with that size.
-        AtmcError: anything else of the settings, the data, the model or the folder that cannot be,
-            or a loss that is no number any more; :mod:`atmc.errors` has the kinds.
+        AtmcError: invalid settings, data, model or folder, or a loss that is not finite;
+            :mod:`atmc.errors` has the kinds.
         KeyboardInterrupt: after a checkpoint, where there is a folder.
     """
     if isinstance(dataset, str):
         settings, dataset = {**settings, "dataset": dataset}, None
     if isinstance(model, str):
         settings, model = {**settings, "model": model}, None
-    said = {"budget_bits": budget_bits, "eps": eps}
-    settings |= {name: value for name, value in said.items() if value is not None}
+    positional = {"budget_bits": budget_bits, "eps": eps}
+    settings |= {name: value for name, value in positional.items() if value is not None}
     return run(
         Settings.of(settings),
-        Inputs(model, _data(dataset, train_loader, val_loader, test_loader)),
+        Inputs.of(model, dataset, train_loader, val_loader, test_loader),
         folder,
         attacks=attacks,
         resume=resume,
@@ -188,61 +189,34 @@ def run(
     attacks: Sequence[str | Attack] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Result:
-    """:func:`compress`, of settings and inputs that have been checked."""
+    """:func:`compress` with its settings and objects checked by their types."""
     settings = inputs.named(settings)
     threads = torch.get_num_threads()
     with RunFolder(folder, resume=resume, overwrite=overwrite) as place:
         settings, report = place.take_up(settings, inputs.facts)
         if report is not None:
-            return _finished(place, report, settings, inputs)
+            return _finished(place, report, inputs.model or settings.start.model)
         try:
             return _run(settings, inputs, place, attacks, on_step, on_epoch)
         finally:
             torch.set_num_threads(threads)
 
 
-def _data(
-    dataset: Dataset | None,
-    train: AnyLoader | None,
-    val: AnyLoader | None,
-    test: AnyLoader | None,
-) -> Data | None:
-    """What is given of the data; None where the settings name them.
-
-    Raises:
-        SettingsError: it is given twice.
-    """
-    loaders = {"train_loader": train, "val_loader": val, "test_loader": test}
-    given = [name for name, loader in loaders.items() if loader is not None]
-    if dataset is not None:
-        if given:
-            raise SettingsError(f"the data are given twice: leave out {given[0]}, or the dataset")
-        return NamedData(check_dataset(dataset))
-    return LoaderData(train, val, test) if given else None
-
-
-def _finished(
-    place: RunFolder, report: dict[str, Any], settings: Settings, inputs: Inputs
-) -> Result:
-    """The result of a run that has come to its end before.
-
-    Raises:
-        RunError: one of its files is gone.
-    """
+def _finished(place: RunFolder, report: dict[str, Any], model: Model | str | None) -> Result:
+    """The result of a finished run, from its files."""
     artifact, dense = place.file(ARTIFACT), place.file(DENSE)
     if artifact is None or dense is None:
         raise RunError(
             f"the run in {place.path} is finished, but its files are not all there: start another"
         )
-    named = inputs.model or settings.start.model
     return Result(
         report,
         artifact.read_bytes(),
-        lambda: read_model(artifact, named)[0],
-        lambda: read_model(dense, named)[0],
+        lambda: read_model(artifact, model)[0],
+        lambda: read_model(dense, model)[0],
     )
 
 
@@ -251,53 +225,58 @@ def _run(
     inputs: Inputs,
     place: RunFolder,
     attacks: Sequence[str | Attack] | None,
-    on_step: Callable[[Progress], None] | None,
+    on_step: OnStep | None,
     on_epoch: OnEpoch | None,
 ) -> Result:
     settings = settings.resolved()
     device = choose_device(settings.run.device)
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
-    held = inputs.data or NamedData(_load(settings))
-    settings = held.complete(settings)
+    data = inputs.data or load_data(settings)
+    settings = data.complete(settings)
     chosen = _attacks(settings, attacks)
-    net = _initial(settings, held.num_classes, inputs)
+    net = _initial(settings, data.num_classes, inputs)
     with torch.random.fork_rng():
         torch.manual_seed(derive(settings.run.seed))  # lazy layers draw their weights
-        held.prepare(net, _title(settings))
+        data.prepare(net, _title(settings))
     plain = copy_model(net)
-    _take_weights(net, settings, inputs, place, held.num_classes)
+    _take_weights(net, settings, inputs, place, data.num_classes)
     settings = _recorded(settings, net, device)
-    meta = inputs.meta or sources.meta(_name(settings), held.num_classes)
-    own = plain if meta is None else None
-    net = net.to(device)
-    with _wrong_use():
-        job = Job(
-            net,
-            held.train(settings, device),
-            settings,
-            meta,
-            place.checkpoints,
-            on_step,
-        )
-        held.check(net, _title(settings))
-        held.check_rest()
-        job.check_least()
+    meta = inputs.meta or sources.meta(_name(settings), data.num_classes)
+
+    job = _checked_job(net.to(device), data, settings, meta, place.checkpoints, on_step)
     if settings.training.fast:
         job.lay_out()
-    job.rehearse(own)
-    place.claim(settings, inputs.facts)
+    job.rehearse(plain if meta is None else None)
+
+    place.claim(data.record(settings), inputs.facts)
     with place.events() as events:
-        job.on_epoch = _Watch(held.val(), settings, on_epoch, events)
+        job.on_epoch = _Watch(data.val(), settings, on_epoch, events)
         train_seconds = _dense_phase(job, place)
         dense = copy_model(job.model).cpu()
         artifact = job.compress()
     place.write(ARTIFACT, lambda: artifact)
+
     started = time.monotonic()
     decoded = from_artifact(decode(artifact, plain), plain)
     decoded = decoded.to(memory_format=job.memory_format)
-    measured = _test(decoded, held.test(settings), chosen, settings, device)
-    report = {
+    accuracies = _test(decoded, data.test(settings), chosen, settings, device)
+    seconds = {
+        "train": train_seconds,
+        "compress": job.seconds["compress"],
+        "evaluate": time.monotonic() - started,
+    }
+    report = _report(job, data, accuracies, seconds)
+    place.write(REPORT, lambda: report)
+    return Result(report, artifact, lambda: decoded, lambda: dense)
+
+
+def _report(
+    job: Job, data: Data, accuracies: dict[str, Any], seconds: dict[str, float | None]
+) -> dict[str, Any]:
+    """The content of report.json."""
+    settings = job.settings
+    return {
         "schema": 1,
         "method": settings.file.method,
         "model": _name(settings).removeprefix(OBJECT_PREFIX),
@@ -305,30 +284,12 @@ def _run(
         "seed": settings.run.seed,
         "budget_bits": settings.file.budget_bits,
         "bits": settings.file.bits,
-        "train_attack": job.train_attack_report(),
-        "size": job.size_report(artifact),
-        "unused": job.unused(artifact),
-        **measured,
-        "seconds": {
-            "train": train_seconds,
-            "compress": job.seconds["compress"],
-            "evaluate": time.monotonic() - started,
-        },
-        "input_shape": list(held.input_shape),
-        "class_names": held.class_names and list(held.class_names),
+        **job.report(),
+        **accuracies,
+        "seconds": seconds,
+        "input_shape": list(data.input_shape),
+        "class_names": data.class_names and list(data.class_names),
     }
-    place.write(REPORT, lambda: report)
-    return Result(report, artifact, lambda: decoded, lambda: dense)
-
-
-def _load(settings: Settings) -> Dataset:
-    """The data set that the settings name."""
-    return data.load(
-        settings.data.dataset,
-        settings.data.data_root,
-        download=settings.data.download,
-        image_size=settings.data.image_size,
-    )
 
 
 def _name(settings: Settings) -> str:
@@ -336,19 +297,18 @@ def _name(settings: Settings) -> str:
     return settings.start.model
 
 
+def _title(settings: Settings) -> str:
+    """How messages refer to the model."""
+    return f"model {_name(settings).removeprefix(GIVEN)!r}"
+
+
 def _attacks(settings: Settings, attacks: Sequence[str | Attack] | None) -> list[Attack]:
-    """What to evaluate under."""
     eps, how = settings.attack.eps, settings.evaluation
     assert eps is not None and how.eval_steps is not None
     if attacks is None:
         pgd_too = attack("pgd", eps=eps, steps=how.eval_steps, step_size=how.eval_step_size)
         return [attack("fgsm", eps=eps), pgd_too]
     return [attack(each, eps=eps) if isinstance(each, str) else each for each in attacks]
-
-
-def _title(settings: Settings) -> str:
-    """What messages call the model."""
-    return f"model {_name(settings).removeprefix(OBJECT_PREFIX)!r}"
 
 
 def _initial(settings: Settings, num_classes: int | None, inputs: Inputs) -> nn.Module:
@@ -371,14 +331,9 @@ def _initial(settings: Settings, num_classes: int | None, inputs: Inputs) -> nn.
 def _take_weights(
     net: nn.Module, settings: Settings, inputs: Inputs, place: RunFolder, classes: int | None
 ) -> None:
-    """The weights before the dense start, or in its place, where there are any.
-
-    Raises:
-        RunError: there is to be no dense start, and nothing in its place; see :func:`_inherit`.
-        WeightsError: they do not fit.
-    """
+    """Load the weights before the dense start, or in its place, where there are any."""
     dense = place.file(DENSE) if place.resume else None
-    if dense is not None:  # first: the weights may be gone by now
+    if dense is not None:  # first: the file of the weights may no longer exist
         load_weights(net, dense)
     elif settings.start.weights is not None:
         load_weights(net, settings.start.weights)
@@ -411,12 +366,14 @@ def _inherit(model: nn.Module, path: Path, classes: int | None) -> None:
 
 
 def _recorded(settings: Settings, net: nn.Module, device: torch.device) -> Settings:
-    """With what this machine and model make of them, so that the run can be repeated."""
+    """The settings with what was left to the machine and the model, so that the run repeats."""
     budget = settings.file.budget_bits
+    if budget is None and methods.get(settings.file.method).bounded:
+        budget = dense_bits(net) // 100
     autocast = settings.training.autocast
     return settings.replace(
         {
-            "budget_bits": usual_budget(net, settings.file.method) if budget is None else budget,
+            "budget_bits": budget,
             "threads": torch.get_num_threads(),
             "device": device.type,
             "precision": "float32" if autocast is None else "bfloat16",
@@ -424,22 +381,32 @@ def _recorded(settings: Settings, net: nn.Module, device: torch.device) -> Setti
     )
 
 
-@contextlib.contextmanager
-def _wrong_use() -> Iterator[None]:
-    """What is refused of settings, model and loaders by their values is wrong use."""
+def _checked_job(
+    net: nn.Module,
+    data: Data,
+    settings: Settings,
+    meta: dict[str, Any] | None,
+    checkpoints: Path | None,
+    on_step: OnStep | None,
+) -> Job:
+    """The job; refuses settings, model and data that do not go together."""
     try:
-        yield
+        loader = data.train(settings, torch.device(settings.run.device))
+        job = Job(net, loader, settings, meta, checkpoints, on_step)
+        data.check(net, _title(settings))
+        job.check_least()
     except AtmcError:
         raise
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    return job
 
 
 def _dense_phase(job: Job, place: RunFolder) -> float | None:
-    """Train the dense start, unless it is there or given; leave it in the folder.
+    """Train the dense start, unless there is one, and write it into the folder.
 
     Returns:
-        The seconds it took; None where it was given.
+        The seconds of its training; None where the settings name its weights.
     """
     if job.settings.start.weights is not None:
         place.write(DENSE, lambda: weights_bytes(job.model))
@@ -461,7 +428,7 @@ def _dense_phase(job: Job, place: RunFolder) -> float | None:
 
 
 class _Watch:
-    """After each epoch: accuracies on the validation part, to the caller and to TensorBoard."""
+    """After each epoch: accuracies on the validation part, for the caller and TensorBoard."""
 
     def __init__(
         self,
@@ -518,14 +485,14 @@ def _test(
     settings: Settings,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The decoded file under the attacks on the test part, once; nulls where there is none."""
+    """Accuracies of the decoded file on the test part; None and no attacks where there is none."""
     if batches is None:
         return {"accuracy": None, "attacks": []}
-    where = next((p.device for p in model.parameters()), device)
+    home = next((p.device for p in model.parameters()), device)
     model.to(device)
     try:
-        with torch.random.fork_rng():  # a loader of one's own may draw its order
+        with torch.random.fork_rng():  # the loader may draw its order
             torch.manual_seed(derive(settings.run.seed))
             return evaluate(model, batches, attacks, seed=settings.run.seed)
     finally:
-        model.to(where)
+        model.to(home)

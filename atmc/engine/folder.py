@@ -1,8 +1,8 @@
-"""The folder of a run: what lies in it, and what of it may be replaced.
+"""The folder of a run: its files, and which files of a folder a run may replace.
 
-Other files may lie there, too, in folders of projects as in a run's. None of them is removed or
-written over: a folder is a run's where its config.yaml is, and there a run removes by name what
-runs write.
+Users put files of their own into run folders, and runs into folders of projects. Such files are
+never removed or overwritten: a run removes by name what runs write, and only in a folder whose
+config.yaml a run wrote.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atmc.engine import fingerprint, folder_lock
+from atmc.engine import folder_lock
 from atmc.engine.folder_lock import check_free, locked
 from atmc.engine.settings import Settings, read_config, write_config
 from atmc.errors import RunError, SettingsError
@@ -30,16 +30,16 @@ CONFIG, ARTIFACT, REPORT, DENSE = "config.yaml", "model.atmc", "report.json", "d
 CHECKPOINTS = "checkpoints"
 FACTS, DENSE_TIMES = f"{CHECKPOINTS}/given.json", f"{CHECKPOINTS}/dense.json"
 
-# In the order in which they are removed: what is left at any moment is a run that can be resumed.
-# The config is not among them: the next one takes its place in one step.
+# In the order of their removal: at any moment the rest is a run that can be resumed. The config is
+# not among them: the next one replaces it in one step.
 _REPLACED = (
     *(REPORT, ARTIFACT, f"{CHECKPOINTS}/compress.pt", DENSE, f"{CHECKPOINTS}/dense.pt"),
     *(DENSE_TIMES, FACTS),
 )
 _FILES = (CONFIG, *_REPLACED)
-_EVENTS = ".atmc"  # how the names of our TensorBoard files end, to tell them from others
-# A few settings that the config of every run holds, null where they do not apply. One written by
-# hand for `atmc compress`, or by another program, lacks some.
+_EVENTS = ".atmc"  # suffix of the TensorBoard files of runs
+# Some settings in the config of every run, null where they do not apply. A config written by hand
+# for `atmc compress`, or by another program, lacks some of them.
 _ALWAYS_WRITTEN = {
     *("dataset", "data_root", "model", "weights", "method", "budget_bits", "bits", "eps"),
     *("train_attack", "step_size", "batch_size", "lr", "seed", "eval_steps", "device", "threads"),
@@ -51,7 +51,8 @@ def read_settings(output: Path) -> Settings:
     """The settings of the run in a folder.
 
     Raises:
-        RunError: there is no run to resume.
+        RunError: there is no config.
+        SettingsError: the config is invalid.
     """
     config = output / CONFIG
     if not config.is_file():
@@ -62,11 +63,11 @@ def read_settings(output: Path) -> Settings:
 def is_run(output: Path) -> bool:
     """Whether a run wrote the config.yaml in a folder."""
     try:
-        held = read_config(output / CONFIG)
-        Settings.of(held)
+        config = read_config(output / CONFIG)
+        Settings.of(config)
     except SettingsError:
         return False
-    return held.keys() >= _ALWAYS_WRITTEN
+    return config.keys() >= _ALWAYS_WRITTEN
 
 
 def new_folder(settings: Settings) -> Path:
@@ -86,22 +87,12 @@ def check(output: Path, resume: bool, overwrite: bool) -> None:
 
     Raises:
         RunError: saying why.
-        SettingsError: the config of the run to be resumed cannot be.
+        SettingsError: the config of the run to be resumed is invalid.
     """
     if output.exists() and not output.is_dir():
         raise RunError(f"{output} is a file: give a folder")
     if resume:
-        if not (output / CONFIG).is_file():
-            raise RunError(
-                f"there is no run to resume in {output}: start one without "
-                f"{argument('resume', True)}"
-            )
-        read_settings(output)
-        if not is_run(output):
-            raise RunError(
-                f"there is no run to resume in {output}: its {CONFIG} holds only some settings; "
-                f"start one without {argument('resume', True)}, in another folder"
-            )
+        _check_resume(output)
     elif not overwrite and _contents(output):
         raise RunError(
             f"{output} is not empty: give another folder, {argument('resume', True)} to go on with "
@@ -123,47 +114,43 @@ def check(output: Path, resume: bool, overwrite: bool) -> None:
         raise RunError(f"{output / CHECKPOINTS} is a file, a run needs a folder: give another one")
 
 
-def clear(output: Path, weights: str | None = None) -> None:
-    """Remove what a run has left in its folder, and nothing else; its config stays.
-
-    In a folder that is not a run's there is nothing to be removed.
-
-    Args:
-        output: the folder.
-        weights: the file that the next run starts from; it stays, too.
-    """
+def _check_resume(output: Path) -> None:
+    nothing = f"there is no run to resume in {output}"
+    restart = f"start one without {argument('resume', True)}"
+    if not (output / CONFIG).is_file():
+        raise RunError(f"{nothing}: {restart}")
+    read_settings(output)
     if not is_run(output):
-        return
-    for name in _REPLACED:
-        path = output / name
-        if weights is None or not path.exists() or not path.samefile(weights):
-            path.unlink(missing_ok=True)
-    for path in output.glob(f"events.out.tfevents.*{_EVENTS}"):
-        path.unlink()
+        raise RunError(
+            f"{nothing}: its {CONFIG} holds only some settings; {restart}, in another folder"
+        )
 
 
-def tidy(output: Path) -> None:
-    """Remove what processes that were killed had begun to write."""
-    for folder in (output, output / CHECKPOINTS):
-        for path in _temporaries(folder):
-            path.unlink(missing_ok=True)
+def as_json(value: dict[str, Any]) -> bytes:
+    """The content of a JSON file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write ``value`` in one step."""
-    write(path, (json.dumps(value, indent=2) + "\n").encode())
+def differing(path: Path, facts: dict[str, Any]) -> str | None:
+    """The first fact that differs from those in a file; None where none does, or without a file."""
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError:
+        stored = None
+    known = stored if isinstance(stored, dict) else {}
+    return next((key for key, value in facts.items() if known.get(key) != value), None)
 
 
 def _temporaries(folder: Path) -> Iterator[Path]:
-    """What :func:`atmc.files.write` was writing there under the name of a run's file."""
+    """The files that :func:`atmc.files.write` has not finished, of those that a run writes."""
     names = {*(Path(name).name for name in _FILES), *folder_lock.FILES}
-    for path in folder.glob(".*.tmp"):
-        if temporary_of(path.name) in names:
-            yield path
+    return (path for path in folder.glob(".*.tmp") if temporary_of(path.name) in names)
 
 
 def _contents(folder: Path) -> list[Path]:
-    """What lies in a folder, but for what a process that was killed at its start has left."""
+    """The contents of a folder without what a process leaves that is killed at its start."""
     if not folder.is_dir():
         return []
     left = {*_temporaries(folder), *(folder / name for name in folder_lock.FILES)}
@@ -171,7 +158,7 @@ def _contents(folder: Path) -> list[Path]:
 
 
 class RunFolder:
-    """The folder of one run, which may be none: then nothing is kept, and nothing resumed.
+    """The folder of one run, which may be none: then nothing is written, and nothing resumed.
 
     Args:
         path: of the folder; None for none.
@@ -206,42 +193,30 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
+    def _take(self, path: Path) -> None:
+        """Lock the folder, and check it again: another process may have worked in it."""
+        self._lock.enter_context(locked(path))
+        check(path, self.resume, self.overwrite)
+
     def take_up(
         self, settings: Settings, facts: Callable[[], dict[str, Any]]
     ) -> tuple[Settings, dict[str, Any] | None]:
-        """The settings of the run, and its report where it is finished.
-
-        Of a run that is resumed its own: what is given must not contradict them.
+        """The settings of the run, those of the folder on resume, and the report of a finished run.
 
         Raises:
             FolderInUseError: another process works in it.
-            RunError, SettingsError: something contradicts it.
+            RunError, SettingsError: settings or facts contradict those of the folder.
         """
         if self.path is None or not self.resume:
             return settings, None
-        taken, report = self._resumed(settings, facts())
+        resumed, report = _resumed(self.path, settings, facts())
         if report is None:
-            self._lock.enter_context(locked(self.path))
-            check(self.path, True, False)  # another may have worked in it
-            taken, report = self._resumed(settings, facts())
-        return taken, report
-
-    def _resumed(
-        self, settings: Settings, facts: dict[str, Any]
-    ) -> tuple[Settings, dict[str, Any] | None]:
-        assert self.path is not None
-        resumed = _without_contradiction(settings, self.path)
-        other = fingerprint.differing(self.path / FACTS, facts)
-        if other is not None:
-            raise RunError(
-                f"the run in {self.path} has another {other} than the one given: give that, or "
-                f"start another run without {argument('resume', True)}"
-            )
-        report = self.path / REPORT
-        return resumed, json.loads(report.read_text()) if report.is_file() else None
+            self._take(self.path)
+            resumed, report = _resumed(self.path, settings, facts())
+        return resumed, report
 
     def claim(self, settings: Settings, facts: Callable[[], dict[str, Any]]) -> None:
-        """Make the folder this run's: what it replaces goes, its config is there.
+        """Make the folder this run's: remove the run that it replaces, and write the config.
 
         Raises:
             FolderInUseError: another process works in it.
@@ -250,15 +225,26 @@ class RunFolder:
         if self.path is None:
             return
         if not self.resume:
-            self._lock.enter_context(locked(self.path))
-            check(self.path, self.resume, self.overwrite)
-        tidy(self.path)
-        if self.overwrite:
-            clear(self.path, settings.start.weights)
+            self._take(self.path)
+        for folder in (self.path, self.path / CHECKPOINTS):
+            for path in _temporaries(folder):
+                path.unlink(missing_ok=True)
+        if self.overwrite and is_run(self.path):
+            self._clear(self.path, settings.start.weights)
         write(self.path / CONFIG, write_config(settings).encode())
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
-        if held := facts():
-            fingerprint.keep(self.path / FACTS, held)
+        if known := facts():
+            write(self.path / FACTS, as_json(known))
+
+    @staticmethod
+    def _clear(folder: Path, weights: str | None) -> None:
+        """Remove the files of a run, but for its config and the weights of the next run."""
+        for name in _REPLACED:
+            path = folder / name
+            if weights is None or not path.exists() or not path.samefile(weights):
+                path.unlink(missing_ok=True)
+        for path in folder.glob(f"events.out.tfevents.*{_EVENTS}"):
+            path.unlink()
 
     @property
     def checkpoints(self) -> Path | None:
@@ -266,18 +252,15 @@ class RunFolder:
         return None if self.path is None else self.path / CHECKPOINTS
 
     def file(self, name: str) -> Path | None:
-        """One of its files, where it is there."""
+        """One of its files; None where it does not exist."""
         path = None if self.path is None else self.path / name
         return path if path is not None and path.is_file() else None
 
-    def write(self, name: str, make: Callable[[], bytes | dict[str, Any]]) -> None:
-        """Write what is made, bytes or JSON, as one of its files in one step."""
+    def write(self, name: str, content: Callable[[], bytes | dict[str, Any]]) -> None:
+        """Write the bytes or JSON that a function returns as one of its files, in one step."""
         if self.path is not None:
-            content = make()
-            if isinstance(content, bytes):
-                write(self.path / name, content)
-            else:
-                write_json(self.path / name, content)
+            value = content()
+            write(self.path / name, value if isinstance(value, bytes) else as_json(value))
 
     @contextlib.contextmanager
     def events(self) -> Iterator[SummaryWriter | None]:
@@ -294,25 +277,34 @@ class RunFolder:
             writer.close()
 
 
-def _without_contradiction(settings: Settings, output: Path) -> Settings:
-    """The settings of the run in a folder, where those that were given contradict none of them.
+def _resumed(
+    folder: Path, settings: Settings, facts: dict[str, Any]
+) -> tuple[Settings, dict[str, Any] | None]:
+    """The settings of the run in a folder, and its report where it is finished.
 
-    None, auto for what a run records as it was resolved, and where the data come from contradict
-    nothing.
+    Explicit settings must not contradict them. None, auto for what a run records as resolved, and
+    where the data come from contradict nothing.
 
     Raises:
-        SettingsError: one does; it is named.
+        SettingsError, RunError: naming the setting or fact that differs.
     """
-    held, given = read_settings(output), settings.resolved()
-    for name in settings.given().keys() - {"data_root", "download"}:
-        wanted, was = given[name], held[name]
-        unsaid = settings[name] is None
-        unsaid = unsaid or (name in ("device", "precision") and wanted == "auto")
-        if wanted != was and not unsaid:
+    stored, resolved = read_settings(folder), settings.resolved()
+    without = f"start another run without {argument('resume', True)}"
+    for name, value in settings.explicit().items():
+        free = name in ("data_root", "download") or value is None
+        free = free or (name in ("device", "precision") and value == "auto")
+        if not free and resolved[name] != stored[name]:
             raise SettingsError(
-                f"{argument(name)} {wanted} contradicts the run in {output}, where it is {was}: "
-                f"leave it out, or start another run without {argument('resume', True)}"
+                f"{argument(name)} {resolved[name]} contradicts the run in {folder}, where it is "
+                f"{stored[name]}: leave it out, or {without}"
             )
-    root = held.data.data_root if given.data.data_root is None else given.data.data_root
-    download = given.data.download or held.data.download
-    return held.replace({"data_root": root, "download": download})
+    other = differing(folder / FACTS, facts)
+    if other is not None:
+        raise RunError(
+            f"the run in {folder} has another {other} than the one given: give that, or {without}"
+        )
+    sources = settings.data.data_root, settings.data.download
+    root = stored.data.data_root if sources[0] is None else sources[0]
+    stored = stored.replace({"data_root": root, "download": sources[1] or stored.data.download})
+    report = folder / REPORT
+    return stored, json.loads(report.read_text()) if report.is_file() else None

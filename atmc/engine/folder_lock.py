@@ -1,7 +1,7 @@
-"""One process at a time in a folder: a lock of the operating system, and beside it whose it is.
+"""One process at a time in a folder: a lock of the operating system, and a file with its owner.
 
-The kernel releases the lock when its process ends, however that ends. Between machines that share a
-folder it may not reach: there the file that names the process counts.
+The kernel releases the lock when its process ends, however that ends. On a folder that several
+machines share, the lock may not reach the others: there the file decides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from atmc.files import write
 
 LOCK, PROCESS = ".atmc.lock", ".atmc.process.json"
 FILES = (LOCK, PROCESS)
-_PATIENCE = 1.0  # seconds until whoever has just taken the lock has written who it is
+_PATIENCE = 1.0  # seconds for the owner of a new lock to write its name
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Process:
     Attributes:
         pid: its number.
         host: the name of its machine.
-        boot: of the machine's kernel, which containers share; None where there is no telling.
+        boot: of the machine's kernel, which containers share; None where it is not known.
     """
 
     pid: int
@@ -42,20 +42,20 @@ class Process:
 
     @classmethod
     def this(cls) -> Process:
-        """The one that runs this."""
+        """The current process."""
         return cls(os.getpid(), platform.node(), _boot())
 
     @classmethod
     def read(cls, folder: Path) -> Process | None:
-        """The one that a folder names; None where it names none."""
+        """The process that a folder names; None where it names none."""
         try:
-            held: Any = json.loads((folder / PROCESS).read_bytes())
-            return cls(int(held["pid"]), str(held["host"]), held.get("boot"))
+            values: Any = json.loads((folder / PROCESS).read_bytes())
+            return cls(int(values["pid"]), str(values["host"]), values.get("boot"))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def reached(self) -> bool:
-        """Whether the lock would tell that it is at work still."""
+        """Whether it runs under this kernel, so that the lock is reliable."""
         now = Process.this()
         return self.host == now.host or (self.boot is not None and self.boot == now.boot)
 
@@ -65,29 +65,28 @@ class Process:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made where there is none.
+    """Keep other processes out of a folder, which is created where there is none.
 
-    The lock of a process that is gone is taken over. Nothing is left behind.
+    The lock of a process that has ended is taken over. Nothing is left behind.
 
     Raises:
-        FolderInUseError: another one is at work in it.
+        FolderInUseError: another process has it.
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _acquired(folder):
-        process = json.dumps(asdict(Process.this())) + "\n"
-        write(folder / PROCESS, process.encode())
+        write(folder / PROCESS, (json.dumps(asdict(Process.this())) + "\n").encode())
         try:
             yield
         finally:
-            # While the lock is held: one who opened the old file finds it unlinked and starts anew.
+            # Under the lock: whoever opened the old file sees that it is unlinked and starts anew.
             for name in (PROCESS, LOCK):
                 with contextlib.suppress(OSError):
                     (folder / name).unlink()
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that another process works in, without touching it.
+    """Refuse a folder that another process works in, without changing it.
 
     Raises:
         FolderInUseError: one does.
@@ -95,7 +94,8 @@ def check_free(folder: Path) -> None:
     if (folder / LOCK).exists():
         with _acquired(folder):
             pass
-    _check_process(folder)
+    else:
+        _check_process(folder)
 
 
 @contextlib.contextmanager
@@ -117,7 +117,7 @@ def _acquired(folder: Path) -> Iterator[None]:
 
 
 def _check_process(folder: Path) -> None:
-    """Refuse a folder that names a process which the lock would not tell of."""
+    """Refuse a folder whose process the lock does not reach."""
     process = Process.read(folder)
     if process is not None and not process.reached():
         raise FolderInUseError(
@@ -130,8 +130,8 @@ def _in_use(folder: Path) -> str:
     started = time.monotonic()
     while (process := Process.read(folder)) is None and time.monotonic() - started < _PATIENCE:
         time.sleep(0.05)
-    who = "another process" if process is None else str(process)
-    return f"{folder} is in use by {who}: wait until it ends, or give another folder"
+    owner = "another process" if process is None else str(process)
+    return f"{folder} is in use by {owner}: wait until it ends, or give another folder"
 
 
 def _boot() -> str | None:

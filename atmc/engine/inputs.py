@@ -1,20 +1,20 @@
-"""What a run is given as objects where the command line has names: a model, data."""
+"""What a run takes as objects where the command line has names: a model, data."""
 
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from atmc import data
 from atmc.data import Dataset, Loaded, Loader
 from atmc.data.loaded import AnyLoader, Checked
-from atmc.engine.fingerprint import digest
 from atmc.engine.settings import Settings
 from atmc.errors import ModelError, RunError, SettingsError
 from atmc.evaluation.accuracy import evaluation_batch
@@ -24,78 +24,20 @@ from atmc.models.check import check_loader, check_model, prepare_model
 from atmc.models.sources import Model, created_as, made
 from atmc.python_path import OBJECT_PREFIX
 
-_VALIDATION_EXAMPLES = 500  # looked at after each epoch
+_VALIDATION_EXAMPLES = 500  # evaluated after each epoch
 
 
-class Data(ABC):
-    """The data of a run: three parts, and what they say of themselves.
+class _DatasetData:
+    """The data of a run that are a data set.
 
     Attributes:
         name: for reports.
         num_classes: None where it is not known.
-        class_names: None where they have none.
+        class_names: None where the classes have no names.
+        decides: settings that loaders decide, so that the user may not.
     """
 
-    name: str
-    num_classes: int | None = None
-    class_names: tuple[str, ...] | None = None
-
-    @property
-    @abstractmethod
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one input."""
-
-    @abstractmethod
-    def complete(self, settings: Settings) -> Settings:
-        """The settings with what the data say of themselves filled in.
-
-        Raises:
-            RunError, SettingsError: they do not say all, or not what the settings ask for.
-        """
-
-    @abstractmethod
-    def prepare(self, model: nn.Module, what: str) -> None:
-        """Bring a model into float32 with all its parameters there, in place.
-
-        Raises:
-            ModelError: it has lazy layers, and takes other inputs.
-        """
-
-    @abstractmethod
-    def check(self, model: nn.Module, what: str) -> None:
-        """Refuse a model that cannot classify the data.
-
-        Raises:
-            ModelError: saying why.
-        """
-
-    @abstractmethod
-    def check_rest(self) -> None:
-        """Look at all that was not looked at yet.
-
-        Raises:
-            DataError: it is not what it should be.
-        """
-
-    @abstractmethod
-    def train(self, settings: Settings, device: torch.device) -> Loader:
-        """The batches of training."""
-
-    @abstractmethod
-    def val(self) -> Loader | None:
-        """What is looked at after each epoch; None for nothing."""
-
-    @abstractmethod
-    def test(self, settings: Settings) -> Loader | None:
-        """What the file is evaluated on; None for nothing."""
-
-
-class NamedData(Data):
-    """A data set.
-
-    Args:
-        dataset: it.
-    """
+    decides = ()
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset, self.name = dataset, dataset.name
@@ -103,31 +45,31 @@ class NamedData(Data):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape (C, H, W) of one image."""
+        """The shape of one input."""
         return self.dataset.input_shape
 
+    def facts(self) -> list[int]:
+        """Numbers that tell the data from others of the same name."""
+        d = self.dataset
+        counts = [len(part) for part in (d.train, d.val, d.test)]
+        return [int(count) for count in (*counts, d.num_classes, *d.input_shape)]
+
     def complete(self, settings: Settings) -> Settings:
-        """With the usual model, ε, steps and augmentation of the data set."""
-        held = self.dataset
-        settings = settings.filled(
-            {
-                "model": held.model,
-                "eps": held.eps,
-                "eval_steps": held.eval_steps,
-                "augment": held.augmented,
-            }
-        ).resolved()
+        """The settings with the defaults of the data in the place of None; refuses what lacks."""
+        d = self.dataset
+        defaults = {"model": d.model, "eps": d.eps, "eval_steps": d.eval_steps}
+        settings = settings.filled({**defaults, "augment": d.augmented}).resolved()
         if settings.start.model is None:
             raise RunError(
                 f"data set {self.name!r} has no usual model: name one as {argument('model')}"
             )
-        if settings.data.augment and not held.augmented:
+        if settings.data.augment and not d.augmented:
             raise RunError(
                 f"data set {self.name!r} has no augmentation: leave out {argument('augment')}"
             )
         remembered = settings.attacked and settings.attack.remembers
-        if remembered and isinstance(held.train, Loaded) and held.train.index_error:
-            raise SettingsError(held.train.index_error)
+        if remembered and isinstance(d.train, Loaded) and d.train.index_error:
+            raise SettingsError(d.train.index_error)
         if remembered and settings.data.augment:
             raise SettingsError(
                 f"{settings.attack.train_attack} remembers what it did to the pixels of each "
@@ -137,19 +79,20 @@ class NamedData(Data):
         return settings
 
     def prepare(self, model: nn.Module, what: str) -> None:
-        """By an example of the test part."""
+        """Convert a model to float32 and let lazy layers take their shapes, in place."""
         prepare_model(model, self.dataset.test.batches(1), what, f"data set {self.name!r}")
 
     def check(self, model: nn.Module, what: str) -> None:
-        """On examples of the test part."""
+        """Refuse a model that cannot classify the data, and invalid examples."""
         check_model(model, self.dataset, what, training=True)
-
-    def check_rest(self) -> None:
-        """A pass over what is streamed."""
         self.dataset.check_rest()
 
+    def record(self, settings: Settings) -> Settings:
+        """The settings with what :meth:`check` has learned of the data, for the config."""
+        return settings
+
     def train(self, settings: Settings, device: torch.device) -> Loader:
-        """In a new order each epoch, augmented where that is asked for."""
+        """The batches of training."""
         batches = self.dataset.train.batches(
             settings.data.batch_size,
             shuffle=True,
@@ -160,59 +103,54 @@ class NamedData(Data):
         steps = settings.data.steps_per_epoch
         return batches if steps is None else Checked(batches, self.name, pixels=False, steps=steps)
 
-    def val(self) -> Loader:
-        """The first examples of the validation part."""
+    def val(self) -> Loader | None:
+        """The batches to evaluate on after each epoch; None for no evaluation."""
         part = self.dataset.val.first(_VALIDATION_EXAMPLES)
         return part.batches(evaluation_batch(self.input_shape))
 
-    def test(self, settings: Settings) -> Loader:
-        """The test part, or its first examples."""
+    def test(self, settings: Settings) -> Loader | None:
+        """The batches to evaluate the file on; None for no evaluation."""
         part = self.dataset.test.first(settings.evaluation.eval_examples)
         return part.batches(evaluation_batch(self.input_shape))
 
 
-class LoaderData(Data):
-    """Loaders, of which each batch is looked at as it comes.
+class _LoaderData:
+    """The data of a run that are loaders, each of whose batches is checked as it comes.
 
-    Args:
-        train: gives (x, y), or (x, y, index).
-        val: looked at after each epoch, whole; None for nothing.
-        test: the file is evaluated on it; None for nothing.
-
-    Raises:
-        SettingsError: there is no train loader.
+    The attributes and methods are those of :class:`_DatasetData`.
     """
+
+    decides = ("batch_size", "eval_examples")
+    num_classes = class_names = None
 
     def __init__(
         self, train: AnyLoader | None, val: AnyLoader | None, test: AnyLoader | None
     ) -> None:
         if train is None:
             raise SettingsError("there is no train_loader: give one, or a dataset")
-        self.loaders = {"train": train, "validation": val, "test": test}
         self.name = type(getattr(train, "dataset", train)).__name__
-        self._train = self._checked("train", pixels=False)  # until the settings are known
-
-    def _checked(self, title: str, *, pixels: bool, **more: Any) -> Checked:
-        loader = self.loaders[title]
-        assert loader is not None
-        return Checked(loader, f"the {title} loader", pixels=pixels, **more)
+        self._loader, self._others = train, {"validation": val, "test": test}
+        self._train = Checked(train, "the train loader", pixels=False)  # until complete()
+        self._parts: dict[str, Checked] = {}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of the inputs of the first batch."""
         return tuple(self._train.first[0].shape[1:])
 
+    def facts(self) -> list[int]:
+        return list(self.input_shape)
+
     def complete(self, settings: Settings) -> Settings:
-        """With what is usual on small colour images."""
         if settings.data.augment:
             raise RunError(f"loaders augment by themselves: leave out {argument('augment')}")
-        usual = {"eps": data.DEFAULT_EPS, "eval_steps": data.DEFAULT_EVAL_STEPS}
-        settings = settings.filled({**usual, "augment": False}).resolved()
+        defaults = {"eps": data.DEFAULT_EPS, "eval_steps": data.DEFAULT_EVAL_STEPS}
+        settings = settings.filled({**defaults, "augment": False}).resolved()
         if settings.start.model is None:
             raise RunError("loaders have no usual model: give one")
         self._radius = settings.attack.eps
-        self._train = self._checked(
-            "train",
+        self._train = Checked(
+            self._loader,
+            "the train loader",
             pixels=settings.attacked,
             indexed=settings.attacked and settings.attack.remembers,
             steps=settings.data.steps_per_epoch,
@@ -220,34 +158,39 @@ class LoaderData(Data):
         return settings
 
     def prepare(self, model: nn.Module, what: str) -> None:
-        """By the first batch of the train loader."""
         prepare_model(model, self._train, what, self._train.what)
 
     def check(self, model: nn.Module, what: str) -> None:
-        """On the first batch of each loader."""
         check_loader(model, self._train, training=True)
-        len(self._train)  # or says that it has none
-        self._parts: dict[str, Checked] = {}
-        for title in ("validation", "test"):
-            if self.loaders[title] is not None:
-                part = self._checked(title, pixels=self._radius != 0)
+        len(self._train)  # raises where it has no length
+        for title, loader in self._others.items():
+            if loader is not None:
+                part = Checked(loader, f"the {title} loader", pixels=self._radius != 0)
                 check_loader(model, part)
                 self._parts[title] = part
 
-    def check_rest(self) -> None:
-        """Nothing: each batch is looked at as it comes."""
+    def record(self, settings: Settings) -> Settings:
+        return settings.replace({"batch_size": len(self._train.first[0])})
 
     def train(self, settings: Settings, device: torch.device) -> Loader:
-        """The train loader's."""
         return self._train
 
     def val(self) -> Loader | None:
-        """The validation loader's."""
         return self._parts.get("validation")
 
     def test(self, settings: Settings) -> Loader | None:
-        """The test loader's."""
         return self._parts.get("test")
+
+
+Data = _DatasetData | _LoaderData
+
+
+def load_data(settings: Settings) -> Data:
+    """The data set that the settings name."""
+    how = settings.data
+    return _DatasetData(
+        data.load(how.dataset, how.data_root, download=how.download, image_size=how.image_size)
+    )
 
 
 def check_dataset(dataset: object) -> Dataset:
@@ -268,15 +211,15 @@ def check_dataset(dataset: object) -> Dataset:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Objects that stand in for names; None where the settings name one.
+    """Objects in the place of names; None where the settings name one.
 
     Attributes:
         model: a module, of which each run takes a copy with its weights as they are; or a function,
             or class, that needs no arguments and returns one, called under the run's seed.
-        data: the data: a data set, or loaders.
+        data: a data set, or loaders.
 
     Raises:
-        SettingsError: they are something else.
+        SettingsError: the model is of another type.
     """
 
     model: Model | None = None
@@ -291,13 +234,32 @@ class Inputs:
             )
 
     @classmethod
-    def of(cls, model: Model | None, dataset: Dataset | None) -> Inputs:
-        """Of a model and a data set."""
-        return cls(model, None if dataset is None else NamedData(check_dataset(dataset)))
+    def of(
+        cls,
+        model: Model | None,
+        dataset: Dataset | None,
+        train_loader: AnyLoader | None = None,
+        val_loader: AnyLoader | None = None,
+        test_loader: AnyLoader | None = None,
+    ) -> Inputs:
+        """The inputs for a model, and a data set or loaders; None for what the settings name.
+
+        Raises:
+            SettingsError: both a data set and loaders, or objects of other types.
+        """
+        loaders = {"train_loader": train_loader, "val_loader": val_loader}
+        loaders |= {"test_loader": test_loader}
+        names = [name for name, loader in loaders.items() if loader is not None]
+        if dataset is None:
+            data = _LoaderData(train_loader, val_loader, test_loader) if names else None
+            return cls(model, data)
+        if names:
+            raise SettingsError(f"the data are given twice: leave out {names[0]}, or the dataset")
+        return cls(model, _DatasetData(check_dataset(dataset)))
 
     @property
     def names(self) -> dict[str, Any]:
-        """The settings that they decide."""
+        """The settings that the objects decide."""
         names: dict[str, Any] = {}
         if self.model is not None:
             kind = type(self.model).__name__
@@ -306,65 +268,61 @@ class Inputs:
         if self.data is not None:
             names |= {"dataset": OBJECT_PREFIX + self.data.name, "data_root": None}
             names |= {"download": False, "image_size": None}
-            if isinstance(self.data, NamedData) and isinstance(self.data.dataset.train, Loaded):
+            if isinstance(self.data, _DatasetData) and isinstance(self.data.dataset.train, Loaded):
                 names["batch_size"] = self.data.dataset.train.batch_size
         return names
 
     @functools.cached_property
     def meta(self) -> dict[str, Any] | None:
-        """What an artifact says of a model of the zoo; None for one of one's own."""
+        """What an artifact says of a module from the zoo; None for any other."""
         return created_as(self.model)
 
     @property
     def trained(self) -> bool:
-        """Whether the model brings weights of its own."""
+        """Whether the model comes with its weights."""
         return isinstance(self.model, nn.Module)
 
-    def refuse(self, said: Mapping[str, Any]) -> None:
-        """Refuse settings that say otherwise than what is given.
+    def refuse(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that the objects decide.
 
         Raises:
-            SettingsError: they do.
+            SettingsError: naming the first.
         """
         for key, value in self.names.items():
-            if said.get(key) not in (None, value):
+            if settings.get(key) not in (None, value):
                 objects = key in ("model", "dataset")
                 what = f"the {key} is" if objects else f"the dataset, and with it {key}, is"
                 raise SettingsError(f"{what} given as an object: leave it out of the settings")
-        for key in ("batch_size", "eval_examples") if isinstance(self.data, LoaderData) else ():
-            if said.get(key) is not None:
+        for key in () if self.data is None else self.data.decides:
+            if settings.get(key) is not None:
                 raise SettingsError(f"the loaders decide {key}: leave it out")
         for key in ("init", "inherit") if self.trained else ():
-            if said.get(key) is not None:
+            if settings.get(key) is not None:
                 raise SettingsError(
                     f"{key} would replace the weights of the model given: leave it out, or give "
                     "a function that makes the model"
                 )
 
     def named(self, settings: Settings) -> Settings:
-        """The settings with what stands for the objects.
+        """The settings with the names that stand for the objects.
 
         Raises:
-            SettingsError: they say otherwise.
+            SettingsError: see :meth:`refuse`.
         """
-        self.refuse(settings.given())
+        self.refuse(settings.explicit())
         return settings.replace(self.names)
 
     def facts(self) -> dict[str, Any]:
-        """What tells the objects of a run from others of the same name."""
+        """JSON values that tell the objects of a run from others of the same name."""
         facts: dict[str, Any] = {}
         if isinstance(self.model, nn.Module):
             facts["model"] = digest(self.model)
-        if isinstance(self.data, NamedData):
-            held = self.data.dataset
-            counts = [len(part) for part in (held.train, held.val, held.test)]
-            facts["dataset"] = [*counts, held.num_classes, *held.input_shape]
-        elif self.data is not None:
-            facts["dataset"] = list(self.data.input_shape)
+        if self.data is not None:
+            facts["dataset"] = self.data.facts()
         return facts
 
     def build(self) -> nn.Module:
-        """The model, to be changed.
+        """The model, which may be changed.
 
         Raises:
             PythonPathError: the function fails, or returns no module.
@@ -375,3 +333,16 @@ class Inputs:
         if factorized_weights(model):
             raise ModelError("the model given is factorized: call atmc.defactorize(model) first")
         return model
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of the values of a model, with their names, types and shapes."""
+    sha = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if is_lazy(value):
+            sha.update(name.encode())
+        elif isinstance(value, torch.Tensor):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            sha.update(flat.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atmc import codec
 from atmc.accounting import dense_bits, empty_artifact
-from atmc.artifact import decode, from_artifact, to_artifact
+from atmc.artifact import decode, from_artifact
 from atmc.attacks import fgsm
 from atmc.attacks.registry import training_attack
 from atmc.data import Loader
@@ -41,20 +41,20 @@ class Job:
     """One model on its way through a method, phase by phase; resumable where it has a folder.
 
     Args:
-        model: changed in place.
+        model: on its device; changed in place.
         loader: the training batches.
         settings: resolved, the budget too.
-        meta: what the artifact says of the model, None for a model of one's own.
+        meta: what the artifact says of the model, None for one that is not of the zoo.
         checkpoints: folder for checkpoints, or None.
         on_step: called after each step.
         on_epoch: called with the model, the stage and the epoch.
-        seconds: of each phase, once it has run.
+        seconds: of each phase that has run.
         collapses: of training on a cheap attack, over all phases.
         memory_format: of the model.
 
     Raises:
         BudgetError: the budget is below the smallest possible file; with that size.
-        ValueError: a model without parameters to train, ratios where there can be none.
+        ValueError: a model without parameters to train, or ratios for a method that takes none.
     """
 
     model: nn.Module
@@ -69,7 +69,7 @@ class Job:
     memory_format: torch.memory_format = torch.preserve_format
 
     def __post_init__(self) -> None:
-        """Refuse, before any training, what cannot be."""
+        """Refuse invalid combinations before any training."""
         file = self.settings.file
         self.recipe = get(file.method)
         self.bits = file.bits
@@ -81,13 +81,13 @@ class Job:
         self.target = self._target(file.budget_bits)
         if file.ratios is not None and not self.recipe.layerwise:
             raise ValueError(f"{file.method} does not prune layer by layer: leave out ratios")
-        self._name_large()
+        self._warn_of_large_tensors()
 
     def _target(self, budget_bits: int | None) -> Target:
         rdo = self.settings.file.rdo
         return Target.of(self.model, budget_bits, self.bits, self.meta, rdo=rdo)
 
-    def _name_large(self) -> None:
+    def _warn_of_large_tensors(self) -> None:
         """Warn of tensors that take a large part of the file although nothing compresses them."""
         budget, width = self.target.budget_bits, self.target.width
         for name, tensor in never_factorized(self.model).items():
@@ -110,30 +110,29 @@ class Job:
     def lay_out(self) -> None:
         """Lay convolutions out as processors and GPUs run them fastest, where the model allows it.
 
-        One that flattens by a view, or convolves in three dimensions, does not.
+        A model that flattens by a view, or convolves in three dimensions, does not.
         """
         try:
             outputs(channels_last(copy_model(self.model)), self._examples[0])
-        except Exception as error:  # whatever a model of one's own says to other strides
+        except Exception as error:  # a user's model may fail on other strides in any way
             if out_of_memory(error):
                 raise
             return
         channels_last(self.model)
         self.memory_format = torch.channels_last
 
-    def rehearse(self, own: nn.Module | None) -> None:
-        """Write, read and attack the file of an untrained model, as will be done in the end.
-
-        What cannot be done then is found out before the first step.
+    def rehearse(self, plain: nn.Module | None) -> None:
+        """Write, read and attack the file of the untrained model, so that errors come early.
 
         Args:
-            own: takes the weights of the file; None for the model that it names.
+            plain: the module whose copy takes the weights of the file; None for the model of the
+                zoo that the file names.
 
         Raises:
             AtmcFormatError, RuntimeError: the file cannot be read into the model, or run.
         """
         data = codec.encode(empty_artifact(self.model, self.target.width, self.target.meta))
-        into = None if own is None else copy_model(own)
+        into = None if plain is None else copy_model(plain)
         decoded = from_artifact(decode(data, into), into)
         x, y = (part[:1] for part in self._examples)
         decoded = decoded.to(x.device)
@@ -147,21 +146,20 @@ class Job:
         """Refuse a budget that the method cannot reach; looks at the loader's first batch.
 
         Raises:
-            BudgetError: with the smallest budget that it can.
-            ValueError: ratios that cannot be.
+            BudgetError: with the smallest budget that it can reach.
+            ValueError: ratios that the method cannot keep.
         """
         file = self.settings.file
         if self.recipe.least is None or (file.budget_bits is None and file.ratios is None):
             return
-        x = self._examples[0]
         target, least = self.target, 0
         # A larger budget may give the dense part more bits a value, and so ask for more again.
         while True:
             model = copy_model(self.model)
-            found = self.recipe.least(model, target, self.schedule, x)
-            if found <= target.budget_bits:
+            needed = self.recipe.least(model, target, self.schedule, self._examples[0])
+            if needed <= target.budget_bits:
                 break
-            least = found
+            least = needed
             target = self._target(least)
         if least > 0:
             raise BudgetError(
@@ -172,7 +170,7 @@ class Job:
 
     @property
     def schedule(self) -> Schedule:
-        """What the recipe is given."""
+        """The lengths and rates for the recipe."""
         t = self.settings.training
         assert t.epochs is not None and t.level_epochs is not None
         state = torch.bfloat16 if t.state_precision == "bfloat16" else None
@@ -199,26 +197,19 @@ class Job:
     def _train(self, phase: str, index: int, stages: list[Stage], objective: Objective) -> None:
         if self.settings.training.fast:
             keep_freed()
-        checkpoint = self.checkpoints / f"{phase}.pt" if self.checkpoints is not None else None
         trainer = Trainer(
             self.model,
             self.loader,
             stages,
             objective,
             seed=(self.settings.run.seed, index),
-            checkpoint=checkpoint,
+            checkpoint=None if self.checkpoints is None else self.checkpoints / f"{phase}.pt",
             on_step=self.on_step,
             on_epoch=self.on_epoch,
         )
         trainer.run()
         self.seconds[phase] = sum(trainer.seconds.values())
         self.collapses += trainer.attack.guard.collapses
-
-    def train_attack_report(self) -> dict[str, Any]:
-        """The training-time attack, and how often a cheap one collapsed (null: none is used)."""
-        name = self.settings.attack.train_attack if self.settings.attacked else "none"
-        watched = training_attack(name).watched
-        return {"name": name, "collapses": self.collapses if watched else None}
 
     def train_dense(self) -> None:
         """The dense start: the model trained under the method's attack, ε warmed up."""
@@ -237,27 +228,19 @@ class Job:
         self._train("compress", 1, stages, self._objective(teacher))
         return fit(self.model, self.target)
 
-    def unused(self, data: bytes) -> dict[str, Any] | None:
-        """The ``unused`` of report.json for the artifact: how many bits of the budget, and why."""
-        return self.target.unused(8 * len(data))
-
-    def size_report(self, data: bytes) -> dict[str, Any]:
-        """The ``size`` of report.json for the artifact made of the model."""
-        made_of = to_artifact(self.model, width=self.target.width, meta=self.target.meta)
-        sizes = codec.measure(made_of)
+    def report(self) -> dict[str, Any]:
+        """What report.json says of the training and of the file that :meth:`compress` returned."""
+        attack = self.settings.attack.train_attack if self.settings.attacked else "none"
+        watched = attack not in ("none", "pgd")  # cheap attacks alone can collapse
+        sizes = self.target.encode(self.model).sizes
         return {
-            "file_bits": 8 * len(data),
-            "paper_bits": sizes.paper_bits,
-            "dense_bits": dense_bits(self.model),
-            "nonzeros": sizes.nonzeros,
-            "parts": dict(sizes.parts),
+            "train_attack": {"name": attack, "collapses": self.collapses if watched else None},
+            "size": {
+                "file_bits": sizes.file_bits,
+                "paper_bits": sizes.paper_bits,
+                "dense_bits": dense_bits(self.model),
+                "nonzeros": sizes.nonzeros,
+                "parts": dict(sizes.parts),
+            },
+            "unused": self.target.unused(sizes.file_bits),
         }
-
-
-def usual_budget(model: nn.Module, method: str) -> int | None:
-    """The ceiling where none is given: 1 % of the dense size; None where the method needs none.
-
-    Raises:
-        ValueError: there is no method of that name.
-    """
-    return dense_bits(model) // 100 if get(method).bounded else None

@@ -7,7 +7,7 @@ option on the command line (``budget_bits`` is ``--budget-bits``) and the keywor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ from atmc.training.objective import default_steps
 
 
 def _number(value: object) -> object:
-    """A number as Python has it, of numpy's or a tensor's; True is none."""
+    """A number of Python for one of numpy or a tensor; booleans are refused."""
     if isinstance(value, bool):
         raise ValueError(f"{value} is no number: give one")
     if isinstance(value, (np.generic, torch.Tensor)) and value.ndim == 0:
@@ -54,7 +54,7 @@ Share = Annotated[Real, Field(ge=0, le=1)]
 
 
 def _setting(default: Any, metavar: str, description: str) -> Any:
-    """A field: what it is if not given, what stands for its value in the help, what it does."""
+    """A field: its default, the placeholder of its value in the help, and what it does."""
     return Field(default, description=description, json_schema_extra={"metavar": metavar})
 
 
@@ -244,56 +244,55 @@ class Settings(_Group):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings from a mapping of their names, as a config holds.
+        """Settings from a mapping by name, as a config holds it.
 
         >>> Settings.of({"eps": "8/255", "budget_bits": "17kB"}).file.budget_bits
         136000
 
         Raises:
-            SettingsError: an unknown name, with the nearest known one; a value that cannot be.
+            SettingsError: an unknown name, with the nearest known one; an invalid value.
         """
-        groups: dict[str, dict[str, Any]] = {}
-        for name, value in values.items():
+        for name in values:
             if name not in GROUPS:
                 raise SettingsError(f"unknown setting {name!r}{nearest(str(name), list(GROUPS))}")
-            groups.setdefault(GROUPS[name], {})[name] = value
         try:
-            return cls(**groups)  # type: ignore[arg-type]
+            return cls(**_grouped(values))  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
-            where = str(first["loc"][1])
-            said = str(first["msg"]).removeprefix("Value error, ")
-            raise SettingsError(f"{argument(where)}: {said}") from error
+            reason = str(first["msg"]).removeprefix("Value error, ")
+            raise SettingsError(f"{argument(str(first['loc'][1]))}: {reason}") from error
 
     def flat(self) -> dict[str, Any]:
         """All settings by name."""
         return {name: self[name] for name in GROUPS}
 
-    def given(self) -> dict[str, Any]:
-        """Those that were said, by name."""
-        groups = {group: getattr(self, group) for group in type(self).model_fields}
-        return {n: self[n] for n, group in GROUPS.items() if n in groups[group].model_fields_set}
+    def explicit(self) -> dict[str, Any]:
+        """The settings that were set, whether to their defaults or not, by name."""
+        return {
+            name: self[name]
+            for name, group in GROUPS.items()
+            if name in getattr(self, group).model_fields_set
+        }
 
     def __getitem__(self, name: str) -> Any:
         """One setting by its name."""
         return getattr(getattr(self, GROUPS[name]), name)
 
     def replace(self, values: Mapping[str, Any]) -> Settings:
-        """The same with other values, which are not checked, of some settings by name."""
-        groups: dict[str, dict[str, Any]] = {}
-        for name, value in values.items():
-            groups.setdefault(GROUPS[name], {})[name] = value
-        update = {g: getattr(self, g).model_copy(update=v) for g, v in groups.items()}
-        return self.model_copy(update=update)
+        """A copy with other values, which are not checked, of some settings by name."""
+        groups = _grouped(values).items()
+        return self.model_copy(
+            update={group: getattr(self, group).model_copy(update=each) for group, each in groups}
+        )
 
     def filled(self, values: Mapping[str, Any]) -> Settings:
-        """The same with values where a setting is None."""
+        """A copy with values for the settings that are None."""
         return self.replace({name: v for name, v in values.items() if self[name] is None})
 
     def resolved(self) -> Settings:
-        """The same with every name checked and what is usual on the data set filled in.
+        """A copy with every name checked and the defaults of the data set filled in.
 
-        Of a data set by its Python path the usual is known once it is loaded: the run fills it in.
+        Those of a data set by its Python path are known once it is loaded: the run fills them in.
 
         Raises:
             SettingsError: an unknown data set, model or method, with the nearest known one.
@@ -325,18 +324,20 @@ class Settings(_Group):
         )
 
 
-def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
-    for group, field in Settings.model_fields.items():
-        kind = field.annotation
-        assert isinstance(kind, type) and issubclass(kind, _Group)
-        for name, each in kind.model_fields.items():
-            yield group, name, each
+def _grouped(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Values by group and name."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        groups.setdefault(GROUPS[name], {})[name] = value
+    return groups
 
 
-GROUPS: dict[str, str] = {name: group for group, name, _ in _fields()}
+GROUPS = {name: group for group, settings in Settings() for name in type(settings).model_fields}
 """The group of each setting, by its name."""
 
-FIELDS: dict[str, FieldInfo] = {name: field for _, name, field in _fields()}
+FIELDS: dict[str, FieldInfo] = {
+    name: field for _, settings in Settings() for name, field in type(settings).model_fields.items()
+}
 """The declaration of each setting, by its name."""
 
 
@@ -352,8 +353,8 @@ def read_config(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise SettingsError(f"cannot read the config {path}: {reason}: check the path") from error
     except yaml.YAMLError as error:
-        said = str(error).splitlines()[0]
-        raise SettingsError(f"the config {path} is no YAML: {said}") from error
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"the config {path} is no YAML: {reason}") from error
     if not isinstance(loaded, dict):
         raise SettingsError(f"the config {path} must be a mapping of settings to values")
     return loaded

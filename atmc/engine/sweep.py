@@ -5,9 +5,9 @@ a value or a list of values; all combinations of a block are points. Each point 
 in a folder of its own.
 
 A point's dense start is a run of the method ``dense``, trained once for all points that agree on
-what makes it: data set, model, seed, initial weights and the settings that are named after the
+what determines it: data set, model, seed, initial weights and the settings that are named after the
 dense start. Methods without an attack in training get a start without one. Settings under ``start``
-are for the starts alone, what else a block sets for compression alone.
+are for the starts alone; what else a block sets is for compression alone.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import pickle
 import re
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,28 +34,28 @@ import torch
 from atmc import methods
 from atmc.data import Dataset
 from atmc.engine.compression import run
-from atmc.engine.folder import read_settings, write_json
+from atmc.engine.folder import CONFIG, DENSE, REPORT, as_json, read_settings
 from atmc.engine.folder_lock import check_free, locked
 from atmc.engine.inputs import Inputs
 from atmc.engine.settings import GROUPS, Settings, read_config
 from atmc.errors import BudgetError, FolderInUseError, RunError, SettingsError, one_line
+from atmc.files import write
 from atmc.messages import are_options, argument, on_stderr, options
 from atmc.models.sources import Model
 from atmc.python_path import OBJECT_PREFIX
 
 _IN_A_MODULE = "define its classes and functions in a module"
 _FAILURE = "failure.json"
-_INTERRUPTED, _KEPT, _IN_USE = 130, 3, 4  # exit statuses of a run in a process of its own
 
 Status = Literal["done", "kept", "unreachable", "failed", "in use", "interrupted"]
 
-# What of a point's own settings its dense start takes over.
+# The settings of a point that its dense start takes over.
 _OF_START = (
     *("dataset", "data_root", "download", "image_size", "augment", "model", "seed"),
     *("init", "inherit", "batch_size", "warmup"),
     *("dense_epochs", "dense_lr", "dense_optimizer", "dense_schedule"),
 )
-# What says nothing of a dense start, so that another sweep may share it.
+# Fixed values of the settings that a dense start does not depend on, so that sweeps can share it.
 _COMPRESSION_OFF = {
     "method": "dense",
     "bits": "auto",
@@ -66,9 +66,9 @@ _COMPRESSION_OFF = {
     "distill": 0.0,
     "rdo": False,
 }
-# What a run folder may hold otherwise than the plan: it says where and how, and is filled in.
+# Settings of a run folder that may differ from the plan: where and how to compute.
 _FREE = {"data_root", "download", "weights", "device", "threads", "precision"}
-# What a run fills in where the plan leaves it to the data set or the model.
+# Settings that a run fills in where they are None in the plan.
 _FILLED_IN = {"budget_bits", "augment", "model", "eps", "eval_steps"}
 
 
@@ -89,19 +89,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a sweep: the dense starts, which come first, and the points.
+    """All runs of a sweep.
 
-    ``given`` stands in for the model and the data that their settings do not name.
+    Attributes:
+        starts: the dense starts, which are run first.
+        points: the other runs.
+        inputs: the model and the data, where the settings do not name them.
     """
 
     starts: tuple[Point, ...]
     points: tuple[Point, ...]
-    given: Inputs = field(default_factory=Inputs)
+    inputs: Inputs = field(default_factory=Inputs)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: its report, or why there is none."""
+    """How a run ended: its report, or why there is none."""
 
     point: Point
     status: Status
@@ -112,17 +115,17 @@ class Outcome:
 OnOutcome = Callable[[Outcome], None]
 
 
-def read_plan(path: Path, **given: Any) -> Plan:
-    """The plan that a file holds.
+def read_plan(path: Path, **overrides: Any) -> Plan:
+    """The plan in a file.
 
     Args:
         path: YAML.
-        given: settings that win over the file's, for all runs.
+        overrides: settings of all runs, which win over those of the file.
 
     Raises:
-        SettingsError: the file cannot be read, or a setting in it cannot be.
+        SettingsError: the file cannot be read, or a setting in it is invalid.
     """
-    return _plan(read_config(path), str(path), given, Inputs())
+    return _plan(read_config(path), str(path), overrides, Inputs())
 
 
 def make_plan(
@@ -131,7 +134,7 @@ def make_plan(
     model: Model | None = None,
     dataset: Dataset | None = None,
 ) -> Plan:
-    """The plan that a mapping holds, as a file does.
+    """The plan of a mapping, which has the content of a file.
 
     Args:
         settings: those of all runs, ``points``, a list of blocks, and maybe ``start``.
@@ -139,24 +142,26 @@ def make_plan(
         dataset: likewise.
 
     Raises:
-        SettingsError: a setting cannot be, or names what is given.
+        SettingsError: a setting is invalid, or decided by the model or data set.
     """
     return _plan(settings, "the plan", {}, Inputs.of(model, dataset))
 
 
-def _plan(held: Mapping[str, Any], path: str, said: Mapping[str, Any], given: Inputs) -> Plan:
-    base = dict(held)
-    blocks, own = base.pop("points", None), base.pop("start", {})
+def _plan(
+    content: Mapping[str, Any], path: str, overrides: Mapping[str, Any], inputs: Inputs
+) -> Plan:
+    base = dict(content)
+    blocks, of_starts = base.pop("points", None), base.pop("start", {})
     if not isinstance(blocks, (list, tuple)) or not blocks:
         raise SettingsError(f"{path} has no list of points: give one, as in docs/SWEEPS.md")
-    if not isinstance(own, dict):
+    if not isinstance(of_starts, dict):
         raise SettingsError(f"{path}: start must be a mapping of settings to values")
-    for block in (base, own, *blocks):
-        given.refuse(block if isinstance(block, dict) else {})
-    said = {**said, **given.names}
-    of_starts = Settings.of({**base, **own, **said})
+    for block in (base, of_starts, *blocks):
+        inputs.refuse(block if isinstance(block, dict) else {})
+    overrides = {**overrides, **inputs.names}
+    start_settings = Settings.of({**base, **of_starts, **overrides})
     for key in ("dataset", "model", "seed"):
-        if key in own:
+        if key in of_starts:
             raise SettingsError(f"{path}: start cannot set {key}: a start has that of its points")
     starts: dict[str, Point] = {}
     points: dict[str, Point] = {}
@@ -164,31 +169,31 @@ def _plan(held: Mapping[str, Any], path: str, said: Mapping[str, Any], given: In
         if not isinstance(block, dict):
             raise SettingsError(f"{path}: point {number} must be a mapping of settings to values")
         for chosen in _combinations(block):
-            settings = Settings.of({**base, **chosen, **said}).resolved()
+            settings = Settings.of({**base, **chosen, **overrides}).resolved()
             start = None
-            itself = settings.file.method == "dense" and settings.file.bits in ("auto", 32)
-            if settings.start.weights is None and not (itself and _beyond_start(chosen, settings)):
-                made = _start(of_starts, settings, chosen, own)
-                _add(starts, made, path)
-                start = made.name
-                if itself:
-                    continue
-            _add(points, Point("points/" + _name(settings, chosen), settings, start), path)
+            is_start = settings.file.method == "dense" and settings.file.bits in ("auto", 32)
+            if is_start and _beyond_start(chosen, settings):
+                is_start = False
+            elif settings.start.weights is None:
+                start = _add(starts, _start(start_settings, settings, chosen, of_starts), path)
+            if not is_start or start is None:
+                _add(points, Point("points/" + _name(settings, chosen), settings, start), path)
     if not starts and not points:
         raise SettingsError(f"{path} has no point: a list in it is empty")
-    return Plan(tuple(starts.values()), tuple(points.values()), given)
+    return Plan(tuple(starts.values()), tuple(points.values()), inputs)
 
 
-def _add(held: dict[str, Point], point: Point, path: str) -> None:
-    other = held.setdefault(point.name, point)
-    if other != point:
+def _add(points: dict[str, Point], point: Point, path: str) -> str:
+    """Add a point under its name, which is returned."""
+    if points.setdefault(point.name, point) != point:
         raise SettingsError(f"{path}: two runs would share the folder {point.name}")
+    return point.name
 
 
 def _beyond_start(chosen: Mapping[str, Any], settings: Settings) -> bool:
     """Whether a dense point sets what the shared start does not take over."""
-    own = set(chosen) - {*_OF_START, "method", "bits"}
-    return bool(own - {"train_attack"} if settings.attack.train_attack == "none" else own)
+    beyond = set(chosen) - {*_OF_START, "method", "bits"}
+    return bool(beyond - {"train_attack"} if settings.attack.train_attack == "none" else beyond)
 
 
 def _combinations(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -198,18 +203,20 @@ def _combinations(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _start(
-    base: Settings, settings: Settings, chosen: Mapping[str, Any], own: Mapping[str, Any]
+    base: Settings, settings: Settings, chosen: Mapping[str, Any], of_starts: Mapping[str, Any]
 ) -> Point:
-    natural = (
-        not methods.get(settings.file.method).attacked or settings.attack.train_attack == "none"
-    )
-    taken = {key: settings[key] for key in _OF_START if key not in own}
+    """The dense start of a point."""
+    attacked = methods.get(settings.file.method).attacked
+    natural = not attacked or settings.attack.train_attack == "none"
+    taken = {key: settings[key] for key in _OF_START if key not in of_starts}
     if natural:
         taken |= {"train_attack": "none", "steps": None, "step_size": None}
-    made = base.replace({**taken, **_COMPRESSION_OFF}).resolved()
     kind = "natural" if natural else "robust"
     named = {k: v for k, v in chosen.items() if k in taken and k in _OF_START and k != "seed"}
-    return Point(f"starts/{kind}-s{settings.run.seed}{_suffix(named)}", made)
+    return Point(
+        f"starts/{kind}-s{settings.run.seed}{_suffix(named)}",
+        base.replace({**taken, **_COMPRESSION_OFF}).resolved(),
+    )
 
 
 def _name(settings: Settings, chosen: Mapping[str, Any]) -> str:
@@ -230,15 +237,13 @@ def check(plan: Plan, output: Path) -> None:
     Raises:
         RunError: naming the folder and the first setting that differs.
     """
-    if output.exists() and not output.is_dir():
-        raise RunError(f"{output} is a file: give a folder")
     for point in (*plan.starts, *plan.points):
         folder = output / point.name
-        if not (folder / "config.yaml").is_file():
+        if not (folder / CONFIG).is_file():
             continue
-        was = read_settings(folder)
+        stored = read_settings(folder)
         for key in GROUPS:
-            now, before = point.settings[key], was[key]
+            now, before = point.settings[key], stored[key]
             filled = key in _FILLED_IN and now is None
             if key not in _FREE and not filled and now != before:
                 raise RunError(
@@ -266,18 +271,18 @@ def sweep(
         output: the folder that holds their folders.
         model: an object instead of a name, for all runs of a mapping; see :func:`atmc.compress`.
         dataset: likewise.
-        jobs: runs at a time, each in a process of its own with its share of the threads; what is
-            given as an object is pickled for them.
+        jobs: runs at a time, each in a process of its own with its share of the threads; model and
+            data set are pickled for them.
         on_outcome: called as each run ends.
 
     Returns:
-        What became of the runs, in the order of the plan.
+        The outcomes, in the order of the plan.
 
     Raises:
         FolderInUseError: another process works in the folder.
-        RunError: a run in the folder was made with other settings, or what is given cannot be
+        RunError: a run in the folder was made with other settings, or model and data set cannot be
             pickled, before anything is run.
-        SettingsError: a setting cannot be, or names what is given.
+        SettingsError: a setting is invalid, or decided by the model or data set.
         KeyboardInterrupt: after checkpoints were written.
     """
     if isinstance(plan, Mapping):
@@ -285,106 +290,107 @@ def sweep(
     elif not isinstance(plan, Plan):
         plan = read_plan(Path(plan))
     output = Path(output)
-    check(plan, output)
+    if output.exists() and not output.is_dir():
+        raise RunError(f"{output} is a file: give a folder")
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs is {jobs}: give how many runs at a time, 1 or more")
-    with _handed_over(plan.given, jobs) as handed, locked(output):
-        check(plan, output)  # once more: another may have worked in it
-        return _sweep(plan, output, jobs, handed, on_outcome)
+    pickled = _pickled(plan.inputs) if jobs > 1 else b""
+    with locked(output):
+        check(plan, output)
+        return _sweep(plan, output, jobs, pickled, on_outcome)
+
+
+def _pickled(inputs: Inputs) -> bytes:
+    """The inputs for other processes; by value, as memory and descriptors to share may be short."""
+    try:
+        return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # a user's objects may fail in any way
+        raise RunError(
+            f"what is given cannot be pickled for other processes ({one_line(error)}): "
+            f"{_IN_A_MODULE}, or run one job at a time"
+        ) from error
 
 
 def _sweep(
-    plan: Plan, output: Path, jobs: int, handed: Path | None, on_outcome: OnOutcome | None
+    plan: Plan, output: Path, jobs: int, pickled: bytes, on_outcome: OnOutcome | None
 ) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}
 
-    def keep(outcome: Outcome) -> None:
+    def record(outcome: Outcome) -> None:
         outcomes[outcome.point.name] = outcome
         if on_outcome is not None:
             on_outcome(outcome)
 
-    for stretch in (plan.starts, plan.points):
-        tasks = []
-        for point in stretch:
-            broken = outcomes.get(point.start) if point.start is not None else None
-            if broken is not None and broken.status == "in use":
-                keep(Outcome(point, "in use", error=broken.error))
-            elif broken is not None and broken.status not in ("done", "kept"):
-                error = f"its dense start has failed: {broken.error}"
-                _note_failure(output / point.name, point, error, None)
-                keep(Outcome(point, "failed", error=error))
+    for stage in (plan.starts, plan.points):
+        ready = []
+        for point in stage:
+            start = None if point.start is None else outcomes.get(point.start)
+            if start is None or start.status in ("done", "kept"):
+                ready.append(point)
+            elif start.status == "in use":
+                record(Outcome(point, "in use", error=start.error))
             else:
-                tasks.append(point)
-        for outcome in _run_all(tasks, output, jobs, plan.given, handed):
-            keep(outcome)
+                record(_failed(point, output, f"its dense start has failed: {start.error}"))
+        if jobs == 1 or len(ready) < 2:
+            results = (run_point(point, output, None, plan.inputs) for point in ready)
+        else:
+            results = _in_processes(ready, output, jobs, pickled)
+        with contextlib.closing(results):
+            for outcome in results:
+                if outcome.status == "interrupted":
+                    raise KeyboardInterrupt
+                record(outcome)
     return [outcomes[point.name] for point in (*plan.starts, *plan.points)]
 
 
-@contextlib.contextmanager
-def _handed_over(given: Inputs, jobs: int) -> Iterator[Path | None]:
-    """A file, of no one else, from which other processes take what is given; None for nothing.
-
-    Not through their pipes: those share memory and descriptors, of which there may be too few.
-
-    Raises:
-        RunError: it cannot be pickled.
-    """
-    if jobs == 1 or (given.model is None and given.data is None):
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="atmc-") as folder:
-        path = Path(folder) / "given"
-        try:
-            with path.open("wb") as file:
-                pickle.dump(given, file, pickle.HIGHEST_PROTOCOL)
-        except OSError:
-            raise
-        except Exception as error:  # whatever the objects of a stranger say to it
-            raise RunError(
-                f"what is given cannot be pickled for other processes ({one_line(error)}): "
-                f"{_IN_A_MODULE}, or run one job at a time"
-            ) from error
-        yield path
-
-
-def _run_all(
-    points: list[Point], output: Path, jobs: int, given: Inputs, handed: Path | None
-) -> Iterator[Outcome]:
-    if jobs == 1 or len(points) < 2:
-        for point in points:
-            outcome = run_point(point, output, None, given)
-            if outcome.status == "interrupted":
-                raise KeyboardInterrupt
-            yield outcome
-        return
-    # A process a point: one that is killed takes no other with it.
-    context, threads = _processes(), max(1, (os.cpu_count() or 1) // jobs)
-    waiting, running = list(reversed(points)), dict[int, tuple[Any, Point]]()
+def _in_processes(
+    points: list[Point], output: Path, jobs: int, pickled: bytes
+) -> Generator[Outcome, None, None]:
+    """Run each point in a process of its own: one that is killed takes no other with it."""
+    context, threads = _context(), max(1, (os.cpu_count() or 1) // jobs)
+    waiting, running = list(reversed(points)), dict[Connection, tuple[BaseProcess, Point]]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 point = waiting.pop()
-                work = (point, output, threads, handed, dict(os.environ), are_options())
-                process = context.Process(target=_child, args=work)
+                receiver, sender = context.Pipe(duplex=False)
+                work = (sender, point, output, threads, pickled, dict(os.environ), are_options())
+                process: BaseProcess = context.Process(target=_child, args=work)
                 process.start()
-                running[process.sentinel] = process, point
-            for sentinel in wait(list(running)):
-                process, point = running.pop(cast(int, sentinel))
-                process.join()
-                if process.exitcode == _INTERRUPTED:
-                    raise KeyboardInterrupt
-                yield _outcome(point, output, process.exitcode)
-    except KeyboardInterrupt:
+                sender.close()
+                running[receiver] = process, point
+            for ended in wait(list(running)):
+                receiver = cast(Connection, ended)
+                process, point = running.pop(receiver)
+                with receiver:
+                    outcome = _received(receiver, process, point, output)
+                yield outcome
+    except (KeyboardInterrupt, GeneratorExit):
         for process, _ in running.values():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGINT)
+                os.kill(cast(int, process.pid), signal.SIGINT)
         raise
     finally:
-        for process, _ in running.values():
+        for receiver, (process, _) in running.items():
+            receiver.close()
             process.join()
 
 
-def _processes() -> ForkServerContext | SpawnContext:
+def _received(receiver: Connection, process: BaseProcess, point: Point, output: Path) -> Outcome:
+    """The outcome that a process has sent; failed where it ended before."""
+    try:
+        outcome: Outcome = receiver.recv()
+        process.join()
+        return outcome
+    except EOFError:
+        process.join()
+    error = f"its process ended with status {process.exitcode}"
+    if process.exitcode == 1:
+        error += ': see what it said; a script sweeps below if __name__ == "__main__"'
+    return _failed(point, output, error)
+
+
+def _context() -> ForkServerContext | SpawnContext:
     """How processes are started: on Linux forked from one that has imported what all of them need.
 
     That takes milliseconds, a new interpreter seconds. Elsewhere a fork is not safe, or there is
@@ -398,12 +404,13 @@ def _processes() -> ForkServerContext | SpawnContext:
 
 
 def _child(
+    sender: Connection,
     point: Point,
     output: Path,
     threads: int,
-    handed: Path | None,
+    pickled: bytes,
     environment: Mapping[str, str],
-    command: bool = False,
+    command: bool,
 ) -> None:
     """One run in a process of its own, whose messages name options where ``command`` runs it.
 
@@ -414,66 +421,31 @@ def _child(
     os.environ.update(environment)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    with options(command):
-        outcome = _run_handed(point, output, threads, handed)
-    codes = {"interrupted": _INTERRUPTED, "kept": _KEPT, "in use": _IN_USE}
-    sys.exit(0 if outcome is None else codes.get(outcome.status, 0))
-
-
-def _run_handed(point: Point, output: Path, threads: int, handed: Path | None) -> Outcome | None:
-    """One run with what is handed over; None where that cannot be taken, which is noted."""
-    given = Inputs()
-    try:
-        if handed is not None:
-            with handed.open("rb") as file:
-                given = pickle.load(file)
-    except Exception as error:  # whatever the classes of a stranger say to it
-        said = f"another process cannot take what is given ({one_line(error)}): {_IN_A_MODULE}"
-        _note_failure(output / point.name, point, said, None)
-        return None
-    with on_stderr():
-        return run_point(point, output, threads, given)
-
-
-def _outcome(point: Point, output: Path, code: int | None) -> Outcome:
-    """What a process has left in its folder."""
-    folder = output / point.name
-    report, said = folder / "report.json", _read_failure(folder)
-    if code in (0, _KEPT) and report.is_file():
-        status: Status = "kept" if code == _KEPT else "done"
-        return Outcome(point, status, json.loads(report.read_text()))
-    if code == 0 and said is not None:
-        status = "failed" if said["smallest_bits"] is None else "unreachable"
-        return Outcome(point, status, error=said["error"])
-    if code == _IN_USE:
+    with options(command), on_stderr():
         try:
-            check_free(folder)
-            error = f"another process was at work in {folder}"
-        except FolderInUseError as now:
-            error = one_line(now)
-        return Outcome(point, "in use", error=error)
-    error = f"its process ended with status {code}"
-    if code == 1:
-        error += ': see what it said; a script sweeps below if __name__ == "__main__"'
-    _note_failure(folder, point, error, None)
-    return Outcome(point, "failed", error=error)
+            inputs = pickle.loads(pickled)
+        except Exception as error:  # a user's classes may fail in any way
+            reason = f"another process cannot take what is given ({one_line(error)}): "
+            outcome = _failed(point, output, reason + _IN_A_MODULE)
+        else:
+            outcome = run_point(point, output, threads, inputs)
+    sender.send(outcome)
 
 
-def run_point(point: Point, output: Path, threads: int | None, given: Inputs) -> Outcome:
+def run_point(point: Point, output: Path, threads: int | None, inputs: Inputs) -> Outcome:
     """One run, to its end or to what stops it.
 
     Args:
         point: the run.
         output: the sweep's folder.
         threads: of its arithmetic, where its settings do not say; None for all.
-        given: objects that its settings do not name.
+        inputs: objects that its settings do not name.
     """
     folder = output / point.name
-    finished = (folder / "report.json").is_file()
+    finished = (folder / REPORT).is_file()
     settings = point.settings
     if point.start is not None:
-        start = output / point.start / "dense.safetensors"
-        settings = settings.replace({"weights": str(start)})
+        settings = settings.replace({"weights": str(output / point.start / DENSE)})
     if settings.run.threads is None:
         settings = settings.replace({"threads": threads})
     before = torch.get_num_threads()
@@ -481,46 +453,44 @@ def run_point(point: Point, output: Path, threads: int | None, given: Inputs) ->
         check_free(folder)
         if _read_failure(folder) is not None:
             (folder / _FAILURE).unlink()
-        resume = (folder / "config.yaml").is_file()
+        resume = (folder / CONFIG).is_file()
         if resume:
-            settings = read_settings(folder).replace(_moved(point.settings))
+            root = point.settings.data.data_root  # the data may have moved
+            settings = read_settings(folder)
+            settings = settings.replace({} if root is None else {"data_root": root})
         # Without a config what is there was cut before anything was trained.
-        report = run(settings, given, folder, resume=resume, overwrite=not resume).report
+        report = run(settings, inputs, folder, resume=resume, overwrite=not resume).report
     except KeyboardInterrupt:
         return Outcome(point, "interrupted")
     except FolderInUseError as error:  # nothing is noted: the folder is another's
         return Outcome(point, "in use", error=one_line(error))
     except Exception as error:  # whatever it is: the other points go on
-        said = one_line(error)
         smallest = error.smallest if isinstance(error, BudgetError) else None
-        _note_failure(folder, point, said, smallest)
-        return Outcome(point, "failed" if smallest is None else "unreachable", error=said)
+        return _failed(point, output, one_line(error), smallest)
     finally:
         torch.set_num_threads(before)
     return Outcome(point, "kept" if finished else "done", report)
 
 
-def _moved(settings: Settings) -> dict[str, Any]:
-    """Where the data lies now, if that is said."""
-    return {} if settings.data.data_root is None else {"data_root": settings.data.data_root}
-
-
 def _read_failure(folder: Path) -> dict[str, Any] | None:
-    """What a sweep has noted in a folder; None where there is no such file, or another's."""
+    """The note of a sweep in a folder; None where there is no such file, or another program's."""
     try:
-        held = json.loads((folder / _FAILURE).read_bytes())
+        note = json.loads((folder / _FAILURE).read_bytes())
     except (OSError, ValueError):
         return None
-    return held if isinstance(held, dict) and held.keys() >= {"error", "smallest_bits"} else None
+    return note if isinstance(note, dict) and note.keys() >= {"error", "smallest_bits"} else None
 
 
-def _note_failure(folder: Path, point: Point, error: str, smallest: int | None) -> None:
+def _failed(point: Point, output: Path, error: str, smallest: int | None = None) -> Outcome:
+    """The outcome of a run that failed, noted in its folder."""
     keys = ("method", "model", "dataset", "seed", "budget_bits", "bits")
-    held = {"schema": 1, **{key: point.settings[key] for key in keys}}
+    note = {"schema": 1, **{key: point.settings[key] for key in keys}}
     for key in ("model", "dataset"):
-        held[key] = held[key] and held[key].removeprefix(OBJECT_PREFIX)
-    held |= {"error": error, "smallest_bits": smallest}
+        note[key] = note[key] and note[key].removeprefix(OBJECT_PREFIX)
+    note |= {"error": error, "smallest_bits": smallest}
+    folder = output / point.name
     with contextlib.suppress(OSError):  # the disk may be what failed
         folder.mkdir(parents=True, exist_ok=True)
         if _read_failure(folder) is not None or not (folder / _FAILURE).exists():
-            write_json(folder / _FAILURE, held)
+            write(folder / _FAILURE, as_json(note))
+    return Outcome(point, "failed" if smallest is None else "unreachable", error=error)

@@ -186,6 +186,23 @@ def test_the_seed_decides_the_bytes(method: str) -> None:
     assert compress(method=method, eps=0.2).data != one.data or method == "nat-prune"
 
 
+@pytest.mark.parametrize("level_epochs", [0, 1])
+def test_the_trained_model_is_encoded_once(
+    level_epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for the check of its size, the artifact and the report each."""
+    encoded: list[codec.Artifact] = []
+    encode = codec.encode_measured
+
+    def watched(artifact: codec.Artifact) -> Any:
+        encoded.append(artifact)
+        return encode(artifact)
+
+    monkeypatch.setattr(codec, "encode_measured", watched)
+    result = compress(level_epochs=level_epochs)
+    assert encoded.count(codec.decode(result.data)) == 1
+
+
 def test_methods_differ() -> None:
     assert len({compress(method=name).data for name in ("atmc", "nat-prune")}) == 2
 
@@ -624,7 +641,7 @@ def test_the_budget_is_kept(seed: int) -> None:
     what = f"budget {budget}, least {least}, bits {bits}, {method}"
 
     assert 8 * len(data) <= budget, what
-    sizes = job.size_report(data)
+    sizes = job.report()["size"]
     assert sum(sizes["parts"].values()) == sizes["file_bits"] == 8 * len(data), what
     assert sizes["nonzeros"] == codec.measure(codec.decode(data)).nonzeros, what
     assert sizes["dense_bits"] == dense_bits(model)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +20,7 @@ import atmc
 from atmc.data import DataError, Dataset, from_loaders
 from atmc.engine.compression import EpochFigures
 from atmc.engine.evaluation import evaluate
-from atmc.engine.inputs import Inputs
+from atmc.engine.inputs import Inputs, digest
 from atmc.engine.model_files import read_model
 from atmc.engine.settings import Settings
 from atmc.engine.sweep import make_plan, sweep
@@ -470,6 +471,47 @@ def test_what_loaders_decide_is_no_setting(setting: dict[str, int]) -> None:
     said = f"the loaders decide {next(iter(setting))}: leave it out"
     with pytest.raises(SettingsError, match=said):
         atmc.compress(Net, loader(20, 0), test_loader=loader(20, 1), **setting)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_config_has_the_batch_size_of_the_loader(indexed: bool, tmp_path: Path) -> None:
+    """That of its first batch, also where the run is resumed."""
+    attack = "atta" if indexed else "pgd"
+    how: dict[str, Any] = {**QUICK, "train_attack": attack, "folder": tmp_path / "run"}
+    train = loader(40, 0, indexed=indexed)
+
+    def stop(progress: Progress) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        atmc.compress(Net, train, on_step=stop, **how)
+    config = tmp_path / "run" / "config.yaml"
+    assert yaml.safe_load(config.read_text())["batch_size"] == 16
+    atmc.compress(Net, train, resume=True, **how)
+    assert yaml.safe_load(config.read_text())["batch_size"] == 16
+
+
+def test_any_other_value_is_another_digest() -> None:
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+
+    known = digest(net())
+    assert known == digest(net().eval())
+    assert known == digest(net().to(memory_format=torch.channels_last))
+    for name, value in net().state_dict().items():
+        other = net()
+        other.state_dict()[name].view(-1)[-1] += 1
+        assert digest(other) != known, name
+        assert value.numel() > 0
+    assert digest(net().double()) != known
+    assert digest(nn.Sequential(*net(), nn.Linear(2, 2, bias=False))) != known
+
+
+def test_numbers_of_a_data_set_may_be_of_numpy(tmp_path: Path) -> None:
+    dataset = dataclasses.replace(mine(), num_classes=np.int64(4))
+    facts = Inputs.of(None, dataset).facts()
+    assert json.loads(json.dumps(facts)) == facts == {"dataset": [96, 20, 40, 4, 1, 8, 8]}
 
 
 def test_names_of_objects() -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +288,6 @@ def test_a_folder_that_is_no_run_loses_nothing(tmp_path: Path) -> None:
     assert outcome.error is not None and "is not the folder of a run" in outcome.error
     assert {name: (folder / name).read_text() for name in files} == files
     assert len(list(folder.iterdir())) == 2
-    assert module._outcome(plan.starts[0], tmp_path / "runs", 0).status == "failed"
 
 
 def test_a_second_sweep_in_a_folder_is_refused(tmp_path: Path) -> None:
@@ -354,14 +357,55 @@ points:
     ]
 
 
-def test_a_killed_process_takes_no_other_run_with_it(
-    tmp_path: Path, swept: tuple[Path, Plan, list[Outcome]]
-) -> None:
-    _, plan, _ = swept
-    points = [p for p in plan.points if p.settings["device"] != "cuda"][:2]
-    killed = module._outcome(points[0], tmp_path, -9)
-    assert (killed.status, killed.error) == ("failed", "its process ended with status -9")
-    assert (tmp_path / points[0].name / "failure.json").is_file()
+KILLED = """
+import os, signal
+
+from atmc import models
+
+
+def net():
+    if os.path.exists({mark!r}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    open({mark!r}, "w").close()
+    return models.create("digits-cnn")
+"""
+
+
+def test_a_killed_process_takes_no_other_run_with_it(tmp_path: Path) -> None:
+    """One of two that build their models at the same time finds the mark of the other."""
+    (tmp_path / "own.py").write_text(KILLED.format(mark=str(tmp_path / "mark")))
+    points = f"points: [{{method: dense, model: {tmp_path}/own.py:net, seed: [0, 1]}}]"
+    outcomes = sweep(plan_of(tmp_path, points), tmp_path / "runs", jobs=2)
+    assert sorted(statuses(outcomes).values()) == ["done", "failed"]
+    (killed,) = [outcome for outcome in outcomes if outcome.status == "failed"]
+    assert killed.error == "its process ended with status -9"
+    note = json.loads((tmp_path / "runs" / killed.point.name / "failure.json").read_text())
+    assert note["error"] == killed.error
+
+
+@pytest.mark.parametrize("where", ["run", "callback"])
+def test_ctrl_c_stops_the_processes_at_a_checkpoint(where: str, tmp_path: Path) -> None:
+    """In whatever code of the sweep it arrives; no process outlives the sweep."""
+    long = "dense_epochs: 1000\npoints: [{method: dense, seed: [1, 2]}, "
+    plan = plan_of(tmp_path, long + "{method: dense, seed: 0, dense_epochs: 1}]")
+    runs = tmp_path / "runs"
+
+    def on_outcome(outcome: Outcome) -> None:
+        if where == "callback":
+            raise KeyboardInterrupt
+
+    def interrupt() -> None:
+        while len(list(runs.glob("starts/*/checkpoints"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if where == "run":
+        threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan, runs, jobs=3, on_outcome=on_outcome)
+    assert not multiprocessing.active_children()
+    assert not list(runs.glob("starts/*/failure.json"))
+    assert not list(runs.glob("starts/*-s[12]/report.json"))
 
 
 def test_a_folder_without_a_config_is_begun_again(tmp_path: Path) -> None:
