@@ -83,7 +83,7 @@ class Result:
 
 @dataclass
 class EpochFigures:
-    """What an epoch reports; None for what is not known.
+    """The figures of an epoch; None for what is not known.
 
     Attributes:
         stage: its name.
@@ -97,11 +97,11 @@ class EpochFigures:
 
     stage: str
     epoch: int
-    clean: float | None
-    robust: float | None
-    nonzeros: int | None
-    file_bits: int | None
-    seconds: float
+    clean: float | None = None
+    robust: float | None = None
+    nonzeros: int | None = None
+    file_bits: int | None = None
+    seconds: float = 0.0
 
 
 OnEpoch = Callable[[EpochFigures], None]
@@ -243,15 +243,24 @@ def _run(
     _take_weights(net, settings, inputs, place, data.num_classes)
     settings = _recorded(settings, net, device)
     meta = inputs.meta or sources.meta(_name(settings), data.num_classes)
+    net = net.to(device)
 
-    job = _checked_job(net.to(device), data, settings, meta, place.checkpoints, on_step)
+    try:
+        loader = data.train(settings, device)
+        job = Job(net, loader, settings, meta, place.checkpoints, on_step)
+        data.check(net, _title(settings))
+        job.check_least()
+    except AtmcError:
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     if settings.training.fast:
         job.lay_out()
     job.rehearse(plain if meta is None else None)
 
     place.claim(data.record(settings), inputs.facts)
     with place.events() as events:
-        job.on_epoch = _Watch(data.val(), settings, on_epoch, events)
+        job.on_epoch = _watch(data.val(), settings.attack.eps, on_epoch, events)
         train_seconds = _dense_phase(job, place)
         dense = copy_model(job.model).cpu()
         artifact = job.compress()
@@ -381,27 +390,6 @@ def _recorded(settings: Settings, net: nn.Module, device: torch.device) -> Setti
     )
 
 
-def _checked_job(
-    net: nn.Module,
-    data: Data,
-    settings: Settings,
-    meta: dict[str, Any] | None,
-    checkpoints: Path | None,
-    on_step: OnStep | None,
-) -> Job:
-    """The job; refuses settings, model and data that do not go together."""
-    try:
-        loader = data.train(settings, torch.device(settings.run.device))
-        job = Job(net, loader, settings, meta, checkpoints, on_step)
-        data.check(net, _title(settings))
-        job.check_least()
-    except AtmcError:
-        raise
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    return job
-
-
 def _dense_phase(job: Job, place: RunFolder) -> float | None:
     """Train the dense start, unless there is one, and write it into the folder.
 
@@ -427,55 +415,43 @@ def _dense_phase(job: Job, place: RunFolder) -> float | None:
     return float(phase.get("seconds", 0.0))
 
 
-class _Watch:
-    """After each epoch: accuracies on the validation part, for the caller and TensorBoard."""
+def _watch(
+    batches: Loader | None,
+    eps: float | None,
+    on_epoch: OnEpoch | None,
+    events: SummaryWriter | None,
+) -> Callable[[nn.Module, Stage, int], None] | None:
+    """Reports the figures of each epoch to the caller and to TensorBoard; None for neither."""
+    if on_epoch is None and events is None:
+        return None
+    assert eps is not None
+    started = time.monotonic()
 
-    def __init__(
-        self,
-        batches: Loader | None,
-        settings: Settings,
-        on_epoch: OnEpoch | None,
-        events: SummaryWriter | None,
-    ) -> None:
-        assert settings.attack.eps is not None
-        self.batches, self.eps = batches, settings.attack.eps
-        self.on_epoch, self.events = on_epoch, events
-        self.started = time.monotonic()
+    def watch(model: nn.Module, stage: Stage, epoch: int) -> None:
+        accuracies = {} if batches is None else _accuracies(model, batches, eps)
+        figures: dict[str, Any] = {**accuracies, **stage.measure()}
+        if events is not None:
+            for key, value in figures.items():
+                events.add_scalar(f"{stage.name}/{key}", value, epoch)
+            events.flush()
+        if on_epoch is not None:
+            seconds = time.monotonic() - started
+            on_epoch(EpochFigures(stage.name, epoch, seconds=seconds, **figures))
 
-    def __call__(self, model: nn.Module, stage: Stage, epoch: int) -> None:
-        if self.on_epoch is None and self.events is None:
-            return
-        accuracies = self._accuracies(model)
-        size = stage.measure()
-        if self.events is not None:
-            for key, value in {**accuracies, **size}.items():
-                self.events.add_scalar(f"{stage.name}/{key}", value, epoch)
-            self.events.flush()
-        if self.on_epoch is not None:
-            figures = EpochFigures(
-                stage.name,
-                epoch,
-                accuracies.get("clean"),
-                accuracies.get("robust"),
-                size.get("nonzeros"),
-                size.get("file_bits"),
-                time.monotonic() - self.started,
-            )
-            self.on_epoch(figures)
+    return watch
 
-    def _accuracies(self, model: nn.Module) -> dict[str, float]:
-        if self.batches is None:
-            return {}
-        device = next(model.parameters()).device
-        clean = robust = count = 0
-        with frozen(model):
-            for x, y, *_ in self.batches:
-                x, y = x.to(device), y.to(device)
-                clean += int((predict(model, x) == y).sum())
-                adversarial = pgd(model, x, y, self.eps, _VALIDATION_STEPS)
-                robust += int((predict(model, adversarial) == y).sum())
-                count += len(y)
-        return {"clean": clean / count, "robust": robust / count}
+
+def _accuracies(model: nn.Module, batches: Loader, eps: float) -> dict[str, float]:
+    device = next(model.parameters()).device
+    clean = robust = count = 0
+    with frozen(model):
+        for x, y, *_ in batches:
+            x, y = x.to(device), y.to(device)
+            clean += int((predict(model, x) == y).sum())
+            adversarial = pgd(model, x, y, eps, _VALIDATION_STEPS)
+            robust += int((predict(model, adversarial) == y).sum())
+            count += len(y)
+    return {"clean": clean / count, "robust": robust / count}
 
 
 def _test(

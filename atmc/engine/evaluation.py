@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -52,96 +52,80 @@ def evaluate(
 
     Args:
         path: the artifact, or the ``dense.safetensors`` of a run folder.
-        model: what to build where a file does not name a model of ours: a name, a module or a
+        model: what to build where the file names no model of the zoo: a name, a module or a
             function; see :func:`atmc.engine.model_files.read_model`.
-        dataset: its data set, by its name or as it is; None for that of the run folder around it,
-            else the model's own.
+        dataset: a data set or its name; None for that of the run folder around the file, else the
+            default of the model.
         data_root: where the data lies; None for that of the run folder.
-        download: whether to get what is missing of it.
+        download: whether to download its missing files.
         image_size: of its images; None for that of the run folder.
-        attacks: names as :func:`atmc.evaluation.attack` takes them, run one after the other.
-        eps: the ℓ∞ radius, a number or as in ``"8/255"``, as all lengths here; None for the run
-            folder's, else the data set's usual one.
-        steps: of PGD; likewise.
+        attacks: names as :func:`atmc.evaluation.attack` takes them.
+        eps: the ℓ∞ radius, a number or as in ``"8/255"``, as all lengths here; None for that of the
+            run folder, else the default of the data set.
+        steps: of PGD; None likewise.
         step_size: of PGD; None for 4/3 · ε / steps.
         restarts: of PGD.
         examples: the first so many of the test split; None for all.
         loss: of PGD, "ce", "margin" or "dlr".
-        sources: files of models, as ``path``, for the attack "transfer": it is run from each.
-        eps_grid: the ε of a ladder of PGD, steps as long in units of ε as at ``eps``.
+        sources: files of models, as ``path``, from each of which the attack "transfer" is run.
+        eps_grid: the ε of a ladder of PGD, with step sizes in proportion to ε.
         seed: of the random starts.
         device: "cpu", "cuda", or "auto".
 
     Returns:
-        ``{"accuracy", "attacks", "size"}`` as in report.json; of ``size``, what a file tells. With
-        ``eps_grid`` also ``"ladder"`` and ``"checks"``, as
-        :func:`atmc.evaluation.ladder.climb` says.
+        ``{"accuracy", "attacks", "size"}`` as in report.json, ``size`` without what a dense file
+        does not have. With ``eps_grid`` also ``"ladder"`` and ``"checks"``, see
+        :func:`atmc.evaluation.ladder.climb`.
 
     Raises:
-        AtmcError: the file, the model, the data or an attack cannot be had as asked for.
-        ValueError: a radius or a step size that cannot be.
+        AtmcError: the file, the model, the data or an attack cannot be loaded as asked for.
+        ValueError: an invalid radius or step size.
     """
     attacks = (attacks,) if isinstance(attacks, str) else attacks
     _check_attacks(attacks, sources)
     grid = _parse_grid(eps_grid)
     keep_freed()
     where, path = choose_device(device), Path(path)
-    beside = run_config(path)
-    read, size, name, _ = read_model(path, model)
+    config = run_config(path)
+    decoded, size, name, _ = read_model(path, model)
     if dataset is None:
-        usual = None if name is None or is_own(name) else models.info(name).dataset
-        dataset = beside.get("dataset") or usual
-        entry = None if dataset is None else data.find(dataset)
-        # Code is run if its user says so.
-        if dataset is None or (entry is not None and entry.runs_code):
-            said = f" ({path.parent / 'config.yaml'} says {dataset})" if dataset else ""
-            raise RunError(
-                f"{path} does not tell its data set: give it as {argument('dataset')}{said}"
-            )
-    if not isinstance(dataset, str):
-        loaded = check_dataset(dataset)
-    else:
-        if image_size is None and dataset == beside.get("dataset"):
-            image_size = beside.get("image_size")
-        loaded = data.load(
-            dataset,
-            data_root if data_root is not None else beside.get("data_root"),
-            download=download,
-            image_size=image_size,
-        )
-    check_model(read, loaded, str(path))
-    _check_classes(path, loaded)
+        dataset = _dataset_name(path, config, name)
+    if isinstance(dataset, str):
+        if image_size is None and dataset == config.get("dataset"):
+            image_size = config.get("image_size")
+        root = config.get("data_root") if data_root is None else data_root
+        dataset = data.load(dataset, root, download=download, image_size=image_size)
+    check_model(decoded, check_dataset(dataset), str(path))
+    _check_classes(path, dataset)
     if eps is None:
-        eps = loaded.eps if beside.get("eps") is None else beside["eps"]
-    if steps is None:
-        steps = int(beside.get("eval_steps") or loaded.eval_steps)
-    radius, length = parse_eps(eps), None if step_size is None else parse_eps(step_size)
+        eps = dataset.eps if config.get("eps") is None else config["eps"]
+    radius = parse_eps(eps)
     resolve = partial(
-        attack, eps=radius, steps=steps, step_size=length, restarts=restarts, loss=loss
+        attack,
+        eps=radius,
+        steps=int(config.get("eval_steps") or dataset.eval_steps) if steps is None else steps,
+        step_size=None if step_size is None else parse_eps(step_size),
+        restarts=restarts,
+        loss=loss,
     )
     chosen = []
     for each in attacks:
         if parse(each)[0].source_attack:
-            chosen += [
-                resolve(each, source=_read_source(Path(s), loaded, where, model)) for s in sources
-            ]
+            read = (_read_source(Path(source), dataset, where, model) for source in sources)
+            chosen += [resolve(each, source=source) for source in read]
         else:
             chosen.append(resolve(each))
-    read = read.to(where)
-    batches = loaded.test.first(examples).batches(evaluation_batch(loaded.input_shape))
-    measured = accuracy.evaluate(read, batches, chosen, seed=seed)
+    decoded = decoded.to(where)
+    batches = dataset.test.first(examples).batches(evaluation_batch(dataset.input_shape))
+    measured = accuracy.evaluate(decoded, batches, chosen, seed=seed)
     if grid:
         rung = resolve("pgd") if radius > 0 else resolve("pgd", eps=1.0, step_size=None)
-        measured |= climb(read, batches, grid, rung, seed=seed)
+        measured |= climb(decoded, batches, grid, rung, seed=seed)
     return {**measured, "size": size}
 
 
 def _check_attacks(attacks: Sequence[str], sources: Sequence[str | os.PathLike[str]]) -> None:
-    """Refuse unknown attacks, and sources without the attack that needs them or the reverse.
-
-    Raises:
-        SettingsError: naming the attack.
-    """
+    """Refuse unknown attacks, and sources without the attack that needs them or the reverse."""
     try:
         transfers = any(parse(each)[0].source_attack for each in attacks)
     except ValueError as error:
@@ -157,23 +141,26 @@ def _check_attacks(attacks: Sequence[str], sources: Sequence[str | os.PathLike[s
 
 
 def _parse_grid(eps_grid: Sequence[float | str]) -> list[float]:
-    """The radii of a ladder.
-
-    Raises:
-        SettingsError: one that cannot be.
-    """
+    """The radii of a ladder."""
     try:
         return [parse_eps(each) for each in eps_grid]
     except ValueError as error:
         raise SettingsError(f"{argument('eps_grid')}: {error}") from error
 
 
-def _check_classes(path: Path, dataset: Dataset) -> None:
-    """Refuse a data set whose classes are others than those of the run, or in another order.
+def _dataset_name(path: Path, config: Mapping[str, Any], model: str | None) -> str:
+    """The name of the data set of a run or, by default, of a model of the zoo."""
+    default = None if model is None or is_own(model) else models.info(model).dataset
+    name: str | None = config.get("dataset") or default
+    entry = None if name is None else data.find(name)
+    if name is None or (entry is not None and entry.runs_code):  # only if the user names it
+        hint = f" ({path.parent / 'config.yaml'} says {name})" if name else ""
+        raise RunError(f"{path} does not tell its data set: give it as {argument('dataset')}{hint}")
+    return name
 
-    Raises:
-        ModelError: naming the first that differs.
-    """
+
+def _check_classes(path: Path, dataset: Dataset) -> None:
+    """Refuse a data set whose classes differ from those of the run, or in their order."""
     theirs, ours = run_record(path).class_names, dataset.class_names
     if theirs is None or ours is None:
         return
@@ -187,16 +174,11 @@ def _check_classes(path: Path, dataset: Dataset) -> None:
 
 
 def _read_source(
-    path: Path, dataset: Dataset, device: torch.device, otherwise: str | Model | None
+    path: Path, dataset: Dataset, device: torch.device, fallback: str | Model | None
 ) -> Source:
-    """The model in a file as the source of a transfer attack.
-
-    Raises:
-        AtmcFormatError, ModelError, OSError, RunError, WeightsError: there is no model in it that
-            fits the data set.
-    """
+    """The model in a file as the source of a transfer attack."""
     try:
-        model = read_model(path, otherwise)[0]
+        model = read_model(path, fallback)[0]
     except codec.AtmcFormatError as error:
         raise RunError(f"the source {path}: {error}") from error
     check_model(model, dataset, str(path))

@@ -231,7 +231,7 @@ class Job:
     def report(self) -> dict[str, Any]:
         """What report.json says of the training and of the file that :meth:`compress` returned."""
         attack = self.settings.attack.train_attack if self.settings.attacked else "none"
-        watched = attack not in ("none", "pgd")  # cheap attacks alone can collapse
+        watched = training_attack(attack).watched
         sizes = self.target.encode(self.model).sizes
         return {
             "train_attack": {"name": attack, "collapses": self.collapses if watched else None},

@@ -116,11 +116,7 @@ OnOutcome = Callable[[Outcome], None]
 
 
 def read_plan(path: Path, **overrides: Any) -> Plan:
-    """The plan in a file.
-
-    Args:
-        path: YAML.
-        overrides: settings of all runs, which win over those of the file.
+    """The plan in a YAML file, with other values for some settings of all runs.
 
     Raises:
         SettingsError: the file cannot be read, or a setting in it is invalid.
@@ -362,9 +358,11 @@ def _in_processes(
             for ended in wait(list(running)):
                 receiver = cast(Connection, ended)
                 process, point = running.pop(receiver)
-                with receiver:
-                    outcome = _received(receiver, process, point, output)
-                yield outcome
+                outcome: Outcome | None = None
+                with receiver, contextlib.suppress(EOFError):  # its process was killed
+                    outcome = receiver.recv()
+                process.join()
+                yield outcome or _failed(point, output, _death(process.exitcode))
     except (KeyboardInterrupt, GeneratorExit):
         for process, _ in running.values():
             with contextlib.suppress(ProcessLookupError):
@@ -376,18 +374,13 @@ def _in_processes(
             process.join()
 
 
-def _received(receiver: Connection, process: BaseProcess, point: Point, output: Path) -> Outcome:
-    """The outcome that a process has sent; failed where it ended before."""
-    try:
-        outcome: Outcome = receiver.recv()
-        process.join()
-        return outcome
-    except EOFError:
-        process.join()
-    error = f"its process ended with status {process.exitcode}"
-    if process.exitcode == 1:
-        error += ': see what it said; a script sweeps below if __name__ == "__main__"'
-    return _failed(point, output, error)
+def _death(status: int | None) -> str:
+    if status != 1:
+        return f"its process ended with status {status}"
+    return (
+        "its process ended with status 1: see what it said; a script sweeps below "
+        'if __name__ == "__main__"'
+    )
 
 
 def _context() -> ForkServerContext | SpawnContext:
