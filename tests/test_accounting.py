@@ -225,16 +225,18 @@ def slow_k(ranks: list[Tensor], bits: list[int], available: float) -> set[int]:
         for score in tensor.flatten()
         if score > 0
     ]
-    kept = [0] * len(ranks)
+    retained = [0] * len(ranks)
     fits = []
     for index in [None, *(index for _, index in sorted(flat, key=lambda item: item[0]))]:
         if index is not None:
-            kept[index] += 1
-        cost = sum(factor_bits(t.numel(), n, b) for t, n, b in zip(ranks, kept, bits, strict=True))
+            retained[index] += 1
+        cost = sum(
+            factor_bits(t.numel(), n, b) for t, n, b in zip(ranks, retained, bits, strict=True)
+        )
         fits.append(cost <= available)
     fits.append(False)
-    found = {k for k in range(len(fits) - 1) if fits[k] and not fits[k + 1]}
-    return found or {0}
+    result = {k for k in range(len(fits) - 1) if fits[k] and not fits[k + 1]}
+    return result or {0}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -248,9 +250,11 @@ def test_k_for_budget_against_trying_them_all(seed: int) -> None:
     for available in (0.0, 9.0, 60.0, 200.0, 500.0, 1500.0, 3000.0, 1e6):
         k = k_for_budget(ranks, bits, available)
         masks = topk_masks(ranks, k)
-        kept = [int(mask.sum()) for mask in masks]
-        cost = sum(factor_bits(r.numel(), n, b) for r, n, b in zip(ranks, kept, bits, strict=True))
-        assert sum(kept) == k
+        retained = [int(mask.sum()) for mask in masks]
+        cost = sum(
+            factor_bits(r.numel(), n, b) for r, n, b in zip(ranks, retained, bits, strict=True)
+        )
+        assert sum(retained) == k
         assert cost <= available or k == 0
         assert k in slow_k(ranks, bits, available)
 

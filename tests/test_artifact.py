@@ -77,9 +77,9 @@ def compressed(
 def assert_same(decoded: nn.Module, trained: nn.Module) -> None:
     """Factors have become W to 1e-6, all else is equal bit for bit."""
     state = named_state(trained)
-    found = named_state(decoded)
-    assert list(found) == list(state)
-    for name, value in found.items():
+    result = named_state(decoded)
+    assert list(result) == list(state)
+    for name, value in result.items():
         assert isinstance(value, Tensor)
         expected = state[name]
         if isinstance(expected, Tensor):
@@ -112,12 +112,12 @@ def test_round_trip(tmp_path: Path, width: int, bits: int, rank: int | None) -> 
 def test_factors_and_levels_bit_for_bit() -> None:
     trained = compressed(Net())
     artifact = codec.decode(codec.encode(to_artifact(trained)))
-    held = {
+    content = {
         e.name: e.value for e in artifact.entries if isinstance(e.value, codec.FactorizedWeight)
     }
-    assert held.keys() == {w.name for w in factorized_weights(trained)}
+    assert content.keys() == {w.name for w in factorized_weights(trained)}
     for weight in factorized_weights(trained):
-        value = held[weight.name]
+        value = content[weight.name]
         assert value.identity == weight.parametrization.identity
         for factor, stored in zip(
             (weight.U, weight.V, weight.C), (value.u, value.v, value.c), strict=True
@@ -271,11 +271,11 @@ def test_half_and_double_models() -> None:
 def test_any_codebook_is_read_off_exactly(pairs: list[tuple[int, bool]], exponent: int) -> None:
     integers = np.array([integer * keep for integer, keep in pairs])
     values = np.ldexp(integers.astype(np.float64), exponent).astype(np.float32)
-    found = sparse(values.reshape(1, -1))
+    result = sparse(values.reshape(1, -1))
     distinct = len(np.unique(integers[integers != 0]))
-    assert isinstance(found, codec.SparseTensor if distinct <= 256 else codec.FloatSparseTensor)
-    assert np.array_equal(found.dense()[0], values)
-    assert found.nonzeros == int((integers != 0).sum())
+    assert isinstance(result, codec.SparseTensor if distinct <= 256 else codec.FloatSparseTensor)
+    assert np.array_equal(result.dense()[0], values)
+    assert result.nonzeros == int((integers != 0).sum())
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20))

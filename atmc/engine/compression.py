@@ -308,7 +308,7 @@ def _name(settings: Settings) -> str:
 
 def _title(settings: Settings) -> str:
     """How messages refer to the model."""
-    return f"model {_name(settings).removeprefix(GIVEN)!r}"
+    return f"model {_name(settings).removeprefix(OBJECT_PREFIX)!r}"
 
 
 def _attacks(settings: Settings, attacks: Sequence[str | Attack] | None) -> list[Attack]:

@@ -156,12 +156,12 @@ def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> 
     else:
         timed = [f"{each.title}s" for each in formats.FORMATS.values() if each.timed]
         reason = f"{' and '.join(timed)} alone are timed"
-    sides = {"before": before, "after": after}
-    costs: dict[str, Any] = {
-        side: count(model, shape)._asdict() | {"latency_ms": time}
-        for (side, model), time in zip(sides.items(), times, strict=True)
+    costs = [count(model, shape)._asdict() for model in (before, after)]
+    return {
+        "before": costs[0] | {"latency_ms": times[0]},
+        "after": costs[1] | {"latency_ms": times[1]},
+        "latency_error": reason,
     }
-    return costs | {"latency_error": reason}
 
 
 def check_path(output: Path, overwrite: bool = False) -> None:
@@ -222,12 +222,7 @@ def export(
 
 
 def _target(path: Path, output: Path | None, format: str | None) -> tuple[str, Path]:
-    """The format and the file of an export.
-
-    Raises:
-        SettingsError: there is no such format, nothing tells it, or it contradicts the file's
-            ending.
-    """
+    """The format and the file of an export."""
     if output is None:
         format = format or "onnx"
         output = path.with_suffix(formats.get(format).suffix)

@@ -77,8 +77,8 @@ SHORT: dict[str, Any] = {
 }
 
 
-def compress(model: nn.Module | None = None, budget: int | str = 3000, **given: Any) -> Any:
-    options = {"eps": 0.1, **SHORT, **given}
+def compress(model: nn.Module | None = None, budget: int | str = 3000, **overrides: Any) -> Any:
+    options = {"eps": 0.1, **SHORT, **overrides}
     return atmc.compress(model if model is not None else tiny(), loader(), budget, **options)
 
 
@@ -94,9 +94,9 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def done() -> Any:
     torch.set_num_threads(1)
-    given = tiny().train()
-    before = copy.deepcopy(given)
-    return before, given, compress(given)
+    model = tiny().train()
+    before = copy.deepcopy(model)
+    return before, model, compress(model)
 
 
 def test_the_file_keeps_the_budget(done: Any, tmp_path: Path) -> None:
@@ -114,14 +114,14 @@ def test_the_file_keeps_the_budget(done: Any, tmp_path: Path) -> None:
 
 
 def test_the_model_given_is_unchanged(done: Any) -> None:
-    before, given, result = done
-    assert result.model is not given
-    assert given.training
-    assert given.state_dict().keys() == before.state_dict().keys()
+    before, model, result = done
+    assert result.model is not model
+    assert model.training
+    assert model.state_dict().keys() == before.state_dict().keys()
     for name, value in before.state_dict().items():
-        assert torch.equal(given.state_dict()[name], value), name
-    assert all(p.grad is None for p in given.parameters())
-    shared = {p.data_ptr() for p in given.parameters()}
+        assert torch.equal(model.state_dict()[name], value), name
+    assert all(p.grad is None for p in model.parameters())
+    shared = {p.data_ptr() for p in model.parameters()}
     assert shared.isdisjoint(p.data_ptr() for p in result.model.parameters())
 
 
@@ -231,7 +231,7 @@ def test_a_run_in_a_folder_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         ({"seed": 1}, "seed 1 contradicts the run"),
         ({"epochs": 3}, "epochs 3 contradicts"),
@@ -241,13 +241,13 @@ def test_a_run_in_a_folder_resumes_to_the_same_bytes(tmp_path: Path) -> None:
         ({"model": Tiny()}, "has another model than the one given"),
     ],
 )
-def test_another_run_is_not_resumed(other: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_another_run_is_not_resumed(other: dict[str, Any], message: str, tmp_path: Path) -> None:
     def stop(progress: Any) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
         compress(folder=tmp_path, on_step=stop)
-    with pytest.raises(AtmcError, match=said):
+    with pytest.raises(AtmcError, match=message):
         compress(folder=tmp_path, resume=True, **other)
     fewer = loader(2)
     with pytest.raises(TrainingError, match="of a loader of 3 batches, the one given has 2"):
@@ -282,8 +282,8 @@ def test_a_model_of_the_zoo_is_stored_by_its_name(tmp_path: Path) -> None:
 
 def test_attacks_by_their_names() -> None:
     test = list(loader())
-    found = compress(test_loader=test, attacks=["pgd-3", attack("margin-2", eps=0.05)])
-    rows = [(row["name"], row["steps"], row["eps"]) for row in found.report["attacks"]]
+    result = compress(test_loader=test, attacks=["pgd-3", attack("margin-2", eps=0.05)])
+    rows = [(row["name"], row["steps"], row["eps"]) for row in result.report["attacks"]]
     assert rows == [("pgd", 3, 0.1), ("margin", 2, 0.05)]
 
 
@@ -309,7 +309,7 @@ def test_progress_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("overrides", "message"),
     [
         ({"budget_bits": 0}, "budget of 0 is not positive"),
         ({"budget_bits": -5}, "budget of -5 is not positive"),
@@ -344,10 +344,10 @@ def test_progress_is_told() -> None:
     ids=lambda value: str(value)[:24],
 )
 def test_what_cannot_be_is_refused_before_training(
-    given: dict[str, Any], said: str, tmp_path: Path
+    overrides: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"model": tiny(), "budget_bits": 3000, "eps": 0.1, **given}
-    with pytest.raises(ValueError, match=said) as caught:
+    options: dict[str, Any] = {"model": tiny(), "budget_bits": 3000, "eps": 0.1, **overrides}
+    with pytest.raises(ValueError, match=message) as caught:
         atmc.compress(train_loader=Untouched(), folder=tmp_path / "new", **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
@@ -375,7 +375,7 @@ def test_without_a_budget_it_is_the_usual_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda x: x - 0.5, r"values from -0\.49\d+ to 0\.\d+, outside \[0, 1\]: .*not normalized"),
         (lambda x: 255 * x, "outside"),
@@ -383,9 +383,9 @@ def test_without_a_budget_it_is_the_usual_one() -> None:
         (lambda x: (255 * x).byte(), "inputs of torch.uint8: give float32"),
     ],
 )
-def test_inputs_that_are_not_pixels(change: Callable[[Tensor], Tensor], said: str) -> None:
+def test_inputs_that_are_not_pixels(change: Callable[[Tensor], Tensor], message: str) -> None:
     batches = [(change(x), y) for x, y in loader()]
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         atmc.compress(tiny(), batches, 3000, 0.1, **SHORT)
     assert "\n" not in str(caught.value)
 
@@ -401,7 +401,7 @@ def test_a_loader_without_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "said"),
+    ("change", "error", "message"),
     [
         (
             lambda x, y: (x, torch.full_like(y, 40)),
@@ -420,11 +420,11 @@ def test_a_loader_without_batches() -> None:
 )
 @pytest.mark.parametrize("which", ["train", "test"])
 def test_batches_that_are_refused_before_training(
-    which: str, change: Any, error: type[Exception], said: str, tmp_path: Path
+    which: str, change: Any, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     loaders = {f"{name}_loader": list(loader()) for name in ("train", "test")}
     loaders[f"{which}_loader"] = [change(x, y) for x, y in loader()]
-    with pytest.raises(error, match=said.format(which)) as caught:
+    with pytest.raises(error, match=message.format(which)) as caught:
         atmc.compress(
             tiny(), budget_bits=3000, eps=0.1, folder=tmp_path / "new", **loaders, **SHORT
         )
@@ -489,8 +489,8 @@ def test_a_model_keeps_its_own_strides(kind: type[nn.Module]) -> None:
 
 
 def test_the_training_attack_is_reported() -> None:
-    def reported(**given: Any) -> Any:
-        return compress(**given).report["train_attack"]
+    def reported(**overrides: Any) -> Any:
+        return compress(**overrides).report["train_attack"]
 
     assert reported() == {"name": "pgd", "collapses": None}
     single = reported(train_attack="n-fgsm")
@@ -521,8 +521,8 @@ def test_running_out_of_memory_changes_no_file_silently(
 
 
 def test_precision() -> None:
-    def autocast(**given: str) -> Any:
-        return Settings.of(given).training.autocast
+    def autocast(**overrides: str) -> Any:
+        return Settings.of(overrides).training.autocast
 
     assert autocast(precision="float32") is None
     assert autocast(precision="bfloat16") is torch.bfloat16
@@ -612,7 +612,7 @@ def test_the_budget_is_kept(seed: int) -> None:
     room = dense_bits(model) * rng.choice([0.0, 0.01, 0.05, 0.1, 0.2, 0.5, 1.5])
     budget = least + round(rng.random() * room)
     bits: int | str = rng.choice(["auto", "auto", 32, *range(1, 9)])
-    given = {
+    values = {
         "eps": 0.1,
         "steps": 1,
         "dense_epochs": rng.randint(0, 1),
@@ -626,7 +626,7 @@ def test_the_budget_is_kept(seed: int) -> None:
         "budget_bits": budget,
     }
     method = rng.choice(["atmc", "atmc", *methods.names()])
-    settings = Settings.of({**given, "method": method}).resolved()
+    settings = Settings.of({**values, "method": method}).resolved()
     try:
         job = Job(copy.deepcopy(model), loader(2), settings)
     except BudgetError as error:  # of what the method can reach: then that is promised
@@ -651,9 +651,9 @@ def test_the_budget_is_kept(seed: int) -> None:
     assert factorized_weights(job.model)
     decoded = from_artifact(codec.decode(data), copy.deepcopy(model))
     x = torch.rand(16, 1, 8, 8)
-    expected, found = logits(job.model, x), logits(decoded, x)
+    expected, actual = logits(job.model, x), logits(decoded, x)
     scale = max(1.0, float(expected.abs().max()))
-    assert float((found - expected).abs().max()) <= 1e-5 * scale, what
+    assert float((actual - expected).abs().max()) <= 1e-5 * scale, what
 
 
 def test_the_state_can_be_kept_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -661,8 +661,8 @@ def test_the_state_can_be_kept_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
     finish = CompressStage.finish
 
     def watched(stage: CompressStage, model: nn.Module) -> None:
-        held = (*stage.optimizer.duplicates.values(), *stage.optimizer.duals.values())
-        seen.update(tensor.dtype for tensor in held)
+        state = (*stage.optimizer.duplicates.values(), *stage.optimizer.duals.values())
+        seen.update(tensor.dtype for tensor in state)
         finish(stage, model)
 
     monkeypatch.setattr(CompressStage, "finish", watched)

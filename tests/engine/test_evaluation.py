@@ -45,8 +45,8 @@ def folder(finished: tuple[Path, Any], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "copy"))
 
 
-def found(path: Path, **given: Any) -> Any:
-    return evaluate(path, **{"attacks": ("pgd",), "examples": 96, **given})
+def evaluated(path: Path, **overrides: Any) -> Any:
+    return evaluate(path, **{"attacks": ("pgd",), "examples": 96, **overrides})
 
 
 def test_the_report_again_from_the_file(finished: tuple[Path, Any]) -> None:
@@ -59,16 +59,16 @@ def test_the_report_again_from_the_file(finished: tuple[Path, Any]) -> None:
 
 def test_restarts_and_the_margin_loss(finished: tuple[Path, Any]) -> None:
     artifact = finished[0] / "model.atmc"
-    plain = found(artifact, eps=0.05, steps=3)
-    more = found(artifact, eps=0.05, steps=3, restarts=4)
-    margin = found(artifact, eps=0.05, steps=3, loss="margin", step_size=0.03)
+    plain = evaluated(artifact, eps=0.05, steps=3)
+    more = evaluated(artifact, eps=0.05, steps=3, restarts=4)
+    margin = evaluated(artifact, eps=0.05, steps=3, loss="margin", step_size=0.03)
     assert (plain["attacks"][0]["restarts"], plain["attacks"][0]["loss"]) == (1, "ce")
     assert (more["attacks"][0]["restarts"], more["attacks"][0]["loss"]) == (4, "ce")
     assert margin["attacks"][0]["loss"] == "margin"
     assert margin["attacks"][0]["step_size"] == 0.03
     # The first restart is the same attack: more of them can only break more.
     assert more["accuracy"]["pgd"] <= plain["accuracy"]["pgd"] <= plain["accuracy"]["clean"]
-    assert found(artifact, eps=0.05, steps=3, restarts=4) == more
+    assert evaluated(artifact, eps=0.05, steps=3, restarts=4) == more
     for result in (plain, more, margin):
         assert result["accuracy"]["worst"] == result["accuracy"]["pgd"]
         assert result["accuracy"]["fgsm"] is None
@@ -82,7 +82,7 @@ def test_examples_and_accuracy_are_of_the_decoded_model(finished: tuple[Path, An
         x, y = digits.x_test[:examples], digits.y_test[:examples]
         with torch.no_grad():
             right = float((model(x).argmax(1) == y).float().mean())
-        result = found(artifact, eps=0.0, steps=1, examples=examples)
+        result = evaluated(artifact, eps=0.0, steps=1, examples=examples)
         assert result["accuracy"]["clean"] == pytest.approx(right)
         assert result["accuracy"]["pgd"] == result["accuracy"]["clean"]
         assert result["attacks"][0]["examples"] == len(x)
@@ -90,12 +90,12 @@ def test_examples_and_accuracy_are_of_the_decoded_model(finished: tuple[Path, An
 
 def test_the_run_folder_says_eps_and_steps(folder: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    for given in ({"eps": 0.0, "eval_steps": 5}, {"eps": "8/255"}):
-        (folder / "config.yaml").write_text(yaml.safe_dump(config | given))
-        row = found(folder / "model.atmc")["attacks"][0]
-        assert row["eps"] == (8 / 255 if given["eps"] else 0.0)
-        assert row["steps"] == (5 if "eval_steps" in given else 2)
-        row = found(folder / "model.atmc", eps=0.2, steps=1)["attacks"][0]
+    for overrides in ({"eps": 0.0, "eval_steps": 5}, {"eps": "8/255"}):
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | overrides))
+        row = evaluated(folder / "model.atmc")["attacks"][0]
+        assert row["eps"] == (8 / 255 if overrides["eps"] else 0.0)
+        assert row["steps"] == (5 if "eval_steps" in overrides else 2)
+        row = evaluated(folder / "model.atmc", eps=0.2, steps=1)["attacks"][0]
         assert (row["eps"], row["steps"]) == (0.2, 1)
 
 
@@ -103,7 +103,7 @@ def test_an_artifact_by_itself_takes_the_usual_settings(
     finished: tuple[Path, Any], tmp_path: Path
 ) -> None:
     alone = Path(shutil.copy(finished[0] / "model.atmc", tmp_path / "alone.atmc"))
-    row = found(alone, examples=2)["attacks"][0]
+    row = evaluated(alone, examples=2)["attacks"][0]
     assert (row["eps"], row["steps"]) == (0.1, 20)
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_artifact(folder: Path) -> None:
     content = (folder / "model.atmc").read_bytes()
     (folder / "model.atmc").write_bytes(content[:-3])
     with pytest.raises(codec.AtmcFormatError):
-        found(folder / "model.atmc")
+        evaluated(folder / "model.atmc")
 
 
 # ---- attacks made on other models, and the ladder
@@ -145,7 +145,7 @@ def test_impossible_attacks_are_refused_before_a_file_is_read(
 
 def test_transfer_from_each_source(finished: tuple[Path, Any]) -> None:
     artifact, dense = finished[0] / "model.atmc", finished[0] / "dense.safetensors"
-    result = found(
+    result = evaluated(
         artifact, attacks=("transfer-3", "pgd"), sources=(artifact, dense), eps=0.05, steps=3
     )
     first, second, pgd = result["attacks"]
@@ -159,12 +159,14 @@ def test_transfer_from_each_source(finished: tuple[Path, Any]) -> None:
     assert first["accuracy"] == pytest.approx(pgd["accuracy"], abs=0.05)
     assert second["accuracy"] < accuracy["clean"]
     with pytest.raises(ValueError, match="needs sources"):
-        found(artifact, attacks=("transfer",))
+        evaluated(artifact, attacks=("transfer",))
 
 
 def test_sources_that_cannot_be(finished: tuple[Path, Any], other: Path, folder: Path) -> None:
     def from_source(source: Path) -> Any:
-        return found(finished[0] / "model.atmc", attacks=("transfer",), sources=(source,), steps=1)
+        return evaluated(
+            finished[0] / "model.atmc", attacks=("transfer",), sources=(source,), steps=1
+        )
 
     with pytest.raises(
         ModelError, match=r"dense\.safetensors takes other inputs than the \(1, 8, 8\)"
@@ -186,14 +188,14 @@ def test_sources_that_cannot_be(finished: tuple[Path, Any], other: Path, folder:
 
 def test_a_model_of_other_inputs(other: Path) -> None:
     with pytest.raises(ModelError, match="takes other inputs"):
-        found(other, dataset="digits")
+        evaluated(other, dataset="digits")
 
 
 def test_the_ladder_stands_beside_the_attacks(finished: tuple[Path, Any]) -> None:
     artifact = finished[0] / "model.atmc"
-    plain = found(artifact, eps=0.1, steps=3, step_size=0.05, loss="dlr")
+    plain = evaluated(artifact, eps=0.1, steps=3, step_size=0.05, loss="dlr")
     assert "ladder" not in plain and "checks" not in plain
-    result = found(
+    result = evaluated(
         artifact, eps=0.1, steps=3, step_size=0.05, loss="dlr", eps_grid=(0.2, 0.05), restarts=2
     )
     low, high = result["ladder"]
@@ -206,5 +208,5 @@ def test_the_ladder_stands_beside_the_attacks(finished: tuple[Path, Any]) -> Non
     assert [check["name"] for check in result["checks"]] == [
         *("monotone", "grey-ball", "grey-picture"),
     ]
-    still = found(artifact, eps=0.0, steps=3, eps_grid=(0.1,))["ladder"][0]
+    still = evaluated(artifact, eps=0.0, steps=3, eps_grid=(0.1,))["ladder"][0]
     assert still["step_size"] == pytest.approx(4 / 3 * 0.1 / 3)

@@ -44,11 +44,11 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
     assert not folder.exists()
     with another(folder) as process:
         before = {path: path.read_bytes() for path in folder.iterdir()}
-        said = rf"^{folder} is in use by process {process.pid} on {platform.node()}: wait"
+        message = rf"^{folder} is in use by process {process.pid} on {platform.node()}: wait"
         for _ in range(2):
-            with pytest.raises(FolderInUseError, match=said):
+            with pytest.raises(FolderInUseError, match=message):
                 check_free(folder)
-            with pytest.raises(FolderInUseError, match=said), locked(folder):
+            with pytest.raises(FolderInUseError, match=message), locked(folder):
                 pass
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert list(folder.iterdir()) == []
@@ -57,20 +57,20 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
 
 
 def test_two_threads_of_one_process_are_two(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
     def work() -> None:
         try:
             with locked(tmp_path):
                 pass
         except FolderInUseError as error:
-            said.append(str(error))
+            messages.append(str(error))
 
     with locked(tmp_path):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    (line,) = said
+    (line,) = messages
     assert f"process {os.getpid()} on" in line
 
 
@@ -99,14 +99,14 @@ def test_where_the_lock_does_not_reach_the_note_counts(tmp_path: Path) -> None:
     """Another machine's, of which there is no telling whether it is at work still."""
     note = {"pid": 77, "host": "elsewhere", "boot": "another kernel"}
     (tmp_path / PROCESS).write_text(json.dumps(note))
-    said = (
+    message = (
         f"^{tmp_path} is in use by process 77 on elsewhere: where that process is gone, "
         f"remove {tmp_path / PROCESS}$"
     )
     for _ in range(2):
-        with pytest.raises(FolderInUseError, match=said):
+        with pytest.raises(FolderInUseError, match=message):
             check_free(tmp_path)
-        with pytest.raises(FolderInUseError, match=said), locked(tmp_path):
+        with pytest.raises(FolderInUseError, match=message), locked(tmp_path):
             pass
     (tmp_path / PROCESS).unlink()
     with locked(tmp_path):

@@ -92,21 +92,21 @@ def mine_net() -> Callable[[], nn.Module]:
 
 
 def test_a_run_folder_as_the_command_makes_it(finished: tuple[Path, dict[str, Any]]) -> None:
-    folder, found = finished
+    folder, result = finished
     names = {path.name for path in folder.iterdir()}
     assert names > {"model.atmc", "report.json", "config.yaml", "dense.safetensors", "checkpoints"}
     assert any(name.startswith("events.out.tfevents") for name in names)
-    assert json.loads((folder / "report.json").read_text()) == found
-    assert (found["model"], found["dataset"], found["budget_bits"]) == ("Net", "mine", 4000)
-    assert found["size"]["file_bits"] == 8 * (folder / "model.atmc").stat().st_size <= 4000
-    assert [row["examples"] for row in found["attacks"]] == [40, 40]
-    assert found["attacks"][0]["eps"] == 0.1
+    assert json.loads((folder / "report.json").read_text()) == result
+    assert (result["model"], result["dataset"], result["budget_bits"]) == ("Net", "mine", 4000)
+    assert result["size"]["file_bits"] == 8 * (folder / "model.atmc").stat().st_size <= 4000
+    assert [row["examples"] for row in result["attacks"]] == [40, 40]
+    assert result["attacks"][0]["eps"] == 0.1
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["model"], config["dataset"]) == ("given:Net", "given:mine")
     small = atmc.load(folder / "model.atmc", model=Net())
     x, y = mine().test.head(None)
     assert float((small(x).argmax(1) == y).float().mean()) == pytest.approx(
-        found["accuracy"]["clean"]
+        result["accuracy"]["clean"]
     )
 
 
@@ -131,8 +131,8 @@ def test_a_run_that_was_cut_ends_in_the_same_bytes(
 
 def test_the_same_loader_gives_the_same_bytes_again(tmp_path: Path) -> None:
     """Its own generator has moved on meanwhile; and a cut in the middle of an epoch."""
-    own = loader(96, 0, shuffle=True, generator=torch.Generator().manual_seed(0))
-    dataset = from_loaders("mine", own, loader(20, 1), loader(40, 2))
+    custom = loader(96, 0, shuffle=True, generator=torch.Generator().manual_seed(0))
+    dataset = from_loaders("mine", custom, loader(20, 1), loader(40, 2))
     first = run(QUICK, tmp_path / "one", model=Net, dataset=dataset)
     again = run(QUICK, tmp_path / "two", model=Net, dataset=dataset)
     assert first["accuracy"] == again["accuracy"]
@@ -153,8 +153,8 @@ def test_the_same_loader_gives_the_same_bytes_again(tmp_path: Path) -> None:
         on_step=lambda progress: steps.append(progress.step),
     )
     assert steps[0] == 5  # what a callback raises loses no step
-    held = {(tmp_path / name / "model.atmc").read_bytes() for name in ("one", "two", "cut")}
-    assert len(held) == 1
+    stored = {(tmp_path / name / "model.atmc").read_bytes() for name in ("one", "two", "cut")}
+    assert len(stored) == 1
 
 
 def test_a_function_may_return_the_same_model_every_time(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_a_module_is_copied_with_its_weights(tmp_path: Path) -> None:
     net = Net().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     settings = {**QUICK, "dense_epochs": 0}
-    found = run(settings, tmp_path / "run", model=net, dataset=mine())
-    assert found["seconds"]["train"] == 0.0
+    result = run(settings, tmp_path / "run", model=net, dataset=mine())
+    assert result["seconds"]["train"] == 0.0
     assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     dense = read_model(tmp_path / "run" / "dense.safetensors", Net())[0].state_dict()
     assert all(torch.equal(v, dense[k]) for k, v in before.items())
@@ -203,23 +203,23 @@ def test_a_module_is_copied_with_its_weights(tmp_path: Path) -> None:
 
 def test_attacks_that_remember_each_example(tmp_path: Path) -> None:
     settings = {**QUICK, "train_attack": "atta"}
-    found = run(settings, tmp_path / "run", model=Net, dataset=mine(indexed=True))
-    assert found["train_attack"]["name"] == "atta"
+    result = run(settings, tmp_path / "run", model=Net, dataset=mine(indexed=True))
+    assert result["train_attack"]["name"] == "atta"
     with pytest.raises(SettingsError, match="does not say which examples a batch holds, as atta"):
         run(settings, tmp_path / "without", model=Net, dataset=mine())
     assert not (tmp_path / "without").exists()
 
 
 def test_a_model_by_name_and_data_as_an_object(tmp_path: Path) -> None:
-    found = run({**QUICK, "model": "digits-cnn"}, tmp_path / "run", dataset=mine())
-    assert (found["model"], found["dataset"]) == ("digits-cnn", "mine")
+    result = run({**QUICK, "model": "digits-cnn"}, tmp_path / "run", dataset=mine())
+    assert (result["model"], result["dataset"]) == ("digits-cnn", "mine")
     assert atmc.load(tmp_path / "run" / "model.atmc").state_dict()["fc2.weight"].shape[0] == 4
     with pytest.raises(RunError, match="data set 'mine' has no usual model: name one as model"):
         run(QUICK, tmp_path / "none", dataset=mine())
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "error", "said"),
+    ("model", "settings", "error", "message"),
     [
         (Net, {"dataset": "digits"}, SettingsError, "the dataset is given as an object: leave it"),
         (Net, {"model": "lenet5"}, SettingsError, "the model is given as an object: leave it"),
@@ -244,9 +244,9 @@ def test_a_model_by_name_and_data_as_an_object(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused_before_the_folder_is_touched(
-    model: Any, settings: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+    model: Any, settings: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=said) as caught:
+    with pytest.raises(error, match=message) as caught:
         run({**QUICK, **settings}, tmp_path / "run", model=model, dataset=mine())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -254,10 +254,12 @@ def test_what_is_refused_before_the_folder_is_touched(
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:
     for dataset, kind in ((loader(8, 0), "DataLoader"), ("digits", "str"), ((1, 2), "tuple")):
-        said = f"the dataset given is of type {kind}: make one of loaders by atmc.data.from_loaders"
-        with pytest.raises(SettingsError, match=said):
+        message = (
+            f"the dataset given is of type {kind}: make one of loaders by atmc.data.from_loaders"
+        )
+        with pytest.raises(SettingsError, match=message):
             run(QUICK, tmp_path / "run", model=Net, dataset=dataset)  # type: ignore[arg-type]
-        with pytest.raises(SettingsError, match=said):
+        with pytest.raises(SettingsError, match=message):
             make_plan(POINTS, model=Net, dataset=dataset)  # type: ignore[arg-type]
     nameless = dataclasses.replace(mine(), name=":")
     with pytest.raises(SettingsError, match="the dataset given has no name: give it one"):
@@ -292,10 +294,10 @@ def test_its_file_is_evaluated_and_exported(
 ) -> None:
     folder, first = finished
     artifact = str(folder / "model.atmc")
-    found = evaluate(artifact, model=Net, dataset=mine(), eps_grid=("1/10", 0.2))
-    assert found["accuracy"] == first["accuracy"]
-    assert found["size"] == first["size"]
-    assert [rung["eps"] for rung in found["ladder"]] == [0.1, 0.2]
+    result = evaluate(artifact, model=Net, dataset=mine(), eps_grid=("1/10", 0.2))
+    assert result["accuracy"] == first["accuracy"]
+    assert result["size"] == first["size"]
+    assert [rung["eps"] for rung in result["ladder"]] == [0.1, 0.2]
     moved = evaluate(
         artifact,
         model=Net(),
@@ -312,10 +314,10 @@ def test_its_file_is_evaluated_and_exported(
         evaluate(artifact, dataset=mine())
     with pytest.raises(RunError, match="give it as dataset"):
         evaluate(artifact, model=Net())
-    made = write_model(
+    created = write_model(
         read_source(artifact, (1, 8, 8), Net), str(tmp_path / "a.safetensors"), "safetensors"
     )
-    assert made["largest_difference"] == 0
+    assert created["largest_difference"] == 0
     with pytest.raises(SettingsError, match="there is no format 'pt2': give one of onnx"):
         write_model(read_source(artifact, (1, 8, 8), Net), tmp_path / "b.pt2", "pt2")
 
@@ -333,8 +335,8 @@ POINTS: dict[str, Any] = {
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("sweep")
-    found = sweep(make_plan(POINTS, model=Net, dataset=mine()), str(folder))
-    assert [outcome.status for outcome in found] == ["done", *2 * ("done", "unreachable")]
+    result = sweep(make_plan(POINTS, model=Net, dataset=mine()), str(folder))
+    assert [outcome.status for outcome in result] == ["done", *2 * ("done", "unreachable")]
     return folder
 
 
@@ -347,8 +349,8 @@ def test_a_sweep_shares_the_start_and_is_kept(swept: Path) -> None:
     start = (swept / "starts/robust-s0/dense.safetensors").read_bytes()
     for method in ("atmc", "l0"):
         assert (swept / f"points/{method}-auto-4000-s0/dense.safetensors").read_bytes() == start
-    found = sweep(plan, swept)
-    assert [outcome.status for outcome in found] == ["kept", *2 * ("kept", "unreachable")]
+    result = sweep(plan, swept)
+    assert [outcome.status for outcome in result] == ["kept", *2 * ("kept", "unreachable")]
     results, warnings = find(swept)
     assert not warnings
     assert {(r.model, r.dataset) for r in results} == {("Net", "mine")}
@@ -359,8 +361,8 @@ def test_a_sweep_shares_the_start_and_is_kept(swept: Path) -> None:
 
 
 def test_its_report_has_pictures_of_attacked_examples(swept: Path, tmp_path: Path) -> None:
-    made = report(str(swept), tmp_path / "with", dataset=mine(), model=Net)
-    assert (made.finished, made.failed, made.warnings) == (3, 2, ())
+    created = report(str(swept), tmp_path / "with", dataset=mine(), model=Net)
+    assert (created.finished, created.failed, created.warnings) == (3, 2, ())
     page = (tmp_path / "with/report.html").read_text()
     assert page.count("data:image/png") >= 3 * 3 * 8
     without = report(swept, tmp_path / "without")
@@ -399,8 +401,8 @@ def test_several_jobs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     points = {**POINTS, "points": [{"method": "l0", "budget_bits": [4000, 100]}]}
     plan = make_plan(points, model=own_of_jobs.net, dataset=own_of_jobs.data())
-    found = sweep(plan, tmp_path / "runs", jobs=2)
-    assert [outcome.status for outcome in found] == ["done", "done", "unreachable"]
+    result = sweep(plan, tmp_path / "runs", jobs=2)
+    assert [outcome.status for outcome in result] == ["done", "done", "unreachable"]
 
 
 MAIN = """
@@ -433,14 +435,14 @@ def test_jobs_of_a_script_and_of_none(tmp_path: Path, interactive: bool) -> None
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=120, check=True
     )
-    said = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
     if not interactive:
-        assert said[:2] == ["done None"] * 2 and len(said) == 3, done.stderr
-        assert said[2].startswith("unreachable a budget of 100 bits is too small"), said
+        assert lines[:2] == ["done None"] * 2 and len(lines) == 3, done.stderr
+        assert lines[2].startswith("unreachable a budget of 100 bits is too small"), lines
     else:
         failed = "failed another process cannot take what is given (Can't get attribute 'mine'"
-        assert said[0] == "done None" and len(said) == 3
-        assert all(line.startswith(failed) for line in said[1:]), said
+        assert lines[0] == "done None" and len(lines) == 3
+        assert all(line.startswith(failed) for line in lines[1:]), lines
 
 
 def test_what_no_other_process_can_take(tmp_path: Path) -> None:
@@ -456,9 +458,9 @@ def test_what_no_other_process_can_take(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda held: held | {"dataset": "digits"},
-        lambda held: held | {"points": [{"model": ["lenet5", "resnet18"]}]},
-        lambda held: held | {"points": [{"batch_size": [16, 32]}]},
+        lambda stored: stored | {"dataset": "digits"},
+        lambda stored: stored | {"points": [{"model": ["lenet5", "resnet18"]}]},
+        lambda stored: stored | {"points": [{"batch_size": [16, 32]}]},
     ],
 )
 def test_plans_that_name_what_is_given(change: Callable[[dict[str, Any]], Any]) -> None:
@@ -468,8 +470,8 @@ def test_plans_that_name_what_is_given(change: Callable[[dict[str, Any]], Any]) 
 
 @pytest.mark.parametrize("setting", [{"batch_size": 4}, {"eval_examples": 3}])
 def test_what_loaders_decide_is_no_setting(setting: dict[str, int]) -> None:
-    said = f"the loaders decide {next(iter(setting))}: leave it out"
-    with pytest.raises(SettingsError, match=said):
+    message = f"the loaders decide {next(iter(setting))}: leave it out"
+    with pytest.raises(SettingsError, match=message):
         atmc.compress(Net, loader(20, 0), test_loader=loader(20, 1), **setting)
 
 
@@ -518,9 +520,9 @@ def test_names_of_objects() -> None:
     assert Inputs().names == {}
     for model, name in ((Net, "Net"), (Net(), "Net"), (mine, "mine")):
         assert Inputs(model).names == {"model": f"given:{name}"}  # type: ignore[arg-type]
-    held = Settings.of({"seed": 1, "model": None})
-    assert Inputs(Net).named(held)["model"] == "given:Net"
-    assert Inputs().named(held) == held
+    stored = Settings.of({"seed": 1, "model": None})
+    assert Inputs(Net).named(stored)["model"] == "given:Net"
+    assert Inputs().named(stored) == stored
 
 
 def test_the_example_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,9 +536,9 @@ def test_the_example_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names: dict[str, Any] = {"Net": Net, "train": loader(96, 0, shuffle=True)}
     names |= {"val": loader(20, 1), "test": loader(40, 2)}
     exec(shorter.replace("6kB", "500B").replace("2kB", "300B"), names)
-    found, warnings = find(tmp_path / "runs/mine")
+    result, warnings = find(tmp_path / "runs/mine")
     assert not warnings
-    assert [(r.method, r.status) for r in found] == [
+    assert [(r.method, r.status) for r in result] == [
         *(("atmc", "done"), ("atmc", "done"), ("dense", "done"), ("hydra", "done")),
         *(("hydra", "done"), ("l0", "done"), ("l0", "done")),
     ]
@@ -547,10 +549,10 @@ def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A run, resumed, and what is done with its file, on a schedule that is shorter."""
     page = (Path(__file__).parents[2] / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    made, used = (block for block in blocks if "runs/mine" in block)
+    created, used = (block for block in blocks if "runs/mine" in block)
     short = {key: value for key, value in QUICK.items() if key not in ("budget_bits", "eps")}
-    shorter = made.replace('eps="8/255")', f'eps="8/255", **{short})')
-    assert shorter != made
+    shorter = created.replace('eps="8/255")', f'eps="8/255", **{short})')
+    assert shorter != created
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"Net": Net, "train_loader": loader(96, 0, shuffle=True)}
     names |= {"val_loader": loader(20, 1), "test_loader": loader(40, 2)}

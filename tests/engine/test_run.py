@@ -71,8 +71,8 @@ def few_examples() -> Iterator[None]:
         yield
 
 
-def settings(**given: Any) -> Settings:
-    return Settings.of({**TINY, **given})
+def settings(**overrides: Any) -> Settings:
+    return Settings.of({**TINY, **overrides})
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def test_resume_takes_everything_from_the_folder(finished: tuple[Path, Any]) -> 
     """A mapping, as a config file holds; what it says must be what the run was made with."""
     folder, report = finished
     assert run({}, str(folder), resume=True) == report
-    said = {"epochs": 1, "device": "auto", "eps": None, "data_root": "moved", "download": False}
-    assert run(said, folder, resume=True) == report
+    explicit = {"epochs": 1, "device": "auto", "eps": None, "data_root": "moved", "download": False}
+    assert run(explicit, folder, resume=True) == report
     for key, value, shown in (
         ("epochs", 2, "^epochs 2 contradicts the run in .*, where it is 1: leave it out"),
         ("budget_bits", "5kB", "^budget_bits 40000 contradicts"),
@@ -168,21 +168,21 @@ def test_resume_needs_nothing_but_the_folder(finished: tuple[Path, Any], tmp_pat
     """The weights that the run started from may be gone, or be others by now."""
     weights = tmp_path / "weights.safetensors"
     shutil.copy(finished[0] / "dense.safetensors", weights)
-    given = settings(weights=str(weights), epochs=2)
+    chosen = settings(weights=str(weights), epochs=2)
     whole = tmp_path / "whole"
-    run(given, whole)
+    run(chosen, whole)
     for what in ("gone", "others"):
         folder = tmp_path / what
         with pytest.raises(StopError):
-            run(given, folder, on_epoch=stop_at("compress", 0))
+            run(chosen, folder, on_epoch=stop_at("compress", 0))
         if what == "gone":
-            kept = weights.read_bytes()
+            retained = weights.read_bytes()
             weights.unlink()
         else:
             save_file({n: v + 1 for n, v in load_file(weights).items()}, weights)
         run(read_settings(folder), folder, resume=True)
         assert (folder / "model.atmc").read_bytes() == (whole / "model.atmc").read_bytes()
-        weights.write_bytes(kept)
+        weights.write_bytes(retained)
 
 
 def test_a_damaged_checkpoint_stops_a_resumed_run(folder: Path) -> None:
@@ -300,8 +300,8 @@ def test_what_is_in_the_way_is_named_before_the_run(folder: Path, name: str) -> 
 
 def test_a_run_may_start_from_the_weights_it_overwrites(folder: Path) -> None:
     dense = (folder / "dense.safetensors").read_bytes()
-    given = settings(weights=str(folder / "dense.safetensors"), budget_bits=24_000)
-    report = run(given, folder, overwrite=True)
+    chosen = settings(weights=str(folder / "dense.safetensors"), budget_bits=24_000)
+    report = run(chosen, folder, overwrite=True)
     assert (folder / "dense.safetensors").read_bytes() == dense
     assert report["size"]["file_bits"] == 8 * (folder / "model.atmc").stat().st_size <= 24_000
     assert report["seconds"]["train"] is None
@@ -361,9 +361,9 @@ def test_the_folder_is_looked_at_again_under_the_lock(
     (folder / "report.json").unlink()
     monkeypatch.setattr("atmc.engine.folder.locked", late)
     assert run({}, folder, resume=True) == finished[1]
-    for overwrite, said in ((False, "is not empty"), (True, "is not the folder of a run")):
+    for overwrite, message in ((False, "is not empty"), (True, "is not the folder of a run")):
         other = tmp_path / f"new-{overwrite}"
-        with pytest.raises(RunError, match=said):
+        with pytest.raises(RunError, match=message):
             run(settings(), other, overwrite=overwrite)
         assert contents(other) == {"config.yaml": b"mine: true"}
 
@@ -451,16 +451,16 @@ def test_new_folders_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_epochs_are_told(tmp_path: Path) -> None:
-    told: list[EpochFigures] = []
-    run(settings(epochs=2), tmp_path / "new", on_epoch=told.append)
-    assert [(f.stage, f.epoch) for f in told] == [
+    seen: list[EpochFigures] = []
+    run(settings(epochs=2), tmp_path / "new", on_epoch=seen.append)
+    assert [(f.stage, f.epoch) for f in seen] == [
         *(("dense", 0), ("compress", 0), ("compress", 1), ("levels", 0)),
     ]
-    assert all(0 <= f.robust <= f.clean <= 1 and f.seconds > 0 for f in told)
-    assert told[0].nonzeros is None and told[0].file_bits is None
-    sizes = [(f.nonzeros, f.file_bits) for f in told[1:3]]
+    assert all(0 <= f.robust <= f.clean <= 1 and f.seconds > 0 for f in seen)
+    assert seen[0].nonzeros is None and seen[0].file_bits is None
+    sizes = [(f.nonzeros, f.file_bits) for f in seen[1:3]]
     assert all(n is not None and b is not None and b > n > 0 for n, b in sizes)
-    assert (told[3].nonzeros or 0) > 0 and told[3].file_bits is None
+    assert (seen[3].nonzeros or 0) > 0 and seen[3].file_bits is None
     (events,) = (tmp_path / "new").glob("events.out.tfevents.*")
     assert events.stat().st_size > 0
 
@@ -473,8 +473,8 @@ def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
 ) -> None:
     x, y = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
     part = InMemory(x, y)
-    made = Dataset("mnist", part, part, part, 10, 0.3, 1, "lenet5")
-    monkeypatch.setattr(data, "load", lambda *where, **how: made)
+    created = Dataset("mnist", part, part, part, 10, 0.3, 1, "lenet5")
+    monkeypatch.setattr(data, "load", lambda *where, **how: created)
     base = {**TINY, "budget_bits": None, "method": "dense", "dataset": "mnist"}
     base |= {"init": "orthogonal"}
     run(Settings.of({**base, "model": "lenet-w2", "seed": 3}), tmp_path / "large")
@@ -486,10 +486,10 @@ def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
     large = models.create("lenet-w2")
     initialize(large, "orthogonal")
     rows = start["conv1.weight"]
-    found = [
+    result = [
         any(torch.allclose(row, other, atol=1e-6) for other in large.conv1.weight) for row in rows
     ]
-    assert all(found)
+    assert all(result)
     with pytest.raises(RunError, match="conv1 is larger here than there"):
         run(Settings.of({**small, "model": "lenet-w4", "inherit": source}), tmp_path / "wide")
     with pytest.raises(RunError, match="there is no run in"):
@@ -510,8 +510,8 @@ def pictures(tmp_path: Path) -> dict[str, Any]:
             pixels[:, :, tint] += 100
             image = Image.fromarray(pixels.astype(np.uint8))
             image.save(tmp_path / "pictures" / name / f"{number}.png")
-    given = {"dataset": f"imagefolder:{tmp_path}/pictures", "model": "cifar-lenet-w1"}
-    return {**given, "method": "l0", "budget_bits": 800_000, "batch_size": 16, "epochs": 2}
+    overrides = {"dataset": f"imagefolder:{tmp_path}/pictures", "model": "cifar-lenet-w1"}
+    return {**overrides, "method": "l0", "budget_bits": 800_000, "batch_size": 16, "epochs": 2}
 
 
 def test_augmented_and_streamed_runs_resume_to_the_same_bytes(
@@ -576,7 +576,7 @@ def test_a_function_s_data_are_looked_at_to_the_last_before_training(tmp_path: P
         "    pairs[399] = torch.rand(1, 8, 8), 10\n"
         "    return {'train': pairs[:300], 'test': pairs, 'num_classes': 10}\n"
     )
-    given = settings(dataset=f"{file}:load", model="digits-cnn")
+    chosen = settings(dataset=f"{file}:load", model="digits-cnn")
     with pytest.raises(data.DataError, match="its test part: example 399 has a label out of range"):
-        run(given, tmp_path / "new")
+        run(chosen, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -14,7 +14,7 @@ from atmc.errors import SettingsError
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("overrides", "wording"),
     [
         ({"dataset": "mnits"}, "unknown data set 'mnits': did you mean 'mnist'?"),
         ({"dataset": "digit"}, "unknown data set 'digit': did you mean 'digits'?"),
@@ -24,13 +24,13 @@ from atmc.errors import SettingsError
         ({"method": "natprune"}, "unknown method 'natprune': did you mean 'nat-prune'?"),
     ],
 )
-def test_an_unknown_name_is_told_the_nearest(given: dict[str, str], said: str) -> None:
+def test_an_unknown_name_is_told_the_nearest(overrides: dict[str, str], wording: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        Settings.of(given).resolved()
+        Settings.of(overrides).resolved()
     message = str(caught.value)
-    assert message.startswith(said)
+    assert message.startswith(wording)
     known = {"dataset": data.names, "model": models.names, "method": methods.names}
-    assert all(name in message for name in known[next(iter(given))]())
+    assert all(name in message for name in known[next(iter(overrides))]())
     assert "\n" not in message
 
 
@@ -50,7 +50,7 @@ def test_an_unknown_key_is_told_the_nearest(key: Any, nearest: str | None) -> No
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("overrides", "wording"),
     [
         ({"budget_bits": "many"}, "budget_bits: 'many' is no size"),
         ({"budget_bits": -3}, "budget_bits: a budget of -3 is not positive"),
@@ -76,10 +76,10 @@ def test_an_unknown_key_is_told_the_nearest(key: Any, nearest: str | None) -> No
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_value_that_cannot_be(given: dict[str, Any], said: str) -> None:
+def test_a_value_that_cannot_be(overrides: dict[str, Any], wording: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        Settings.of(given)
-    assert str(caught.value).startswith(said)
+        Settings.of(overrides)
+    assert str(caught.value).startswith(wording)
     assert "\n" not in str(caught.value)
 
 
@@ -88,12 +88,12 @@ def test_a_value_that_cannot_be(given: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_every_data_set_has_its_usual_settings(name: str) -> None:
-    usual = Settings.of({"dataset": name}).resolved()
+    defaults = Settings.of({"dataset": name}).resolved()
     for key in ("model", "eps", "dense_epochs", "epochs", "level_epochs", "eval_steps"):
-        assert usual[key] is not None
-    assert usual["model"] in models.names()
-    assert models.info(usual["model"]).dataset == name
-    assert usual.resolved() == usual
+        assert defaults[key] is not None
+    assert defaults["model"] in models.names()
+    assert models.info(defaults["model"]).dataset == name
+    assert defaults.resolved() == defaults
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,16 @@ def test_every_data_set_has_its_usual_settings(name: str) -> None:
     ],
 )
 def test_what_is_usual_on_other_data(name: str, model: str | None, eps: float | None) -> None:
-    usual = Settings.of({"dataset": name}).resolved()
-    assert (usual["dataset"], usual["model"], usual["eps"]) == (name, model, eps)
-    assert all((usual["dense_epochs"], usual["epochs"], usual["level_epochs"]))
-    assert (usual["eval_steps"] is None) == (eps is None)
-    assert (usual["download"], usual["image_size"], usual["augment"]) == (False, None, None)
-    assert usual.resolved() == usual
+    defaults = Settings.of({"dataset": name}).resolved()
+    assert (defaults["dataset"], defaults["model"], defaults["eps"]) == (name, model, eps)
+    assert all((defaults["dense_epochs"], defaults["epochs"], defaults["level_epochs"]))
+    assert (defaults["eval_steps"] is None) == (eps is None)
+    assert (defaults["download"], defaults["image_size"], defaults["augment"]) == (
+        False,
+        None,
+        None,
+    )
+    assert defaults.resolved() == defaults
 
 
 def test_all_data_sets_are_told_where_one_is_unknown() -> None:
@@ -124,16 +128,16 @@ def test_all_data_sets_are_told_where_one_is_unknown() -> None:
 
 
 def test_what_is_given_wins_over_what_is_usual() -> None:
-    given = {"eps": 0, "level_epochs": 0, "epochs": 3, "model": "lenet5"}
-    resolved = Settings.of(given).resolved()
-    assert resolved.flat() | given == resolved.flat()
+    overrides = {"eps": 0, "level_epochs": 0, "epochs": 3, "model": "lenet5"}
+    resolved = Settings.of(overrides).resolved()
+    assert resolved.flat() | overrides == resolved.flat()
     assert resolved["dense_epochs"] == Settings.of({}).resolved()["dense_epochs"]
 
 
 def test_digits_agree_with_the_data_set() -> None:
     digits = data.load("digits")
-    usual = Settings.of({}).resolved()
-    assert (usual["eps"], usual["eval_steps"], usual["model"]) == (
+    defaults = Settings.of({}).resolved()
+    assert (defaults["eps"], defaults["eval_steps"], defaults["model"]) == (
         *(digits.eps, digits.eval_steps, digits.model),
     )
 
@@ -149,7 +153,7 @@ def test_settings_do_not_change() -> None:
 
 def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    for given in (
+    for overrides in (
         {},
         {"dataset": "mnist", "data_root": "/données/ü", "weights": "a b.safetensors"},
         {"eps": "8/255", "step_size": "2/255", "budget_bits": "17kB", "bits": 3, "lr": 1e-5},
@@ -157,7 +161,7 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
         {"dataset": "own.py:f", "download": True, "augment": "true"},
         {"bits": "auto", "eps": 0, "clean_weight": 0.1, "seed": 2**40, "data_root": "yes"},
     ):
-        for settings in (Settings.of(given), Settings.of(given).resolved()):
+        for settings in (Settings.of(overrides), Settings.of(overrides).resolved()):
             path.write_text(write_config(settings), encoding="utf-8")
             again = Settings.of(read_config(path))
             assert again == settings
@@ -165,7 +169,7 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "wording"),
     [
         (None, "cannot read the config {}: No such file"),
         (b"\xff\xfe\x00", "cannot read the config {}: not a text file"),
@@ -176,13 +180,13 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
         (b"text", "the config {} must be a mapping"),
     ],
 )
-def test_a_config_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_a_config_that_cannot_be_read(tmp_path: Path, content: bytes | None, wording: str) -> None:
     path = tmp_path / "config.yaml"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError) as caught:
         read_config(path)
-    assert str(caught.value).startswith(said.format(path))
+    assert str(caught.value).startswith(wording.format(path))
     assert "\n" not in str(caught.value)
 
 

@@ -33,10 +33,10 @@ steps: 1
 """
 
 
-def plan_of(tmp_path: Path, text: str, **given: Any) -> Plan:
+def plan_of(tmp_path: Path, text: str, **overrides: Any) -> Plan:
     path = tmp_path / "sweep.yaml"
     path.write_text(QUICK + text)
-    return read_plan(path, **given)
+    return read_plan(path, **overrides)
 
 
 def names(plan: Plan) -> list[str]:
@@ -128,7 +128,7 @@ def test_a_point_may_bring_its_own_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "has no list of points"),
         ("points: []", "has no list of points"),
@@ -149,8 +149,8 @@ def test_a_point_may_bring_its_own_start(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_plans_that_cannot_be(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_plans_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         plan_of(tmp_path, text)
 
 
@@ -228,9 +228,9 @@ def test_what_is_finished_is_kept_and_what_was_cut_is_resumed(
         module, "run", lambda s, i, f, **k: asked.append((f.name, k)) or genuine(s, i, f, **k)
     )
     outcomes = sweep(plan, folder)
-    found = statuses(outcomes)
-    assert found["starts/robust-s0"] == found["points/adv-prune-auto-40000-s0"] == "kept"
-    assert found["points/atmc-auto-40000-s0"] == "done"
+    result = statuses(outcomes)
+    assert result["starts/robust-s0"] == result["points/adv-prune-auto-40000-s0"] == "kept"
+    assert result["points/atmc-auto-40000-s0"] == "done"
     assert (cut.name, {"resume": True, "overwrite": False}) in asked
     assert (cut / "model.atmc").read_bytes() == before
     (cut / "report.json").write_bytes(report)
@@ -262,14 +262,20 @@ def test_what_a_run_fills_in_contradicts_no_plan(tmp_path: Path) -> None:
     (start,), (point,) = plan.starts, plan.points
     assert (point.settings["eps"], point.settings["model"]) == (None, None)
     assert start.settings["dataset"] == "own.py:f" and start.settings["image_size"] == 8
-    said = {"augment": True, "eps": 0.25, "eval_steps": 2, "model": "digits-cnn", "budget_bits": 9}
+    message = {
+        "augment": True,
+        "eps": 0.25,
+        "eval_steps": 2,
+        "model": "digits-cnn",
+        "budget_bits": 9,
+    }
     folder = tmp_path / "runs" / point.name
     folder.mkdir(parents=True)
     for more in ({}, {"download": False}):
-        settings = point.settings.replace({**said, **more})
+        settings = point.settings.replace({**message, **more})
         (folder / "config.yaml").write_text(write_config(settings))
         module.check(plan, tmp_path / "runs")
-    other = point.settings.replace({**said, "image_size": 9})
+    other = point.settings.replace({**message, "image_size": 9})
     (folder / "config.yaml").write_text(write_config(other))
     with pytest.raises(RunError, match="was made with image_size 9, the sweep now says 8"):
         module.check(plan, tmp_path / "runs")
@@ -304,17 +310,17 @@ def test_a_point_that_another_process_runs_is_left_to_it(jobs: int, tmp_path: Pa
     folder = tmp_path / "runs/starts/robust-s0"
     with locked(folder):
         before = sorted(folder.iterdir())
-        found = {
+        result = {
             outcome.point.name: outcome for outcome in sweep(plan, tmp_path / "runs", jobs=jobs)
         }
         assert sorted(folder.iterdir()) == before
-    assert {name: outcome.status for name, outcome in found.items()} == {
+    assert {name: outcome.status for name, outcome in result.items()} == {
         "starts/robust-s0": "in use",
         "starts/robust-s1": "done",
         "points/l0-auto-40000-s0": "in use",
     }
     for name in ("starts/robust-s0", "points/l0-auto-40000-s0"):
-        assert f"robust-s0 is in use by process {os.getpid()} on" in str(found[name].error)
+        assert f"robust-s0 is in use by process {os.getpid()} on" in str(result[name].error)
         assert not (tmp_path / "runs" / name / "failure.json").exists()
 
 
@@ -349,9 +355,9 @@ points:
   - {method: l0, budget_bits: [40000, 100]}
 """,
     )
-    found = sweep(plan, tmp_path / "runs", jobs=2)
-    assert [outcome.status for outcome in found] == ["done", "done", "unreachable"]
-    assert found[1].report is not None and found[1].report["size"]["file_bits"] <= 40_000
+    result = sweep(plan, tmp_path / "runs", jobs=2)
+    assert [outcome.status for outcome in result] == ["done", "done", "unreachable"]
+    assert result[1].report is not None and result[1].report["size"]["file_bits"] <= 40_000
     assert [outcome.status for outcome in sweep(plan, tmp_path / "runs", jobs=2)] == [
         *("kept", "kept", "unreachable")
     ]

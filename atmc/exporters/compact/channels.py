@@ -130,9 +130,8 @@ class Structure(fx.Interpreter):
                     f"the model cannot be compacted, as {n.name} reads what an operation has "
                     f"changed in place: {advice()}"
                 )
-        with failing_as(
-            "the model cannot be compacted, as it does not run in torch.float64", advice()
-        ):
+        problem = "the model cannot be compacted, as it does not run in torch.float64"
+        with failing_as(problem, advice()):
             value = super().run_node(n)
         if isinstance(value, Tensor):
             self._shapes[n], self._versions[n] = value.shape, value._version

@@ -647,7 +647,7 @@ def test_a_model_that_reads_what_it_has_changed() -> None:
             out: Tensor = self.two(x + y)
             return out
 
-    with pytest.raises(ExportError, match="changed in place: export it without compact=True$"):
+    with pytest.raises(ExportError, match=r"changed in place: export it without compact=True$"):
         compact(lively(InPlace()), (3,))
 
 
