@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from atmc.artifact import decode, from_artifact
 from atmc.attacks import frozen, pgd
 from atmc.data import Dataset, Loader
 from atmc.data.loaded import AnyLoader
-from atmc.engine.folder import ARTIFACT, DENSE, DENSE_TIMES, REPORT, RunFolder, read_settings
+from atmc.engine.folder import ARTIFACT, DENSE, DENSE_TIMES, REPORT, RunFolder
 from atmc.engine.inputs import Data, Inputs, load_data
 from atmc.engine.job import Job
 from atmc.engine.model_files import read_model
@@ -32,7 +31,6 @@ from atmc.hardware import choose_device
 from atmc.messages import argument
 from atmc.models import sources
 from atmc.models.initialize import initialize
-from atmc.models.lottery_ticket import inherit
 from atmc.models.preparation import copy_model
 from atmc.models.sources import Model
 from atmc.models.weights import load_weights, weights_bytes
@@ -240,7 +238,7 @@ def _run(
         torch.manual_seed(derive(settings.run.seed))  # lazy layers draw their weights
         data.prepare(net, _title(settings))
     plain = copy_model(net)
-    _take_weights(net, settings, inputs, place, data.num_classes)
+    _take_weights(net, settings, inputs, place)
     settings = _recorded(settings, net, device)
     meta = inputs.meta or sources.meta(_name(settings), data.num_classes)
     net = net.to(device)
@@ -337,9 +335,7 @@ def _initial(settings: Settings, num_classes: int | None, inputs: Inputs) -> nn.
     return model
 
 
-def _take_weights(
-    net: nn.Module, settings: Settings, inputs: Inputs, place: RunFolder, classes: int | None
-) -> None:
+def _take_weights(net: nn.Module, settings: Settings, inputs: Inputs, place: RunFolder) -> None:
     """Load the weights before the dense start, or in its place, where there are any."""
     dense = place.file(DENSE) if place.resume else None
     if dense is not None:  # first: the file of the weights may no longer exist
@@ -351,27 +347,6 @@ def _take_weights(
             f"{argument('dense_epochs')} 0 trains no dense start: give its weights as "
             f"{argument('weights')}"
         )
-    elif settings.start.inherit is not None:
-        _inherit(net, Path(settings.start.inherit), classes)
-
-
-def _inherit(model: nn.Module, path: Path, classes: int | None) -> None:
-    """The initial weights of the larger net, of as many classes, whose run left ``path``.
-
-    Raises:
-        RunError: there is no run around it, or its net is no larger one of the same kind.
-    """
-    theirs = read_settings(path.parent)
-    name = theirs.start.model
-    if name is None:
-        raise RunError(f"{path} lies in a run without a model: give a file of a finished run")
-    if sources.is_own(name):  # no code is run because a folder names it
-        raise RunError(f"{path} is of {name}, a model of one's own: only ours inherit")
-    trained = read_model(path)[0]
-    try:
-        inherit(model, _initial(theirs, classes, Inputs()), trained)
-    except ValueError as error:
-        raise RunError(f"{path}: {error}") from error
 
 
 def _recorded(settings: Settings, net: nn.Module, device: torch.device) -> Settings:

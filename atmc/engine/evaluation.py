@@ -24,7 +24,7 @@ from atmc.evaluation.ladder import climb
 from atmc.hardware import choose_device, keep_freed
 from atmc.messages import argument
 from atmc.models.check import check_model
-from atmc.models.sources import Model, is_own
+from atmc.models.sources import Model, is_python_path
 from atmc.parsing import parse_eps
 
 
@@ -150,7 +150,7 @@ def _parse_grid(eps_grid: Sequence[float | str]) -> list[float]:
 
 def _dataset_name(path: Path, config: Mapping[str, Any], model: str | None) -> str:
     """The name of the data set of a run or, by default, of a model of the zoo."""
-    default = None if model is None or is_own(model) else models.info(model).dataset
+    default = None if model is None or is_python_path(model) else models.info(model).dataset
     name: str | None = config.get("dataset") or default
     entry = None if name is None else data.find(name)
     if name is None or (entry is not None and entry.runs_code):  # only if the user names it

@@ -21,7 +21,7 @@ from atmc.evaluation.accuracy import evaluation_batch
 from atmc.factorization import factorized_weights
 from atmc.messages import argument
 from atmc.models.check import check_loader, check_model, prepare_model
-from atmc.models.sources import Model, created_as, made
+from atmc.models.sources import Model, created_as, instantiate
 from atmc.python_path import OBJECT_PREFIX
 
 _VALIDATION_EXAMPLES = 500  # evaluated after each epoch
@@ -296,12 +296,11 @@ class Inputs:
         for key in () if self.data is None else self.data.decides:
             if settings.get(key) is not None:
                 raise SettingsError(f"the loaders decide {key}: leave it out")
-        for key in ("init", "inherit") if self.trained else ():
-            if settings.get(key) is not None:
-                raise SettingsError(
-                    f"{key} would replace the weights of the model given: leave it out, or give "
-                    "a function that makes the model"
-                )
+        if self.trained and settings.get("init") is not None:
+            raise SettingsError(
+                "init would replace the weights of the model given: leave it out, or give a "
+                "function that makes the model"
+            )
 
     def named(self, settings: Settings) -> Settings:
         """The settings with the names that stand for the objects.
@@ -329,7 +328,7 @@ class Inputs:
             ModelError: the module is factorized.
         """
         assert self.model is not None
-        model = made(self.model)
+        model = instantiate(self.model)
         if factorized_weights(model):
             raise ModelError("the model given is factorized: call atmc.defactorize(model) first")
         return model

@@ -18,7 +18,7 @@ from atmc.engine.settings import Settings, read_config
 from atmc.errors import PythonPathError, RunError, SettingsError
 from atmc.files import read
 from atmc.messages import argument
-from atmc.models.sources import Model, build, channels_last, is_own, made
+from atmc.models.sources import Model, build, channels_last, instantiate, is_python_path
 from atmc.models.weights import load_weights, read_state, renamed
 
 _ALWAYS = {"dataset", "model", "method"}  # in the config.yaml of every run
@@ -29,7 +29,7 @@ _MOST_VALUES = 2**28  # of an input: memory is taken for some
 def _dense_model(source: str | Model, path: Path) -> nn.Module:
     """A model with the weights of a file; one of ours by name, with as many classes as they."""
     model, name = _built(source), source if isinstance(source, str) else None
-    if name is not None and not is_own(name):
+    if name is not None and not is_python_path(name):
         expected = model.state_dict()
         state = renamed(read_state(path), expected)
         differ = {
@@ -174,12 +174,14 @@ def read_model(path: Path, otherwise: str | Model | None = None) -> ModelFile:
 
 def _ours(name: object) -> str | None:
     """A name that can be built without running what others wrote."""
-    return name if isinstance(name, str) and not is_own(name) and models.known(name) else None
+    return (
+        name if isinstance(name, str) and not is_python_path(name) and models.known(name) else None
+    )
 
 
 def _built(source: str | Model) -> nn.Module:
     if not isinstance(source, str):
-        return made(source)
+        return instantiate(source)
     try:
         return build(source)
     except PythonPathError:

@@ -24,7 +24,7 @@ from atmc.hardware import fast_bfloat16
 from atmc.messages import argument
 from atmc.methods.dense import DenseOptimizer, RateSchedule
 from atmc.models.initialize import INITIALIZATIONS
-from atmc.models.sources import is_own
+from atmc.models.sources import is_python_path
 from atmc.parsing import nearest, parse_bits, parse_bits_per_value, parse_eps, parse_ratios
 from atmc.training.objective import default_steps
 
@@ -102,9 +102,6 @@ class StartSettings(_Group):
     )
     init: str | None = _setting(
         None, "NAME", f"Initial weights: {', '.join(INITIALIZATIONS)}; the model's if not given."
-    )
-    inherit: str | None = _setting(
-        None, "FILE", "Start from the initial weights of a larger net: a file of its run."
     )
     dense_epochs: Count | None = _setting(
         None,
@@ -305,7 +302,7 @@ class Settings(_Group):
         ):
             if name is not None and name not in known:
                 raise SettingsError(f"unknown {what} {name!r}{nearest(name, known)}")
-        if self.start.model is not None and not is_own(self.start.model):
+        if self.start.model is not None and not is_python_path(self.start.model):
             try:
                 models.info(self.start.model)
             except ValueError as error:

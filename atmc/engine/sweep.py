@@ -52,7 +52,7 @@ Status = Literal["done", "kept", "unreachable", "failed", "in use", "interrupted
 # The settings of a point that its dense start takes over.
 _OF_START = (
     *("dataset", "data_root", "download", "image_size", "augment", "model", "seed"),
-    *("init", "inherit", "batch_size", "warmup"),
+    *("init", "batch_size", "warmup"),
     *("dense_epochs", "dense_lr", "dense_optimizer", "dense_schedule"),
 )
 # Fixed values of the settings that a dense start does not depend on, so that sweeps can share it.

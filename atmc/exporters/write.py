@@ -25,7 +25,7 @@ from atmc.exporters.cost import count, latencies
 from atmc.exporters.formats import Format, Runner
 from atmc.files import write
 from atmc.messages import argument
-from atmc.models.sources import Model, is_own
+from atmc.models.sources import Model, is_python_path
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_source(
     """
     path = Path(path)
     decoded, _, name, artifact = read_model(path, model)
-    if name is not None and is_own(name):
+    if name is not None and is_python_path(name):
         name = None
     record = run_record(path)
     if input_shape is None:

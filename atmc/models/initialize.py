@@ -35,6 +35,7 @@ INITIALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@torch.no_grad()
 def initialize(model: nn.Module, name: str) -> None:
     """Draw the weights of all Conv2d and Linear layers anew, biases zero, in place.
 
@@ -44,9 +45,8 @@ def initialize(model: nn.Module, name: str) -> None:
     if name not in INITIALIZATIONS:
         known = ", ".join(INITIALIZATIONS)
         raise ValueError(f"unknown initialization {name!r} (known: {known})")
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                INITIALIZATIONS[name](module.weight)
-                if module.bias is not None:
-                    module.bias.zero_()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            INITIALIZATIONS[name](module.weight)
+            if module.bias is not None:
+                module.bias.zero_()

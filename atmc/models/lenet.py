@@ -1,24 +1,39 @@
-"""LeNet for 28x28 images of one channel, as in Gui et al. (NeurIPS 2019): 430,500 weights."""
+"""Small convolutional networks: LeNets for 28x28 and 32x32 images, and one for 8x8 digits."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atmc.models.normalize import Channels, Normalize
+from atmc.models.registry import WIDTHS, register
 
-class LeNet5(nn.Module):
-    """Two 5x5 convolutions of 20 and 50 filters, each max-pooled by 2, then 500 units.
+
+class LeNet(nn.Module):
+    """Two 5x5 convolutions, each max-pooled by 2, and one hidden layer, for 28x28 grey images.
 
     Args:
+        filters: of the two convolutions.
+        units: of the hidden layer.
+        padding: of the convolutions; 2 preserves the size of their maps.
         num_classes: the number of logits.
-        relu: whether a ReLU follows each convolution; the paper's network has none there.
+        relu: whether a ReLU follows each convolution.
     """
 
-    def __init__(self, num_classes: int = 10, relu: bool = False) -> None:
+    def __init__(
+        self,
+        filters: tuple[int, int],
+        units: int,
+        padding: int,
+        num_classes: int,
+        relu: bool = True,
+    ) -> None:
         super().__init__()
+        first, second = filters
+        side = 7 if padding else 4  # of the last map
         self.relu = relu
-        self.conv1 = nn.Conv2d(1, 20, 5)
-        self.conv2 = nn.Conv2d(20, 50, 5)
-        self.fc1 = nn.Linear(50 * 4 * 4, 500)
-        self.fc2 = nn.Linear(500, num_classes)
+        self.conv1 = nn.Conv2d(1, first, 5, padding=padding)
+        self.conv2 = nn.Conv2d(first, second, 5, padding=padding)
+        self.fc1 = nn.Linear(second * side * side, units)
+        self.fc2 = nn.Linear(units, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, of shape (N, num_classes), for x of shape (N, 1, 28, 28)."""
@@ -27,16 +42,74 @@ class LeNet5(nn.Module):
         x = F.relu(x) if self.relu else x
         x = F.max_pool2d(self.conv2(x), 2)
         x = F.relu(x) if self.relu else x
-        x = F.relu(self.fc1(x.flatten(1)))
-        logits: Tensor = self.fc2(x)
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
         return logits
 
 
-def lenet5(num_classes: int = 10) -> LeNet5:
-    """Build the paper's network, without a ReLU after the convolutions."""
-    return LeNet5(num_classes)
+@register("lenet5", input_shape=(1, 28, 28), dataset="mnist")
+def lenet5(num_classes: int = 10) -> LeNet:
+    """LeNet of Gui et al. (NeurIPS 2019): no ReLU after the convolutions; 430,500 weights."""
+    return LeNet((20, 50), 500, 0, num_classes, relu=False)
 
 
-def lenet5_relu(num_classes: int = 10) -> LeNet5:
-    """Build the same network with a ReLU after each convolution."""
-    return LeNet5(num_classes, relu=True)
+@register("lenet5-relu", input_shape=(1, 28, 28), dataset="mnist")
+def lenet5_relu(num_classes: int = 10) -> LeNet:
+    """The same with a ReLU after each convolution."""
+    return LeNet((20, 50), 500, 0, num_classes)
+
+
+@register(
+    "lenet-w{width}",
+    input_shape=(1, 28, 28),
+    dataset="mnist",
+    listed=(f"lenet-w{width}" for width in WIDTHS),
+)
+def lenet_w(width: int, num_classes: int = 10) -> LeNet:
+    """LeNet of Ye et al. (ICCV 2019, table 1); at width 16 that of Madry et al. (ICLR 2018)."""
+    return LeNet((2 * width, 4 * width), 64 * width, 2, num_classes)
+
+
+@register(
+    "cifar-lenet-w{width}",
+    input_shape=(3, 32, 32),
+    listed=(f"cifar-lenet-w{width}" for width in WIDTHS),
+)
+class CifarLeNetW(nn.Module):
+    """LeNet of Ye et al. (ICCV 2019, table 1) for colour images."""
+
+    def __init__(
+        self, width: int, num_classes: int = 10, mean: Channels = 0.5, std: Channels = 0.25
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.conv1 = nn.Conv2d(3, 6 * width, 5)
+        self.conv2 = nn.Conv2d(6 * width, 16 * width, 5)
+        self.fc1 = nn.Linear(400 * width, 120 * width)
+        self.fc2 = nn.Linear(120 * width, 84 * width)
+        self.fc3 = nn.Linear(84 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, of shape (N, num_classes), for x of shape (N, 3, 32, 32)."""
+        x = F.relu(F.max_pool2d(self.conv1(self.normalize(x)), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        x = F.relu(self.fc2(F.relu(self.fc1(x.flatten(1)))))
+        logits: Tensor = self.fc3(x)
+        return logits
+
+
+@register("digits-cnn", input_shape=(1, 8, 8), dataset="digits")
+class DigitsCNN(nn.Module):
+    """Two convolutions and one hidden layer, for scikit-learn's digits."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1, stride=2)
+        self.fc1 = nn.Linear(64 * 4 * 4, 128)
+        self.fc2 = nn.Linear(128, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, of shape (N, num_classes), for x of shape (N, 1, 8, 8)."""
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits

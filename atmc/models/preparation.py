@@ -1,9 +1,9 @@
-"""Modules as people bring them: copied, and weights made plain that are made of other tensors."""
+"""Modules as users bring them: copied, and weights made plain that other tensors determine."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +20,11 @@ from atmc.messages import warn
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy of any module.
 
-    ``copy.deepcopy`` refuses tensors with a graph, such as those that a module keeps of its last
-    pass: they are copied without it. Lazy buffers are made anew.
-
-    Args:
-        model: any module; it is not changed.
+    ``copy.deepcopy`` refuses tensors with a graph, such as a module's cache of its last pass: they
+    are copied without it. Lazy buffers are created anew.
     """
     memo: dict[int, Any] = {}
-    lazy: Any = UninitializedBuffer  # whose annotations leave out what it takes
+    lazy: Any = UninitializedBuffer  # whose annotations leave out its arguments
     for module in model.modules():
         for value in (*vars(module).values(), *module._buffers.values()):
             if isinstance(value, UninitializedBuffer):
@@ -47,54 +44,58 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def make_plain(model: nn.Module) -> nn.Module:
-    """Replace weights that are made of other tensors by the weights as they are used, in place.
+def _remove_hook(module: nn.Module, hook: object) -> str | None:
+    """Take off a hook that computes a weight; the weight's name, None for another hook."""
+    if isinstance(hook, WeightNorm):
+        remove_weight_norm(module, hook.name)
+        return hook.name
+    if isinstance(hook, SpectralNorm):
+        remove_spectral_norm(module, hook.name)
+        return hook.name
+    if isinstance(hook, prune.BasePruningMethod):
+        prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+        return hook._tensor_name
+    return None
 
-    Made by the hooks of ``torch.nn.utils.weight_norm``, ``spectral_norm`` or ``prune``, or, of a
-    layer that is to be factorized, by a parametrization. It is warned of.
+
+@torch.no_grad()
+def make_plain(model: nn.Module) -> nn.Module:
+    """Replace weights that other tensors determine by their values, in place, with a warning.
+
+    These are weights under the hooks of ``torch.nn.utils.weight_norm``, ``spectral_norm`` or
+    ``prune`` and, of a layer that is to be factorized, under a parametrization.
 
     Returns:
         The same model.
     """
     plain: list[str] = []
-    with torch.no_grad():
-        for prefix, module in list(model.named_modules()):
-            for name in weight_names(module):
-                if parametrize.is_parametrized(module, name) and not is_factorized(module, name):
-                    leave_plain(module, name)
-                    plain.append(f"{prefix}.{name}" if prefix else name)
-            for hook in list(module._forward_pre_hooks.values()):
-                if isinstance(hook, WeightNorm):
-                    name = hook.name
-                    remove_weight_norm(module, name)
-                elif isinstance(hook, SpectralNorm):
-                    name = hook.name
-                    remove_spectral_norm(module, name)
-                elif isinstance(hook, prune.BasePruningMethod):
-                    name = hook._tensor_name
-                    prune.remove(module, name)  # type: ignore[no-untyped-call]
-                else:
-                    continue
-                plain.append(f"{prefix}.{name}" if prefix else name)
+    for prefix, module in list(model.named_modules()):
+        names: list[str | None] = []
+        for name in weight_names(module):
+            if parametrize.is_parametrized(module, name) and not is_factorized(module, name):
+                leave_plain(module, name)
+                names.append(name)
+        names += [_remove_hook(module, hook) for hook in list(module._forward_pre_hooks.values())]
+        plain += [f"{prefix}.{name}" if prefix else name for name in names if name is not None]
     if plain:
-        warn(f"{_first(plain)} made plain: the weight as it is used, without what makes it")
+        verb = "was" if len(plain) == 1 else "were"
+        warn(
+            f"{first_of(plain)} {verb} made plain: the weight as it is used, without what makes it"
+        )
     return model
 
 
 def initialize_lazy(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give lazy parameters and buffers the shapes that a file has for them, in place.
-
-    Args:
-        model: may have lazy layers.
-        shapes: by name.
-    """
+    """Give lazy parameters and buffers the shapes that a file has for them by name, in place."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(value) and name in shapes:
             value.materialize(shapes[name])
 
 
-def _first(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    if len(names) == 1:
-        return f"{shown} was"
-    return f"{shown} were" if len(names) <= 3 else f"{shown} and {len(names) - 3} more were"
+def first_of(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are.
+
+    >>> first_of(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Where a model comes from: a name of ours, or the Python path of a function of one's own."""
+"""Where a model comes from: a name of the library, or the Python path of a user's function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atmc.models.preparation import copy_model, make_plain
 Model = nn.Module | Callable[[], nn.Module]
 
 
-def is_own(name: str) -> bool:
+def is_python_path(name: str) -> bool:
     """Whether a model's name is a Python path, as ``file.py:function``, and none of our names."""
     return ":" in name and not name.startswith(PREFIX)
 
@@ -26,23 +26,23 @@ def build(name: str, num_classes: int | None = None) -> nn.Module:
     Args:
         name: as :func:`atmc.models.create` takes it, or the Python path of a function, or class,
             that needs no arguments and returns an ``nn.Module``.
-        num_classes: of a model of ours; None for its usual number.
+        num_classes: of a model of ours; None for its default.
 
     Raises:
         PythonPathError: there is no such function, it fails, or what it returns is no module.
         ValueError: there is no model of that name.
     """
-    if not is_own(name):
-        return models.create(name, **_kwargs(name, num_classes))
-    return made(python_path.load(name), name)
+    if is_python_path(name):
+        return instantiate(python_path.load(name), name)
+    return models.create(name, **_kwargs(name, num_classes))
 
 
-def made(source: Model, what: str = "the model given") -> nn.Module:
-    """A model to be changed: a copy of a module, or what a function or class makes.
+def instantiate(source: Model, what: str = "the model given") -> nn.Module:
+    """A model to be changed: a copy of a module, or what a function or class returns.
 
     Args:
         source: a module, or what needs no arguments and returns one.
-        what: it is, for the message.
+        what: names it in messages.
 
     Raises:
         PythonPathError: it is neither, it fails, or returns something else.
@@ -56,11 +56,10 @@ def made(source: Model, what: str = "the model given") -> nn.Module:
         )
     try:
         model = source()
-    except Exception as error:  # whatever the code of a stranger runs into
-        said = one_line(error)
+    except Exception as error:  # of any kind, from a user's code
         raise PythonPathError(
-            f"{what} fails when it is called ({type(error).__name__}: {said}): it must need no "
-            "arguments and return an nn.Module"
+            f"{what} fails when it is called ({type(error).__name__}: {one_line(error)}): it must "
+            "need no arguments and return an nn.Module"
         ) from error
     if not isinstance(model, nn.Module):
         raise PythonPathError(
@@ -70,17 +69,17 @@ def made(source: Model, what: str = "the model given") -> nn.Module:
 
 
 def meta(name: str, num_classes: int | None = None) -> dict[str, object] | None:
-    """What an artifact says of a model, so that it can be built again; None for one's own."""
-    if is_own(name):
+    """How an artifact names a model, so that it can be built again; None for a Python path."""
+    if is_python_path(name):
         return None
     kwargs = _kwargs(name, num_classes)
     return {"model": name, **({"kwargs": kwargs} if kwargs else {})}
 
 
 def created_as(model: object) -> dict[str, object] | None:
-    """What an artifact says of a module that :func:`atmc.models.create` made; None for others.
+    """How an artifact names a module that :func:`atmc.models.create` built; None for others.
 
-    So too for one that has other layers by now, or another way through them.
+    None too for one whose layers, or the way through them, were changed since.
     """
     source = getattr(model, "_created_as", None)
     if not isinstance(model, nn.Module) or source is None:
@@ -93,11 +92,11 @@ def created_as(model: object) -> dict[str, object] | None:
 
 
 def _kwargs(name: str, num_classes: int | None) -> dict[str, int]:
-    """The number of classes, where it is not the model's usual one."""
-    usual = models.info(name).kwargs.get("num_classes")
-    return (
-        {} if num_classes is None or usual in (None, num_classes) else {"num_classes": num_classes}
-    )
+    """The number of classes, where it is not the model's default."""
+    default = models.info(name).kwargs.get("num_classes")
+    if num_classes is None or default in (None, num_classes):
+        return {}
+    return {"num_classes": num_classes}
 
 
 def channels_last(model: nn.Module) -> nn.Module:

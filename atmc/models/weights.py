@@ -1,4 +1,4 @@
-"""Weights from a file of one's own: safetensors, or a state dict that torch has saved."""
+"""Weights from a user's file: safetensors, or a state dict that torch has saved."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from atmc.errors import WeightsError
-from atmc.models.preparation import initialize_lazy
+from atmc.models.preparation import first_of, initialize_lazy
 
-# Under these a checkpoint holds the state dict, beside whatever else it holds.
+# Keys under which a checkpoint holds the state dict.
 _NESTED = ("state_dict", "model_state_dict", "model")
 _TORCH = (b"PK\x03\x04", b"\x80")  # a zip archive; a pickle, before torch 1.6
 _COUNTER = "num_batches_tracked"  # says nothing of the function, and old files lack it
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a file by name; nothing in it is run.
+    """Read the tensors of a file by name; no code in it is run.
 
     Args:
-        path: safetensors, or what ``torch.save`` has made of a state dict, or of a mapping that
-            holds one as ``state_dict``, ``model_state_dict`` or ``model``.
+        path: safetensors, or the ``torch.save`` of a state dict, or of a mapping that holds one as
+            ``state_dict``, ``model_state_dict`` or ``model``.
 
     Raises:
         WeightsError: no such file, neither of the two, or one that holds more than tensors.
@@ -53,30 +53,26 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are refused anyway
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage by whatever its reader ran into
         raise WeightsError(
             f"{path} holds more than tensors, or is damaged: save model.state_dict() alone"
         ) from error
-    return _state(loaded, path)
-
-
-def _state(loaded: object, path: Path) -> dict[str, Tensor]:
     for key in _NESTED:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not loaded:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not state:
         raise WeightsError(f"{path} holds no state dict: save model.state_dict()")
-    odd = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise WeightsError(f"{path}: {odd[0]!r} is no tensor: save model.state_dict() alone")
-    return {str(name): value for name, value in loaded.items()}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{path}: {str(name)!r} is no tensor: save model.state_dict() alone")
+    return {str(name): value for name, value in state.items()}
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Read a model's weights from a file, in place.
 
-    Names may begin with what all of them share, such as ``module.``, here or there.
+    A prefix that all names of the file or of the model share, such as ``module.``, is ignored.
 
     Args:
         model: takes the weights; unchanged where an error is raised.
@@ -86,40 +82,45 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         WeightsError: see :func:`read_state`; or weights of another model, with the first names
             that differ.
     """
-    expected = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
-    given = renamed(read_state(path), expected)
+    state = renamed(read_state(path), _tensors(model))
     if any(is_lazy(value) for value in model.parameters()):
-        initialize_lazy(model, {name: tuple(value.shape) for name, value in given.items()})
-        expected = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
-    missing = [name for name in _needed(expected) if name not in given]
-    unknown = [name for name in _needed(given) if name not in expected]
+        initialize_lazy(model, {name: tuple(value.shape) for name, value in state.items()})
+    expected = _tensors(model)
+    missing = [repr(name) for name in _needed(expected) if name not in state]
+    unknown = [repr(name) for name in _needed(state) if name not in expected]
     if missing or unknown:
-        parts = [f"lacks {_first(missing)}"] * bool(missing)
-        parts += [f"holds {_first(unknown)} besides"] * bool(unknown)
+        parts = [f"lacks {first_of(missing)}"] * bool(missing)
+        parts += [f"holds {first_of(unknown)} besides"] * bool(unknown)
         raise WeightsError(f"{path} belongs to another model: it {' and '.join(parts)}")
-    for name, value in expected.items():
-        found = given.get(name, value)
-        if found.shape != value.shape:
+    shared = {name: value for name, value in state.items() if name in expected}
+    for name, value in shared.items():
+        if value.shape != expected[name].shape:
             raise WeightsError(
-                f"{path} belongs to another model: {name!r} is {tuple(found.shape)} there and "
-                f"{tuple(value.shape)} here"
+                f"{path} belongs to another model: {name!r} is {tuple(value.shape)} there and "
+                f"{tuple(expected[name].shape)} here"
             )
-        if found.is_floating_point() and not bool(found.isfinite().all()):
+        if value.is_floating_point() and not bool(value.isfinite().all()):
             raise WeightsError(f"{path}: {name!r} holds NaN or infinity: train again from before")
-    model.load_state_dict(model.state_dict() | {n: v for n, v in given.items() if n in expected})
+    model.load_state_dict(model.state_dict() | shared)
 
 
-def renamed(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under a model's own names, where those differ by what all begin with.
+def renamed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file under a model's names, where only the prefix of all names differs.
 
     Args:
-        given: of a file.
+        state: of the file.
         expected: of the model.
     """
-    ours, theirs = _common(expected), _common(given)
-    if set(_without(given, theirs)) >= set(_needed(_without(expected, ours))):
-        return {ours + name: value for name, value in _without(given, theirs).items()}
-    return dict(given)
+    ours, theirs = _common(expected), _common(state)
+    bare = {name.removeprefix(theirs): value for name, value in state.items()}
+    if bare.keys() >= {name.removeprefix(ours) for name in _needed(expected)}:
+        return {ours + name: value for name, value in bare.items()}
+    return dict(state)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without extra state that is no tensor."""
+    return {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _needed(state: Iterable[str]) -> list[str]:
@@ -136,18 +137,7 @@ def _common(state: Mapping[str, Any]) -> str:
     return "".join(common)
 
 
-def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value for name, value in state.items()}
-
-
-def _first(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
 def weights_bytes(model: nn.Module) -> bytes:
     """The state dict of a model as a safetensors file."""
     # Copies: safetensors refuses tied weights, which share their memory.
-    held = model.state_dict().items()  # what is no tensor is no weight
-    state = {n: v.cpu().clone().contiguous() for n, v in held if isinstance(v, Tensor)}
-    return save_tensors(state)
+    return save_safetensors({n: v.cpu().clone().contiguous() for n, v in _tensors(model).items()})

@@ -22,7 +22,7 @@ from atmc.evaluation.accuracy import predict
 from atmc.messages import argument
 from atmc.models.check import check_model
 from atmc.models.preparation import copy_model
-from atmc.models.sources import Model, build, is_own
+from atmc.models.sources import Model, build, is_python_path
 from atmc.python_path import OBJECT_PREFIX
 from atmc.reports.results import Attack, Result
 
@@ -83,7 +83,7 @@ class Sources:
         elif dataset is not None:
             self._datasets = {check_dataset(dataset).name: dataset}
         if isinstance(model, str):
-            if not is_own(model):
+            if not is_python_path(model):
                 raise ReportError(f"{model!r} is no model of one's own: give file.py:function")
             self._models = {model: build(model)}
         elif model is not None:

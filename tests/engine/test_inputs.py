@@ -226,7 +226,6 @@ def test_a_model_by_name_and_data_as_an_object(tmp_path: Path) -> None:
         (Net, {"batch_size": 64}, SettingsError, "the dataset, and with it batch_size, is given"),
         (Net, {"download": True}, SettingsError, "the dataset, and with it download, is given"),
         (Net(), {"init": "xavier-uniform"}, SettingsError, "init would replace the weights of"),
-        (Net(), {"inherit": "net"}, SettingsError, "inherit would replace the weights of the"),
         ("lenet5", {}, SettingsError, "the model given is of type str: give a module, or a func"),
         (Net, {"augment": True}, RunError, "data set 'mine' has no augmentation"),
         (Net, {"eps": 8}, SettingsError, "eps: ε is 8: give a number from 0 to 1"),

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from atmc import data, models
-from atmc.data import Dataset, InMemory, image_folder, streamed
+from atmc.data import Dataset, image_folder, streamed
 from atmc.engine import folder_lock
 from atmc.engine.compression import EpochFigures
 from atmc.engine.folder import new_folder, read_settings
@@ -32,8 +32,6 @@ from atmc.errors import (
     WeightsError,
 )
 from atmc.evaluation.accuracy import evaluation_batch
-from atmc.models.initialize import initialize
-from atmc.training.loop import derive
 
 from ..runs import run
 
@@ -416,7 +414,7 @@ def test_the_config_says_all_that_was_settled(finished: tuple[Path, Any]) -> Non
     written = read_config(folder / "config.yaml")
     assert list(written) == list(FIELDS)
     open_ended = {"data_root", "weights", "step_size", "eval_step_size", "eval_examples"}
-    open_ended |= {"ratios", "dense_lr", "init", "inherit", "image_size", "steps_per_epoch"}
+    open_ended |= {"ratios", "dense_lr", "init", "image_size", "steps_per_epoch"}
     assert {key for key, value in written.items() if value is None} == open_ended
     chosen = read_settings(folder)
     assert chosen == chosen.resolved() == Settings.of(written)
@@ -466,34 +464,6 @@ def test_epochs_are_told(tmp_path: Path) -> None:
 
 
 # ---- where a net starts from
-
-
-def test_a_run_starts_from_the_initial_weights_of_a_larger_net(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, y = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
-    part = InMemory(x, y)
-    created = Dataset("mnist", part, part, part, 10, 0.3, 1, "lenet5")
-    monkeypatch.setattr(data, "load", lambda *where, **how: created)
-    base = {**TINY, "budget_bits": None, "method": "dense", "dataset": "mnist"}
-    base |= {"init": "orthogonal"}
-    run(Settings.of({**base, "model": "lenet-w2", "seed": 3}), tmp_path / "large")
-    source = str(tmp_path / "large" / "model.atmc")
-    small = {**base, "model": "lenet-w1", "dense_lr": 1e-12, "dense_schedule": "constant"}
-    run(Settings.of({**small, "inherit": source}), tmp_path / "small")
-    start = load_file(tmp_path / "small" / "dense.safetensors")
-    torch.manual_seed(derive(3))
-    large = models.create("lenet-w2")
-    initialize(large, "orthogonal")
-    rows = start["conv1.weight"]
-    result = [
-        any(torch.allclose(row, other, atol=1e-6) for other in large.conv1.weight) for row in rows
-    ]
-    assert all(result)
-    with pytest.raises(RunError, match="conv1 is larger here than there"):
-        run(Settings.of({**small, "model": "lenet-w4", "inherit": source}), tmp_path / "wide")
-    with pytest.raises(RunError, match="there is no run in"):
-        run(Settings.of({**small, "inherit": str(tmp_path / "x.atmc")}), tmp_path / "none")
 
 
 # ---- data of one's own

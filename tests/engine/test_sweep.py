@@ -140,7 +140,7 @@ def test_a_point_may_bring_its_own_start(tmp_path: Path) -> None:
         ("start: {seed: 1}\npoints: [{method: atmc}]", "start cannot set seed"),
         ("points: [{method: [], seed: 0}]", "has no point: a list in it is empty"),
         (
-            "points: [{method: l0, inherit: a/b}, {method: atmc, inherit: a_b}]",
+            "points: [{method: l0, data_root: a/b}, {method: atmc, data_root: a_b}]",
             "two runs would share the folder starts/",
         ),
         (

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import atmc
 from atmc import models
-from atmc.models import from_torchvision
+from atmc.models import from_torchvision, registry
 from atmc.models.initialize import INITIALIZATIONS, initialize
 
 # Of a family of scaled width, the narrowest and the next.
@@ -187,6 +190,47 @@ def test_info_says_what_a_model_is_for():
     )
     assert models.info("digits-cnn").dataset == "digits"
     assert models.info("resnet34").kwargs == {"num_classes": 10, "mean": 0.5, "std": 0.25}
+    assert models.info("wrn-40-2").description.startswith("Wide ResNet of 6 n + 4 layers")
+
+
+def test_every_model_has_a_description_and_arguments_of_its_kind() -> None:
+    for family in models.families():
+        colour = family.input_shape[0] == 3
+        names = ["num_classes", *(("mean", "std") if colour else ())]
+        assert family.listed and family.description.endswith(".")
+        assert [list(models.info(name).kwargs) for name in family.listed] == [names] * len(
+            family.listed
+        )
+
+
+def test_a_model_is_registered_in_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_ZOO", dict(registry._ZOO))
+
+    @models.register("one-layer-{width}", input_shape=(1, 8, 8), listed=("one-layer-4",))
+    class OneLayer(nn.Sequential):
+        """One hidden layer."""
+
+        def __init__(self, width: int, num_classes: int = 10) -> None:
+            layers = nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes)
+            super().__init__(nn.Flatten(), *layers)
+
+    assert "one-layer-4" in models.names() and models.known("one-layer-6")
+    assert not models.known("one-layer") and not models.known("one-layer-{width}")
+    six = models.info("one-layer-6")
+    assert (six.description, six.input_shape, six.dataset, six.kwargs) == (
+        "One hidden layer.",
+        (1, 8, 8),
+        None,
+        {"num_classes": 10},
+    )
+    options = {"dense_epochs": 1, "epochs": 1, "level_epochs": 1, "steps": 1, "eval_steps": 1}
+    result = atmc.compress("one-layer-6", dataset="digits", budget_bits=4000, **options)
+    assert result.report["model"] == "one-layer-6"
+    result.save(tmp_path / "model.atmc")
+    loaded = atmc.load(tmp_path / "model.atmc")  # the file names the model
+    assert isinstance(loaded, OneLayer) and loaded[1].out_features == 6
 
 
 @pytest.mark.parametrize(
@@ -206,11 +250,11 @@ def test_an_unknown_model_is_refused_with_the_nearest_name(wrong, right):
         ("lenet5", {"num_classes": True}, "not True"),
         ("resnet34", {"num_classes": 10.0}, "not 10.0"),
         ("resnet34", {"std": 0.0}, "std must be positive"),
-        ("resnet34", {"mean": [0.5, 0.5]}, "1 or 3 values, not 2"),
-        ("wrn-16-8", {"mean": [0.5] * 3, "std": [0.2] * 2}, "3 means but 2 stds"),
+        ("resnet34", {"mean": [0.5, 0.5]}, "need 1 or 3 values each, not 2"),
+        ("wrn-16-8", {"mean": [0.5] * 3, "std": [0.2] * 2}, "need 1 or 3 values each, not 2"),
         ("wrn-16-8", {"mean": float("nan")}, "must be finite"),
         ("wrn-16-8", {"mean": None}, "must be numbers"),
-        ("wrn-16-8", {"std": []}, "at least one value"),
+        ("wrn-16-8", {"std": []}, "need 1 or 3 values each, not 0"),
     ],
 )
 def test_a_wrong_argument_is_refused(name, kwargs, message):

@@ -12,7 +12,7 @@ from atmc.engine.evaluation import evaluate
 from atmc.engine.model_files import read_model
 from atmc.engine.settings import Settings
 from atmc.errors import ModelError, PythonPathError, RunError, WeightsError
-from atmc.models.sources import build, is_own, meta
+from atmc.models.sources import build, is_python_path, meta
 
 from ..runs import run
 
@@ -54,8 +54,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_which_names_are_python_paths() -> None:
-    assert is_own("net.py:net") and is_own("package.module:Net")
-    assert not any(map(is_own, ("lenet5", "wrn-16-8", "mobilenet_v2", "torchvision:resnet18")))
+    assert is_python_path("net.py:net") and is_python_path("package.module:Net")
+    assert not any(
+        map(is_python_path, ("lenet5", "wrn-16-8", "mobilenet_v2", "torchvision:resnet18"))
+    )
 
 
 def test_a_model_is_built(own: str) -> None:
@@ -157,12 +159,6 @@ def test_a_model_that_does_not_fit_the_data(own: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"few' knows 3 classes, data set 'digits' has 10"):
         run(Settings.of({**TINY, "model": f"{own}:few"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_nothing_is_inherited_from_a_model_of_ones_own(finished: Path, tmp_path: Path) -> None:
-    settings = Settings.of({**TINY, "inherit": str(finished / "dense.safetensors")})
-    with pytest.raises(RunError, match=r"is of .*net\.py:net, a model of one's own: only ours"):
-        run(settings, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
