@@ -370,15 +370,16 @@ from atmc import models
 
 
 def net():
-    if os.path.exists({mark!r}):
+    try:
+        os.close(os.open({mark!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
         os.kill(os.getpid(), signal.SIGKILL)
-    open({mark!r}, "w").close()
     return models.create("digits-cnn")
 """
 
 
 def test_a_killed_process_takes_no_other_run_with_it(tmp_path: Path) -> None:
-    """One of two that build their models at the same time finds the mark of the other."""
+    """The second of two that build their models finds the mark of the first."""
     (tmp_path / "own.py").write_text(KILLED.format(mark=str(tmp_path / "mark")))
     points = f"points: [{{method: dense, model: {tmp_path}/own.py:net, seed: [0, 1]}}]"
     outcomes = sweep(plan_of(tmp_path, points), tmp_path / "runs", jobs=2)
