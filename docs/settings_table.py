@@ -1,10 +1,11 @@
-"""Writes docs/SETTINGS.md: the settings of a run, as they are declared.
+"""Writes docs/SETTINGS.md: the settings of a run, and the models, as they are declared.
 
 python docs/settings_table.py
 """
 
 from pathlib import Path
 
+from atmc import models
 from atmc.engine.settings import FIELDS, GROUPS, Settings
 
 HEAD = """# Settings
@@ -27,6 +28,15 @@ def page() -> str:
         default = "" if field.default is None else f"`{field.default}`"
         description = str(field.description).replace("|", "\\|")
         text += f"| `{name}` | {default} | {description} |\n"
+    return text + zoo()
+
+
+def zoo() -> str:
+    text = "\n## Models\n\nThe zoo; in a name of `model` numbers take the place of the fields.\n\n"
+    text += "| model | inputs | data set | what it is |\n|---|---|---|---|\n"
+    for family in models.families():
+        inputs = " × ".join(map(str, family.input_shape or ()))
+        text += f"| `{family.name}` | {inputs} | {family.dataset or ''} | {family.description} |\n"
     return text
 
 

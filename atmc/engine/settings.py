@@ -92,8 +92,8 @@ class StartSettings(_Group):
     model: str | None = _setting(
         None,
         "NAME",
-        "Model of the zoo, classifier of torchvision, or file.py:function; the data set's usual "
-        "one if not given.",
+        f"Model: {', '.join(family.name for family in models.families())}, a classifier of "
+        "torchvision, or file.py:function; the data set's usual one if not given.",
     )
     weights: str | None = _setting(
         None,

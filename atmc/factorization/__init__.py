@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from atmc.factorization.importance import Importance, scores
 from atmc.factorization.layers import (
-    Factorization,
     FactorizedWeight,
-    Identity,
-    Layout,
     defactorize,
     dense_part,
     factorize,
@@ -17,6 +14,7 @@ from atmc.factorization.layers import (
     named_state,
     plain_weights,
 )
+from atmc.factorization.parametrization import Factorization, Identity, Layout
 
 __all__ = [
     "Factorization",

@@ -55,9 +55,9 @@ def place_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (..., rows, 1) and (..., 1, columns), in bits.
     """
-    kept = (factor != 0).to(torch.float32)
-    rows = kept.sum(-1, keepdim=True) + 1
-    columns = kept.sum(-2, keepdim=True) + 1
+    support = (factor != 0).to(torch.float32)
+    rows = support.sum(-1, keepdim=True) + 1
+    columns = support.sum(-2, keepdim=True) + 1
     total = rows.sum(-2, keepdim=True)
     return total.log2() - rows.log2(), -columns.log2()
 

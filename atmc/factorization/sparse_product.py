@@ -31,15 +31,15 @@ def product(U: Tensor, V: Tensor) -> Tensor:
     """
     fit = U.dim() == 2 and V.dim() == 2 and U.shape[1] == V.shape[0]
     large = fit and U.shape[0] * U.shape[1] * V.shape[1] >= _SMALL
-    ours = U.device.type == "cpu" and U.dtype == V.dtype == torch.float32
-    if large and ours and not torch.compiler.is_compiling():
-        found: Tensor = _Product.apply(U, V, _sparse(U), _sparse(V))
-        return found
+    eligible = U.device.type == "cpu" and U.dtype == V.dtype == torch.float32
+    if large and eligible and not torch.compiler.is_compiling():
+        W: Tensor = _Product.apply(U, V, _sparse(U), _sparse(V))
+        return W
     return U @ V
 
 
 class _Product(torch.autograd.Function):
-    """U V; where a factor is given as its few nonzeros too, those do the work."""
+    """U V; where the few nonzeros of a factor are passed as well, those do the work."""
 
     @staticmethod
     def forward(U: Tensor, V: Tensor, few_U: _Rows | None, few_V: _Rows | None) -> Tensor:
@@ -103,13 +103,13 @@ class _Rows:
         compressed = torch.sparse_csr_tensor(
             pointers, self.columns, self.values, (self.height, self.width), check_invariants=False
         )
-        found: Tensor = compressed @ D
-        return found
+        result: Tensor = compressed @ D
+        return result
 
 
 @functools.cache
 def _be_silent() -> None:
-    """The library warns once that its compressed rows are a beta; better here than at a user's."""
+    """Use up torch's only warning that compressed rows are a beta, before a user sees it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))

@@ -13,7 +13,7 @@ class LeNet(nn.Module):
     Args:
         filters: of the two convolutions.
         units: of the hidden layer.
-        padding: of the convolutions; 2 preserves the size of their maps.
+        padding: of the convolutions, 0 or 2, which preserves the size of their maps.
         num_classes: the number of logits.
         relu: whether a ReLU follows each convolution.
     """
@@ -54,7 +54,7 @@ def lenet5(num_classes: int = 10) -> LeNet:
 
 @register("lenet5-relu", input_shape=(1, 28, 28), dataset="mnist")
 def lenet5_relu(num_classes: int = 10) -> LeNet:
-    """The same with a ReLU after each convolution."""
+    """LeNet of Gui et al. (NeurIPS 2019) with a ReLU after each convolution."""
     return LeNet((20, 50), 500, 0, num_classes)
 
 

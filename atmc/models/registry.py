@@ -84,13 +84,12 @@ def register(
         dataset: the data set it is for, None where none of ours is.
         listed: the members of a family that `names` lists.
 
-    >>> import atmc
-    >>> @register("one-layer-{width}", input_shape=(1, 8, 8))
-    ... def one_layer(width: int, num_classes: int = 10) -> nn.Module:
-    ...     layers = (nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes))
-    ...     return nn.Sequential(nn.Flatten(), *layers)
-    >>> atmc.models.create("one-layer-3", num_classes=4)[1]
-    Linear(in_features=64, out_features=3, bias=True)
+    Then ``create("one-layer-3", num_classes=4)`` and ``--model one-layer-3`` know this one::
+
+        @register("one-layer-{width}", input_shape=(1, 8, 8), listed=("one-layer-16",))
+        def one_layer(width: int, num_classes: int = 10) -> nn.Module:
+            layers = (nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes))
+            return nn.Sequential(nn.Flatten(), *layers)
     """
     members = tuple(listed) if "{" in name else (name,)
 

@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         parts = [f"lacks {first_of(missing)}"] * bool(missing)
         parts += [f"holds {first_of(unknown)} besides"] * bool(unknown)
         raise WeightsError(f"{path} belongs to another model: it {' and '.join(parts)}")
-    shared = {name: value for name, value in state.items() if name in expected}
+    shared = {name: state[name] for name in expected if name in state}
     for name, value in shared.items():
         if value.shape != expected[name].shape:
             raise WeightsError(

@@ -11,7 +11,8 @@ from atmc.attacks.freezing import frozen
 from atmc.attacks.gradient import fgsm, n_fgsm, pgd, wrm
 from atmc.attacks.losses import dlr_loss, margin_loss
 from atmc.attacks.registry import default_step_size
-from atmc.factorization.layers import Factorization, factorize, named_factors
+from atmc.factorization.layers import factorize, named_factors
+from atmc.factorization.parametrization import Factorization
 
 
 def network() -> nn.Module:

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from atmc.factorization.layers import (
-    Factorization,
     FactorizedWeight,
-    Layout,
     defactorize,
     dense_part,
     factorize,
@@ -19,6 +17,7 @@ from atmc.factorization.layers import (
     named_state,
     plain_weights,
 )
+from atmc.factorization.parametrization import Factorization, Layout
 
 
 class Attention(nn.Module):
