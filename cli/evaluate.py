@@ -27,11 +27,7 @@ _NAMES = {"eval_step_size": "step-size", "eval_examples": "examples"}
 
 @click.command("evaluate")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@setting(
-    "model",
-    help="Model to build where a file does not name one: file.py:function, or a name of ours.",
-    default=False,
-)
+@setting("model", help="Model of a file that names none: file.py:function, or a zoo model.")
 @setting(
     "dataset",
     help="Data set, as in atmc compress; by default that of the run folder, else the model's.",
@@ -44,7 +40,7 @@ _NAMES = {"eval_step_size": "step-size", "eval_examples": "examples"}
 @setting("eval_steps", help="PGD steps; by default those of the data set.")
 @setting("eval_step_size", "--step-size", help="Step size of PGD; by default 4/3 eps / steps.")
 @click.option(
-    *("--restarts", "restarts"),
+    "--restarts",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
