@@ -37,7 +37,7 @@ _NAMES = {"eval_step_size": "step-size", "eval_examples": "examples"}
 @setting("download")
 @setting("image_size")
 @setting("eps")
-@setting("eval_steps", help="PGD steps; by default those of the data set.")
+@setting("eval_steps", help="PGD steps; by default the run folder's, else the data set's.")
 @setting("eval_step_size", "--step-size", help="Step size of PGD; by default 4/3 eps / steps.")
 @click.option(
     "--restarts",
