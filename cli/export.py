@@ -35,7 +35,7 @@ def _shape(
     "--format",
     "kind",
     type=click.Choice(formats.names()),
-    help="Of the file; what the ending of --output says if not given, else onnx.",
+    help="Of the file; by default that of the ending of --output, else onnx.",
 )
 @click.option(
     "--compact",
@@ -46,13 +46,13 @@ def _shape(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"The file ({formats.endings()}); beside the artifact if not given.",
+    help=f"The file ({formats.endings()}); by default beside the artifact.",
 )
 @click.option(
     "--input-shape",
     callback=_shape,
     metavar="C,H,W",
-    help="Of one input; that which the run recorded, else the zoo's model's, if not given.",
+    help="Of one input; by default that which the run recorded, else the zoo's model's.",
 )
 @setting(
     "model",

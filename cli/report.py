@@ -17,15 +17,15 @@ from .options import setting
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder for the files; the first DIR if not given.",
+    help="Folder for the files; by default the first DIR.",
 )
-@setting("data_root", help="Folder that holds the data sets; where each run had them if not given.")
+@setting("data_root", help="Folder that holds the data sets; by default that of each run.")
 @setting(
     "dataset",
-    help="A data set of your own, to attack examples of: as the runs name it.",
+    help="Your data set, to attack examples of: as the runs name it.",
     default=False,
 )
-@setting("model", help="A model of your own: file.py:function.", default=False)
+@setting("model", help="Your model: file.py:function.", default=False)
 def command(
     folder: Path,
     output: Path | None,

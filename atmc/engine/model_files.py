@@ -49,18 +49,19 @@ def run_config(path: Path) -> dict[str, Any]:
 
     A ``config.yaml`` that is not a run's, as many programs have one, says nothing.
     """
-    config = path.parent / "config.yaml"
-    if not config.is_file() or not (path.suffix == ".atmc" or path.name == "dense.safetensors"):
+    if not (path.parent / "config.yaml").is_file() or not (
+        path.suffix == ".atmc" or path.name == "dense.safetensors"
+    ):
         return {}
     try:
-        held = read_config(config)
-        if not held.keys() >= _ALWAYS:
+        config = read_config(path.parent / "config.yaml")
+        if not config.keys() >= _ALWAYS:
             return {}
-        settings = Settings.of(held)
+        settings = Settings.of(config)
         settings.resolved()
     except SettingsError:
         return {}
-    return {name: settings[name] for name in held}
+    return {name: settings[name] for name in settings.explicit()}
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ def run_record(path: Path) -> RunRecord:
     if not (path.suffix == ".atmc" or path.name == "dense.safetensors"):
         return RunRecord()
     try:
-        held = json.loads((path.parent / "report.json").read_bytes())
-        bits = held["size"]["file_bits"]
-        if held["schema"] != 1 or (path.suffix == ".atmc" and bits != 8 * path.stat().st_size):
+        report = json.loads((path.parent / "report.json").read_bytes())
+        bits = report["size"]["file_bits"]
+        if report["schema"] != 1 or (path.suffix == ".atmc" and bits != 8 * path.stat().st_size):
             return RunRecord()
-        shape, names = held.get("input_shape"), held.get("class_names")
+        shape, names = report.get("input_shape"), report.get("class_names")
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return RunRecord()
     return RunRecord(

@@ -69,7 +69,7 @@ class DataSettings(_Group):
 
     dataset: str = _setting("digits", "NAME", f"Data set: {', '.join(data.choices())}.")
     data_root: str | None = _setting(
-        None, "DIR", "Folder that holds the data sets which are files; data if not given."
+        None, "DIR", "Folder that holds the data sets which are files; by default data."
     )
     download: bool = _setting(
         False, "", "Download the data set where its files are missing (not imagenet)."
@@ -78,22 +78,22 @@ class DataSettings(_Group):
         None, "N", "Side of the squares that images of imagefolder and imagenet become."
     )
     augment: bool | None = _setting(
-        None, "true|false", "Crop and mirror in training; as usual on the data if not given."
+        None, "true|false", "Crop and mirror in training; by default as the data set does."
     )
     batch_size: Positive = _setting(128, "N", "Examples in a training batch.")
     steps_per_epoch: Positive | None = _setting(
-        None, "N", "Batches in an epoch; those of one pass over the data if not given."
+        None, "N", "Batches in an epoch; by default one pass over the data."
     )
 
 
 class StartSettings(_Group):
-    """The model, and how its dense start is made."""
+    """The model and its dense start."""
 
     model: str | None = _setting(
         None,
         "NAME",
         f"Model: {', '.join(family.name for family in models.families())}, a classifier of "
-        "torchvision, or file.py:function; the data set's usual one if not given.",
+        "torchvision, or file.py:function; by default that of the data set.",
     )
     weights: str | None = _setting(
         None,
@@ -101,15 +101,15 @@ class StartSettings(_Group):
         "Trained weights, a run's dense.safetensors or a saved state dict; skips the dense start.",
     )
     init: str | None = _setting(
-        None, "NAME", f"Initial weights: {', '.join(INITIALIZATIONS)}; the model's if not given."
+        None, "NAME", f"Initial weights: {', '.join(INITIALIZATIONS)}; by default the model's."
     )
     dense_epochs: Count | None = _setting(
         None,
         "N",
-        "Epochs that train the dense start, 0 for none; the data set's if not given.",
+        "Epochs that train the dense start, 0 for none; by default the data set's.",
     )
     dense_lr: Rate | None = _setting(
-        None, "RATE", "Peak learning rate of the dense start; lr if not given."
+        None, "RATE", "Peak learning rate of the dense start; by default lr."
     )
     dense_optimizer: DenseOptimizer = _setting(
         "adam", "adam|sgd", "Optimizer of the dense start; sgd has a momentum of 0.9."
@@ -124,7 +124,7 @@ class AttackSettings(_Group):
     """The attack in training. ε and step sizes are in pixels of [0, 1]."""
 
     eps: Eps | None = _setting(
-        None, "E", "Attack radius (linf), as in 0.3 or 8/255; that of the data set if not given."
+        None, "E", "Attack radius (linf), as in 0.3 or 8/255; by default the data set's."
     )
     train_attack: TrainAttack = _setting(
         "pgd",
@@ -132,10 +132,10 @@ class AttackSettings(_Group):
         "Attack in training; atta (remembered) and n-fgsm take single steps, and are watched.",
     )
     steps: Positive | None = _setting(
-        None, "S", "Steps of the attack in training; 7 if not given, 1 for atta."
+        None, "S", "Steps of the attack in training; by default 7, 1 for atta."
     )
     step_size: Eps | None = _setting(
-        None, "A", "Their length; 2 eps / steps if not given, eps / 2 for atta."
+        None, "A", "Their size; by default 2 eps / steps, eps / 2 for atta."
     )
     bpda: bool = _setting(
         False, "true|false", "Let the attack in training see past ReLUs that are off."
@@ -154,10 +154,10 @@ class TrainingSettings(_Group):
     """The loss, and the stages after the dense start."""
 
     epochs: Positive | None = _setting(
-        None, "N", "Epochs that compress; the data set's if not given."
+        None, "N", "Epochs that compress; by default the data set's."
     )
     level_epochs: Count | None = _setting(
-        None, "N", "Epochs that train levels alone; the data set's if not given."
+        None, "N", "Epochs that train levels alone; by default the data set's."
     )
     lr: Rate = _setting(2e-3, "RATE", "Peak learning rate.")
     clean_weight: Share = _setting(0.0, "SHARE", "Share of the loss on the clean batch, 0 to 1.")
@@ -185,13 +185,13 @@ class TrainingSettings(_Group):
 
 
 class FileSettings(_Group):
-    """The file, and how it is made to fit."""
+    """The file and its budget."""
 
     method: str = _setting(
         "atmc", "NAME", f"How the budget is reached: {', '.join(methods.names())}."
     )
     budget_bits: Size | None = _setting(
-        None, "N", "Ceiling for the file: bits, or bytes as in 17kB; 1 % of the dense if not given."
+        None, "N", "Ceiling for the file: bits, or bytes as in 17kB; by default 1 % of the dense."
     )
     bits: BitsPerValue = _setting(
         "auto", "auto|1..8|32", "Bits per value; auto chooses them per tensor."
@@ -202,7 +202,7 @@ class FileSettings(_Group):
     ratios: Ratios = _setting(
         None,
         "LAYER=SHARE,...",
-        "What layers keep, where a method prunes layer by layer; the same for all if not given.",
+        "What layers keep, where a method prunes layer by layer; by default the same for all.",
     )
 
 
@@ -210,13 +210,13 @@ class EvaluationSettings(_Group):
     """How the decoded file is evaluated on the test split."""
 
     eval_steps: Positive | None = _setting(
-        None, "S", "PGD steps of the evaluation; the data set's if not given."
+        None, "S", "PGD steps of the evaluation; by default the data set's."
     )
     eval_step_size: Eps | None = _setting(
-        None, "A", "Their length; follows eps and steps if not given."
+        None, "A", "Their size; by default it follows from eps and steps."
     )
     eval_examples: Positive | None = _setting(
-        None, "N", "Evaluate on the first N test examples; on all if not given."
+        None, "N", "Evaluate on the first N test examples; by default all."
     )
 
 
@@ -228,8 +228,11 @@ class RunSettings(_Group):
     threads: Positive | None = _setting(None, "N", "Threads of the arithmetic on the processor.")
 
 
+_REMOVED = {"inherit"}  # settings that configs of earlier versions have as null
+
+
 class Settings(_Group):
-    """All settings of a run. None: the data set's or the method's usual."""
+    """All settings of a run. None: the default of the data set or the method."""
 
     data: DataSettings = DataSettings()
     start: StartSettings = StartSettings()
@@ -249,6 +252,7 @@ class Settings(_Group):
         Raises:
             SettingsError: an unknown name, with the nearest known one; an invalid value.
         """
+        values = {k: v for k, v in values.items() if not (v is None and k in _REMOVED)}
         for name in values:
             if name not in GROUPS:
                 raise SettingsError(f"unknown setting {name!r}{nearest(str(name), list(GROUPS))}")

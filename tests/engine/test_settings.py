@@ -193,3 +193,9 @@ def test_a_config_that_cannot_be_read(tmp_path: Path, content: bytes | None, wor
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"cannot read the config .*: Is a directory"):
         read_config(tmp_path)
+
+
+def test_a_setting_of_an_earlier_version_that_was_not_used() -> None:
+    assert Settings.of({"inherit": None, "seed": 3}).run.seed == 3
+    with pytest.raises(SettingsError, match="unknown setting 'inherit'"):
+        Settings.of({"inherit": "runs/wide/model.atmc"})
