@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,15 @@ def test_a_killed_process_takes_no_other_run_with_it(tmp_path: Path) -> None:
     assert note["error"] == killed.error
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as in a terminal: a shell lets what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("where", ["run", "callback"])
 def test_ctrl_c_stops_the_processes_at_a_checkpoint(where: str, tmp_path: Path) -> None:
     """In whatever code of the sweep it arrives; no process outlives the sweep."""
