@@ -128,6 +128,8 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent on the loss within the ℓ∞ ball (Madry et al., 2018).
 
+    The arguments that are not listed are those of :mod:`atmc.attacks.gradient`.
+
     Args:
         steps: gradient steps a restart.
         step_size: length of a step; None for 4/3 · ε / steps.
