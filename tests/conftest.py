@@ -11,6 +11,11 @@ import torch
 from atmc import extras
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for what they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not walk through it again."""
     gc.collect()
