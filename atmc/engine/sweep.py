@@ -414,6 +414,8 @@ def _child(
     os.environ.update(environment)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
+    # A shell lets what it starts in the background ignore Ctrl-C; what the sweep passes on counts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with options(command), on_stderr():
         try:
             inputs = pickle.loads(pickled)
@@ -422,7 +424,8 @@ def _child(
             outcome = _failed(point, output, reason + _IN_A_MODULE)
         else:
             outcome = run_point(point, output, threads, inputs)
-    sender.send(outcome)
+    with contextlib.suppress(BrokenPipeError):  # the sweep was stopped
+        sender.send(outcome)
 
 
 def run_point(point: Point, output: Path, threads: int | None, inputs: Inputs) -> Outcome:

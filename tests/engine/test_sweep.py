@@ -401,7 +401,9 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("where", ["run", "callback"])
-def test_ctrl_c_stops_the_processes_at_a_checkpoint(where: str, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_processes_at_a_checkpoint(
+    where: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """In whatever code of the sweep it arrives; no process outlives the sweep."""
     long = "dense_epochs: 1000\npoints: [{method: dense, seed: [1, 2]}, "
     plan = plan_of(tmp_path, long + "{method: dense, seed: 0, dense_epochs: 1}]")
@@ -423,6 +425,7 @@ def test_ctrl_c_stops_the_processes_at_a_checkpoint(where: str, tmp_path: Path) 
     assert not multiprocessing.active_children()
     assert not list(runs.glob("starts/*/failure.json"))
     assert not list(runs.glob("starts/*-s[12]/report.json"))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_folder_without_a_config_is_begun_again(tmp_path: Path) -> None:
