@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,14 +10,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class Replacement(TorchFunctionMode):
+class Replacement(TorchFunctionMode, ABC):
     """Offers each call of a function of torch to :meth:`replace`."""
 
+    @abstractmethod
     def replace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor | None:
         """The result in place of the call's; None to leave the call to torch."""
-        raise NotImplementedError
 
     def __torch_function__(
         self,

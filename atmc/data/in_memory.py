@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from atmc.data.base import Examples, Plan
 from atmc.data.pixels import Augmentation, as_float, check_images
 
 
-class NumberedBatches:
+class NumberedBatches(ABC):
     """Passes over examples 0 to `count` - 1, which a subclass reads.
 
     A set smaller than the batch size is one batch.
@@ -42,9 +43,9 @@ class NumberedBatches:
             batch = as_float(x if self.augmentation is None else self.augmentation(x)), y
             yield (*batch, index) if self.indexed else batch
 
+    @abstractmethod
     def _read(self, parts: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         """The images and labels of each part; draws random numbers when it is called, or never."""
-        raise NotImplementedError
 
 
 class Batches(NumberedBatches):

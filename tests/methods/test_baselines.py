@@ -150,6 +150,8 @@ def test_pruning_by_magnitude_keeps_the_largest_of_all_layers(bits: int | str) -
     gone = torch.cat([whole[n][v == 0].abs() for n, v in held.items()])
     assert len(left) > 0 and len(gone) > 0
     assert left.min() >= gone.max()
+    size = pruned_bits(model, aim, X, {})
+    assert 0.9 * aim.budget_bits < size <= 1.02 * aim.budget_bits
     # The end of a stage, which cuts what is over the budget, finds hardly anything to cut.
     close(model, aim, X)
     assert 0.9 * aim.budget_bits < file_bits(model, aim) <= aim.budget_bits
