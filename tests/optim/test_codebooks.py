@@ -197,3 +197,19 @@ def test_state_of_another_model() -> None:
     other = factorize(nn.Linear(3, 2))
     with pytest.raises(ValueError, match="does not fit this model"):
         CodebookOptimizer(other, sgd(0.1)).load_state_dict(state)
+
+
+def test_the_dense_part_takes_one_trip_to_the_host_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantized_model()
+    optimizer = CodebookOptimizer(model, sgd(0.1), width=8, level_bits=all_bits(model))
+    assert len(list(model.parameters())) > 2
+    trips, cpu = [], Tensor.cpu
+
+    def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        trips.append(tensor.shape)
+        return cpu(tensor, *args, **kwargs)
+
+    backward(model, 0)
+    monkeypatch.setattr(Tensor, "cpu", counted)
+    optimizer.step()
+    assert len(trips) == 1
