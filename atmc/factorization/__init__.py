@@ -10,9 +10,11 @@ from atmc.factorization.layers import (
     factorize,
     factorized_weights,
     is_factorized,
+    live_factors,
     named_factors,
     named_state,
     plain_weights,
+    train_factors,
 )
 from atmc.factorization.parametrization import Factorization, Identity, Layout
 
@@ -27,8 +29,10 @@ __all__ = [
     "factorize",
     "factorized_weights",
     "is_factorized",
+    "live_factors",
     "named_factors",
     "named_state",
     "plain_weights",
     "scores",
+    "train_factors",
 ]

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from atmc.factorization.layers import FactorizedWeight
+from atmc.factorization.parametrization import adds_nothing
 
 Importance = Literal["effect", "effect-per-bit", "magnitude"]
 
 _VALUE_BITS = 4.0  # of a nonzero, its sign included
 
 
-def magnitude(weight: FactorizedWeight, out: Sequence[Tensor]) -> None:
+def magnitude(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
     """|θ| for U, V, C: the projection of the ATMC paper, the nearest k-sparse point."""
-    for factor, scores in zip(weight.factors.values(), out, strict=True):
-        torch.abs(factor.to(scores.dtype), out=scores)
+    for name, factor in weight.factors.items():
+        if name in out:
+            torch.abs(factor.to(out[name].dtype), out=out[name])
 
 
-def effect(weight: FactorizedWeight, out: Sequence[Tensor]) -> None:
+def effect(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
     """By how much W changes, in Frobenius norm, when the entry goes to zero.
 
     |U_ij| · ‖V_j·‖, |V_jk| · ‖U_·j‖ and |C_ij|, with U or V taken whole, identity included:
     the same change of W is worth the same in whichever factor it is written.
     """
-    U, V = weight.U.detach(), weight.V.detach()
-    identity = weight.parametrization.identity
-    columns = torch.linalg.vector_norm(U, dim=-2).square()
-    rows = torch.linalg.vector_norm(V, dim=-1).square()
-    if identity == "left":  # ‖e_j + U_·j‖² = ‖U_·j‖² + 2 U_jj + 1
-        columns = columns + 2 * U.diagonal(dim1=-2, dim2=-1) + 1
-    elif identity == "right":
-        rows = rows + 2 * V.diagonal(dim1=-2, dim2=-1) + 1
-    # The two extra terms can leave a rounding error below zero.
-    columns, rows = columns.clamp(min=0).sqrt(), rows.clamp(min=0).sqrt()
     magnitude(weight, out)
-    out[0].mul_(rows[..., None, :])
-    out[1].mul_(columns[..., :, None])
+    U, V = weight.U.detach(), weight.V.detach()
+    left, right, _ = weight.factors
+    identity = weight.parametrization.identity
+    # Beside an empty deviation from the identity all norms are 1.
+    if right in out and not (identity == "left" and adds_nothing(weight.U)):
+        columns = torch.linalg.vector_norm(U, dim=-2).square()
+        if identity == "left":  # ‖e_j + U_·j‖² = ‖U_·j‖² + 2 U_jj + 1
+            columns = columns + 2 * U.diagonal(dim1=-2, dim2=-1) + 1
+        # The two extra terms can leave a rounding error below zero.
+        out[right].mul_(columns.clamp(min=0).sqrt()[..., :, None])
+    if left in out and not (identity == "right" and adds_nothing(weight.V)):
+        rows = torch.linalg.vector_norm(V, dim=-1).square()
+        if identity == "right":
+            rows = rows + 2 * V.diagonal(dim1=-2, dim2=-1) + 1
+        out[left].mul_(rows.clamp(min=0).sqrt()[..., None, :])
 
 
 def place_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,20 +67,21 @@ def place_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
     return total.log2() - rows.log2(), -columns.log2()
 
 
-def effect_per_bit(weight: FactorizedWeight, out: Sequence[Tensor]) -> None:
+def effect_per_bit(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
     """Effect over the square root of what an entry costs in the file: squared error for each bit.
 
     That is the order in which a budget of bits is best spent. Entries in full rows and columns are
     cheap, those in empty ones dear: so nonzeros gather.
     """
     effect(weight, out)
-    for factor, scores in zip(weight.factors.values(), out, strict=True):
-        rows, columns = place_bits(factor.detach())
-        # No place is cheaper than nothing.
-        scores.mul_((rows + columns).clamp_(min=0).add_(_VALUE_BITS).rsqrt_())
+    for name, factor in weight.factors.items():
+        if name in out:
+            rows, columns = place_bits(factor.detach())
+            # No place is cheaper than nothing.
+            out[name].mul_((rows + columns).clamp_(min=0).add_(_VALUE_BITS).rsqrt_())
 
 
-_SCORES: dict[Importance, Callable[[FactorizedWeight, Sequence[Tensor]], None]] = {
+_SCORES: dict[Importance, Callable[[FactorizedWeight, Mapping[str, Tensor]], None]] = {
     "effect": effect,
     "effect-per-bit": effect_per_bit,
     "magnitude": magnitude,
@@ -86,17 +92,19 @@ _SCORES: dict[Importance, Callable[[FactorizedWeight, Sequence[Tensor]], None]] 
 def scores(
     weights: Sequence[FactorizedWeight],
     importance: Importance,
-    out: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    """Scores of all U, V, C in the order of :func:`atmc.factorization.named_factors`.
+    out: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Scores of the entries of factors, by the factors' names.
 
     Args:
         weights: of a model.
         importance: "magnitude", "effect" or "effect-per-bit".
-        out: tensors of the factors' shapes to write the scores into.
+        out: tensors to write the scores into, of the factors' shapes: of these factors alone;
+            None for new tensors, of all factors.
     """
-    factors = [factor for weight in weights for factor in weight.factors.values()]
-    ranks = [torch.empty_like(factor) for factor in factors] if out is None else list(out)
-    for index, weight in enumerate(weights):
-        _SCORES[importance](weight, ranks[3 * index : 3 * index + 3])
-    return ranks
+    if out is None:
+        factors = {name: f for weight in weights for name, f in weight.factors.items()}
+        out = {name: torch.empty_like(factor) for name, factor in factors.items()}
+    for weight in weights:
+        _SCORES[importance](weight, out)
+    return dict(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from atmc.factorization.parametrization import Factorization, Layout
+from atmc.factorization.parametrization import Factorization, Layout, adds_nothing
 
 Patterns = str | Sequence[str]
 
@@ -220,6 +220,34 @@ def named_factors(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def live_factors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The factors that are trained or hold a nonzero, by name."""
+    return {n: factor for n, factor in named_factors(model).items() if not adds_nothing(factor)}
+
+
+@torch.no_grad()
+def train_factors(model: nn.Module, names: Collection[str] | None = None) -> list[str]:
+    """Train some factors of a model, and leave the others as they are, in place.
+
+    No gradient reaches the others any more. Where they hold zeros alone they cost nothing from then
+    on: they are not multiplied, scored or rounded.
+
+    Args:
+        model: factorized.
+        names: of the factors to train; None for every carrier and whatever else holds a nonzero.
+
+    Returns:
+        The names of those that are trained, in the model's order.
+    """
+    if names is None:
+        carriers = {weight.carrier for weight in factorized_weights(model)}
+        names = [n for n, f in named_factors(model).items() if n in carriers or bool(f.any())]
+    for name, factor in named_factors(model).items():
+        if name not in names:
+            factor.requires_grad_(False).grad = None
+    return list(names)
+
+
 def leave_plain(module: nn.Module, name: str, weight: nn.Parameter | None = None) -> None:
     """Take the parametrizations off a module's weight, in place.
 
@@ -236,7 +264,12 @@ def leave_plain(module: nn.Module, name: str, weight: nn.Parameter | None = None
     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     if name in module._buffers:
         del module._buffers[name]
-    setattr(module, name, weight)
+    if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+        module.__dict__["_flat_weights"] = [None] * len(module._flat_weights_names)
+        setattr(module, name, weight)
+        module._flat_weights = _flat_weights(module)
+    else:
+        setattr(module, name, weight)
 
 
 def defactorize(model: nn.Module) -> nn.Module:
@@ -248,10 +281,9 @@ def defactorize(model: nn.Module) -> nn.Module:
     for module, name, weight in list(_slots(model)):
         if weight.U not in formed:
             W = getattr(module, name).detach()
-            formed[weight.U] = nn.Parameter(W, requires_grad=weight.U.requires_grad)
+            trained = any(factor.requires_grad for factor in weight.factors.values())
+            formed[weight.U] = nn.Parameter(W, requires_grad=trained)
         leave_plain(module, name, formed[weight.U])
-        if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
-            module._flat_weights = _flat_weights(module)
     return model
 
 

@@ -12,16 +12,37 @@ nothing until it earns something: W = (I + U) V + C, or W = U (I + V) + C where 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from atmc.factorization.sparse_product import product
 
 Identity = Literal["left", "right", "none"]
+
+
+# Of factors that are not trained: their version when they were last looked at, and what was seen.
+_looked_at: MutableMapping[Tensor, tuple[int, bool]] = WeakIdKeyDictionary()
+
+
+def adds_nothing(factor: Tensor) -> bool:
+    """Whether a factor is not trained and holds zeros alone, so that no product needs it.
+
+    Its values are looked at again only when they have been written to in place.
+    """
+    if factor.requires_grad or factor.is_meta or torch.compiler.is_compiling():
+        return False
+    version, zero = _looked_at.get(factor, (-1, False))
+    if version != factor._version:
+        zero = not bool(torch.count_nonzero(factor))
+        _looked_at[factor] = factor._version, zero
+    return zero
 
 
 @dataclass(frozen=True)
@@ -87,19 +108,25 @@ class Factorization(nn.Module):
             self.identity = "left" if layout.rows <= layout.rest else "right"
 
     def matrix(self, U: Tensor, V: Tensor, C: Tensor) -> Tensor:
-        """W as a matrix (rows, rest), or (groups, rows, rest)."""
-        W = product(U, V)
-        if self.identity == "left":
-            W = V + W
-        elif self.identity == "right":
-            W = U + W
-        return W + C
+        """W as (rows, rest), or (groups, rows, rest); it may share memory with a factor."""
+        carrier = {"left": V, "right": U, "none": None}[self.identity]
+        terms = [] if carrier is None else [carrier]
+        if not (adds_nothing(U) or adds_nothing(V)):
+            terms.append(product(U, V))
+        if not terms or not adds_nothing(C):
+            terms.append(C)
+        return functools.reduce(torch.add, terms)
 
     def forward(self, U: Tensor, V: Tensor, C: Tensor) -> Tensor:
-        """W in the layer's own shape, formed in the factors' own precision under autocast too."""
+        """W in the layer's own shape, formed in the factors' own precision under autocast too.
+
+        It is not to be written to: where a factor is W as it stands, both share their memory.
+        """
         kind = U.device.type if torch.amp.is_autocast_available(U.device.type) else "cpu"
         with torch.autocast(kind, enabled=False):
             W = self.layout.to_weight(self.matrix(U, V, C))
+        if self.memory_format == torch.contiguous_format:
+            return W.contiguous()
         # Not contiguous(): it leaves the strides of one input channel, which fit either format, as
         # they are, and the convolution takes the slower one for everything that follows.
         return W.clone(memory_format=self.memory_format)

@@ -16,7 +16,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.layers import FactorizedWeight, factorize, factorized_weights
+from atmc.factorization.layers import (
+    FactorizedWeight,
+    factorize,
+    factorized_weights,
+    train_factors,
+)
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, pruned_bits, put
 from atmc.methods.closing.target import Target
@@ -63,19 +68,18 @@ class AdmmStage(ShareStage):
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """PruningADMM around Adam, on the factors that are W."""
         self.model = model
-        self.search = ShareSearch(model, self.target, self.example)
         steps = max(1, self.total_steps)
-        weights = factorized_weights(model)
-        carriers = {w.carrier: w.factors[w.carrier] for w in weights}
-        empty = {id(f) for w in weights for n, f in w.factors.items() if n != w.carrier}
+        carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
+        train_factors(model, carriers)
         self.optimizer = PruningADMM(
             carriers,
-            adam((p for p in model.parameters() if id(p) not in empty), self.lr),
+            adam(model.parameters(), self.lr),
             self.sets.projections(model, 1.0),
             rho=rising_rho(steps),
             duplicate_every=max(1, steps // _DUPLICATES),
             state_dtype=self.state_dtype,
         )
+        self.search = ShareSearch(model, self.target, self.example)
         self.aim()
         return self.optimizer
 

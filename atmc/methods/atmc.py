@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from atmc import codec
 from atmc.accounting import fixed_bits
 from atmc.factorization.importance import Importance
-from atmc.factorization.layers import dense_part, factorize, factorized_weights, named_factors
+from atmc.factorization.layers import dense_part, factorize, train_factors
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.constant_units import fold_constant_units
 from atmc.methods.closing.dead_paths import drop_dead_paths
@@ -28,8 +28,12 @@ from atmc.optim.atmc import ATMC, AUTO_GUESS, cubic
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rounded
 from atmc.optim.splitting import rising_rho
-from atmc.projection import topk_masks
-from atmc.quantization.rates import FLOAT_BITS, code_bits, factor_bits, k_for_budget
+from atmc.quantization.rates import (
+    FLOAT_BITS,
+    code_bits,
+    factor_bits,
+    nonzeros_for_budget,
+)
 from atmc.training.stage import Stage, adam
 
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
@@ -79,15 +83,12 @@ class CompressStage(Stage):
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """ATMC around Adam."""
         self.model = model
+        factors = train_factors(model)
         self.order = UnitOrder.of(model, self.example)
         self.prunings = Prunings(model, self.example, self.order)
-        weights = factorized_weights(model)
-        carriers = [weight.carrier for weight in weights]
-        factors = carriers if self.prune_only else list(named_factors(model))
-        fixed = {id(f) for n, f in named_factors(model).items() if n not in factors}
         self.optimizer = ATMC(
             model,
-            adam((p for p in model.parameters() if id(p) not in fixed), self.lr),
+            adam(model.parameters(), self.lr),
             self.k_at,
             AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits),
             rho=rising_rho(self.total_steps),
@@ -99,7 +100,7 @@ class CompressStage(Stage):
         )
         empty = fixed_bits(model, width=self.target.width, meta=self.target.meta)
         self.overhead = empty - self._dense_fixed(model)
-        self.k_start = sum(self.optimizer.factors[name].numel() for name in carriers)
+        self.k_start = self.optimizer.nonzeros
         self._aim()
         if not self.chosen and self.shrink == 0:
             self._settle_bits()
@@ -136,13 +137,13 @@ class CompressStage(Stage):
         bits = list(self.optimizer.bits.values())
         values = self._value_bits()
         fixed = self.overhead + self._dense_now()
+        sizes = [rank.numel() for rank in ranks]
         for trial in range(_TRIALS):
             left = _AIM * self.target.budget_bits / self.rate - fixed
-            self.k_target = k_for_budget(ranks, bits, max(0, left), values)
+            counts = nonzeros_for_budget(ranks, bits, max(0, left), values)
+            self.k_target = sum(counts)
             if self.aims % _MEASURE_EVERY or (self.aims and trial):
                 break
-            counts = [int(mask.sum()) for mask in topk_masks(ranks, self.k_target)]
-            sizes = [rank.numel() for rank in ranks]
             estimate = fixed + sum(map(factor_bits, sizes, counts, bits, values))
             last, self.rate = self.rate, self._file_bits(self.k_target) / estimate
             if abs(self.rate / last - 1) < _SAME_RATE:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.layers import factorize, factorized_weights
+from atmc.factorization.layers import factorize, factorized_weights, train_factors
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, pruned_bits
 from atmc.methods.closing.target import Target
@@ -119,6 +119,7 @@ class ScoreStage(ShareStage):
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """SGD on a score for every weight."""
         carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
+        train_factors(model, carriers)
         entries = {name: carrier.numel() for name, carrier in carriers.items()}
         self.optimizer = ScoreOptimizer(carriers, entries, self.lr)
         self.search = ShareSearch(model, self.target, self.example)

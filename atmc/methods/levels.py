@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from atmc.factorization.layers import factorize, named_factors
+from atmc.factorization.layers import factorize, live_factors, train_factors
 from atmc.methods.closing.target import UNBOUNDED, Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
 from atmc.optim.codebooks import CodebookOptimizer, round_dense_part
@@ -37,6 +37,7 @@ class LevelStage(Stage):
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """Adam on the masters."""
         self.model = model
+        train_factors(model)
         floats = self.target.bits == FLOAT_BITS
         bits: Mapping[str, int] = {} if floats else _level_bits(model)
         self.optimizer = CodebookOptimizer(
@@ -77,14 +78,14 @@ class LevelStage(Stage):
 
     def measure(self) -> dict[str, int]:
         """Nonzeros; the file does not change any more."""
-        counts = [int(torch.count_nonzero(f)) for f in named_factors(self.model).values()]
+        counts = [int(torch.count_nonzero(f)) for f in live_factors(self.model).values()]
         return {"nonzeros": sum(counts)}
 
 
 def _level_bits(model: nn.Module) -> dict[str, int]:
     """Bits of a level, read off the codebooks that the factors hold."""
     bits = {}
-    for name, factor in named_factors(model).items():
+    for name, factor in live_factors(model).items():
         nonzeros = factor.detach()[factor.detach() != 0]
         levels = len(torch.unique(nonzeros))
         if 0 < levels <= 256:

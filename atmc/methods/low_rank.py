@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.layers import FactorizedWeight, defactorize, factorize, factorized_weights
+from atmc.factorization.layers import (
+    FactorizedWeight,
+    defactorize,
+    factorize,
+    factorized_weights,
+    named_factors,
+    train_factors,
+)
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, close, pruned_bits, put
 from atmc.methods.closing.target import Target
@@ -117,12 +124,12 @@ class LowRankStage(ShareStage):
         """Adam on U, V and the dense part."""
         self.model = model
         self.weights = factorized_weights(model)
-        self.search = ShareSearch(model, self.target, self.example)
         self._decompose()
+        put(model, self.values_at(1.0))  # what is left of W by rounding is not in C any more
+        train_factors(model, [n for n in named_factors(model) if not n.endswith(".C")])
+        self.search = ShareSearch(model, self.target, self.example)
         self.aim()
-        put(model, self.values_at(1.0))
-        fixed = {id(weight.C) for weight in self.weights}
-        self.optimizer = adam((p for p in model.parameters() if id(p) not in fixed), self.lr)
+        self.optimizer = adam(model.parameters(), self.lr)
         return self.optimizer
 
     def _decompose(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.layers import factorize, factorized_weights, named_factors
+from atmc.factorization.layers import factorize, factorized_weights, named_factors, train_factors
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.shares import ShareSearch, Values, close, put
 from atmc.methods.closing.target import Target
@@ -77,9 +77,10 @@ class MaskedStage(Stage):
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """Prune; Adam on everything."""
         self.model = model
-        self.factors = named_factors(model)
         if self.prune is not None:
             self.prune(model, self.target, self.example)
+        factors = named_factors(model)
+        self.factors = {name: factors[name] for name in train_factors(model)}
         self.masks = {name: factor.detach() != 0 for name, factor in self.factors.items()}
         return adam(model.parameters(), self.lr)
 

@@ -13,7 +13,13 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from atmc.factorization.layers import is_factorized, leave_plain, weight_names
+from atmc.factorization.layers import (
+    is_factorized,
+    leave_plain,
+    live_factors,
+    named_factors,
+    weight_names,
+)
 from atmc.messages import warn
 
 
@@ -42,6 +48,13 @@ def copy_model(model: nn.Module) -> nn.Module:
 def tensors_of(model: nn.Module) -> list[Tensor]:
     """All parameters and buffers of a module, each once, in its order."""
     return [*model.parameters(), *model.buffers()]
+
+
+def live_tensors(model: nn.Module) -> list[Tensor]:
+    """:func:`tensors_of`, but for factors that are not trained and hold zeros alone."""
+    empty = {id(f) for f in named_factors(model).values()}
+    empty -= {id(f) for f in live_factors(model).values()}
+    return [tensor for tensor in tensors_of(model) if id(tensor) not in empty]
 
 
 def _remove_hook(module: nn.Module, hook: object) -> str | None:

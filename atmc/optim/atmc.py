@@ -79,8 +79,8 @@ class ATMC(Splitting):
         duplicate_every: steps between duplicates.
         importance: "magnitude" ranks entries by |θ| (the paper's projection), "effect" by
             what they change in W, "effect-per-bit" by that for what they cost in the file.
-        factors: names of those that may hold nonzeros; None for all. The others must be zero, and
-            the optimizer must not move them.
+        factors: names of those that share k nonzeros; None for all. The others must not be moved:
+            ``atmc.factorization.train_factors`` sees to it.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.
         rdo: round with an eye to the length of the codes, too
             (:mod:`atmc.quantization.entropy_constrained`); False: to the nearest level.
@@ -119,9 +119,12 @@ class ATMC(Splitting):
         if importance not in get_args(Importance):
             known = ", ".join(get_args(Importance))
             raise ValueError(f"unknown importance {importance!r}: use one of {known}")
+        if not names:
+            raise ValueError("factors is empty: name one at least, or leave it out")
         self.factors = {name: factor for name, factor in whole.items() if name in names}
         super().__init__(self.factors, optimizer, rho=rho, penalty=penalty, state_dtype=state_dtype)
-        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        groups = optimizer.param_groups
+        moved = {id(p) for group in groups for p in group["params"] if p.requires_grad}
         if free := [n for n, f in whole.items() if n not in self.factors and id(f) in moved]:
             raise ValueError(f"the optimizer moves {free[0]!r}, which factors leaves out")
         self.k = k
@@ -132,15 +135,15 @@ class ATMC(Splitting):
         self._chosen_at = 0  # nonzeros when bits were chosen last
         self.set_bits(AUTO_GUESS if bits == "auto" else bits)
         self.finalized = False
-        # Scores and support of all factors, flat: one selection for all of them.
-        double = any(factor.dtype == torch.float64 for factor in whole.values())
-        size = sum(factor.numel() for factor in whole.values())
-        device = next(iter(whole.values())).device
+        # Scores and support of the factors, flat: one selection for all of them.
+        double = any(factor.dtype == torch.float64 for factor in self.factors.values())
+        size = sum(factor.numel() for factor in self.factors.values())
+        device = next(iter(self.factors.values())).device
         kind = torch.float64 if double else torch.float32
         self._flat_scores = torch.empty(size, dtype=kind, device=device)
         self._flat_support = torch.empty(size, dtype=torch.bool, device=device)
-        self._scores = _views(self._flat_scores, whole)
-        self._support = _views(self._flat_support, whole)
+        self._scores = _views(self._flat_scores, self.factors)
+        self._support = _views(self._flat_support, self.factors)
         self._threshold = 0.0  # of the last projection: the next starts from it
         self._moves = _LEAST_MOVE
         self._centroids: dict[str, Tensor] = {}  # of the last codebooks
@@ -179,11 +182,7 @@ class ATMC(Splitting):
     @torch.no_grad()
     def scores(self) -> dict[str, Tensor]:
         """Scores of the factors as they are now, by name; the next call overwrites them."""
-        scores(self.weights, self.importance, list(self._scores.values()))
-        for name, rank in self._scores.items():
-            if name not in self.factors:
-                rank.zero_()
-        return {name: self._scores[name] for name in self.factors}
+        return scores(self.weights, self.importance, self._scores)
 
     def _best(self, k: int) -> dict[str, Tensor]:
         """Masks of the ``k`` entries that rank best now, by name."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc.codec import quantize_dense
-from atmc.factorization.layers import dense_part, named_factors
+from atmc.factorization.layers import dense_part, live_factors, named_factors
 from atmc.optim.splitting import Wrapping
 from atmc.quantization.codebooks import round_levels
 
@@ -112,7 +112,7 @@ class CodebookOptimizer(Wrapping):
     ) -> None:
         self.width = width
         self.parts: dict[str, _Factor | _Dense] = {}
-        for name, factor in named_factors(model).items():
+        for name, factor in live_factors(model).items():
             flat = factor.detach().flatten()
             positions = flat.nonzero()[:, 0]
             if len(positions) == 0:

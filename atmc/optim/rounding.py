@@ -51,8 +51,11 @@ def rate_distortion(
     """
     sensitivity: dict[str, float] = {}
     for weight in weights:
-        effects = [float(score.square().sum()) for score in scores([weight], "effect")]
-        for (name, factor), total in zip(weight.factors.items(), effects, strict=True):
-            energy = float(factor.square().sum())
-            sensitivity[name] = total / energy / sum(effects) if total > 0 else 0.0
+        now = {name: factor for name, factor in weight.factors.items() if name in factors}
+        out = {name: torch.empty_like(factor) for name, factor in now.items()}
+        ranks = scores([weight], "effect", out)
+        effects = {name: float(rank.square().sum()) for name, rank in ranks.items()}
+        for name, total in effects.items():
+            energy = float(now[name].square().sum())
+            sensitivity[name] = total / energy / sum(effects.values()) if total > 0 else 0.0
     return RateDistortion.of(factors, sensitivity, rdo=rdo)

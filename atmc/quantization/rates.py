@@ -71,13 +71,13 @@ def factor_bits(size: int, nonzeros: int, bits: int, value_bits: float | None = 
     return places + book + values
 
 
-def k_for_budget(
+def nonzeros_for_budget(
     scores: Sequence[Tensor],
     bits: Sequence[int],
     available_bits: float,
     value_bits: Sequence[float] | None = None,
-) -> int:
-    """A k whose factors fit ``available_bits`` where those of k + 1 would not, estimated.
+) -> list[int]:
+    """Nonzeros of each factor at a k that fits ``available_bits`` where k + 1 would not, estimated.
 
     The k best of ``scores`` fall where they fall: tensors are charged by how many of their
     entries are among them, ties going to the earlier tensor. Three histograms of the scores, of
@@ -103,7 +103,7 @@ def k_for_budget(
     rest = [patterns[patterns > 0] for patterns in rest]
     selected = np.array([patterns.numel() for patterns in rest])
     if fits(selected):
-        return int(selected.sum())
+        return [int(n) for n in selected]
     selected[:] = 0
     for shift, width in _DIGITS:
         digits = [(patterns >> shift) & (1 << width) - 1 for patterns in rest]
@@ -128,7 +128,7 @@ def k_for_budget(
         return out
 
     over = bisect_left(range(1, sum(tied)), True, key=lambda more: not fits(filled(more)))
-    return int(selected.sum()) + over
+    return filled(over)
 
 
 def _histograms(digits: Sequence[Tensor]) -> npt.NDArray[np.int64]:
@@ -140,12 +140,13 @@ def _histograms(digits: Sequence[Tensor]) -> npt.NDArray[np.int64]:
 
 def _curve(tensor: Tensor, sensitivity: float, rdo: bool) -> Curve:
     """The curve of a tensor that has nonzeros, measured where it is asked for, once."""
-    values = tensor.detach()[tensor != 0].double()
+    values = tensor.detach()[tensor != 0]
 
     @cache
     def curve(bits: int) -> tuple[float, float]:
         book = quantized_codebook(values, 2**bits, level_bits(bits, len(values)), rdo=rdo)
-        error = float((values - book.levels.to(values)[book.codes]).square().sum())
+        gaps = values.double() - book.levels.to(values.device)[book.codes]
+        error = float(gaps.square().sum())
         rate = factor_bits(tensor.numel(), len(values), bits, code_bits(book.codes))
         return sensitivity * error, rate
 

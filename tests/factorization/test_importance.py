@@ -5,8 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.importance import place_bits, scores
-from atmc.factorization.layers import FactorizedWeight, factorize, factorized_weights, named_factors
+from atmc.factorization.importance import Importance, place_bits, scores
+from atmc.factorization.layers import (
+    FactorizedWeight,
+    factorize,
+    factorized_weights,
+    named_factors,
+    train_factors,
+)
 
 
 def brute_force(weight: FactorizedWeight) -> list[Tensor]:
@@ -45,7 +51,9 @@ def test_effect_is_the_change_of_w(layer: nn.Module, rank: int | None) -> None:
         factor.copy_(torch.randn_like(factor))
         factor[torch.rand_like(factor) < 0.3] = 0
     (weight,) = factorized_weights(model)
-    for found, expected in zip(scores([weight], "effect"), brute_force(weight), strict=True):
+    for found, expected in zip(
+        scores([weight], "effect").values(), brute_force(weight), strict=True
+    ):
         assert torch.allclose(found, expected, atol=1e-12)
 
 
@@ -54,7 +62,7 @@ def test_effect_of_a_column_that_the_deviation_cancels() -> None:
     model = factorize(nn.Linear(4, 2))
     (weight,) = factorized_weights(model)
     weight.U[0, 0] = -1  # I + U has an empty first column: the first row of V is worth nothing
-    U, V, _ = scores([weight], "effect")
+    U, V, _ = scores([weight], "effect").values()
     assert torch.count_nonzero(V[0]) == 0 and torch.count_nonzero(V[1]) == 4
     assert torch.isfinite(U).all()
 
@@ -65,17 +73,34 @@ def test_scores_follow_the_order_of_the_factors() -> None:
     weights = factorized_weights(model)
     for factor in named_factors(model).values():
         factor.copy_(torch.randn_like(factor))
+    factors = named_factors(model)
     by_magnitude = scores(weights, "magnitude")
-    for score, factor in zip(by_magnitude, named_factors(model).values(), strict=True):
-        assert torch.equal(score, factor.abs())
     by_effect = scores(weights, "effect")
-    assert [s.shape for s in by_effect] == [f.shape for f in named_factors(model).values()]
-    assert torch.equal(by_effect[5], weights[1].C.abs())
-    assert not any(score.requires_grad for score in by_magnitude + by_effect)
-    out = [torch.empty_like(score) for score in by_effect]
-    for score, expected in zip(scores(weights, "effect", out), by_effect, strict=True):
-        assert torch.equal(score, expected)
-    assert torch.equal(out[0], by_effect[0])
+    assert list(by_magnitude) == list(by_effect) == list(factors)
+    assert all(torch.equal(score, factors[name].abs()) for name, score in by_magnitude.items())
+    assert all(score.shape == factors[name].shape for name, score in by_effect.items())
+    assert torch.equal(by_effect["1.weight.C"], weights[1].C.abs())
+    assert not any(score.requires_grad for score in (*by_magnitude.values(), *by_effect.values()))
+    out = {name: torch.empty_like(by_effect[name]) for name in ("0.weight.V", "1.weight.U")}
+    written = scores(weights, "effect", out)
+    assert list(written) == list(out)
+    for name, score in out.items():
+        assert written[name] is score and torch.equal(score, by_effect[name])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Linear(3, 4)], ids=["left", "right"])
+@pytest.mark.parametrize("importance", ["magnitude", "effect", "effect-per-bit"])
+def test_scores_beside_factors_that_are_not_trained(
+    layer: nn.Module, importance: Importance
+) -> None:
+    model = factorize(copy.deepcopy(layer))
+    expected = scores(factorized_weights(model), importance)
+    trained = train_factors(model)
+    (weight,) = factorized_weights(model)
+    assert trained == [weight.carrier]
+    out = {weight.carrier: torch.empty_like(weight.factors[weight.carrier])}
+    scores([weight], importance, out)
+    assert torch.equal(out[weight.carrier], expected[weight.carrier])
 
 
 @torch.no_grad()
@@ -101,9 +126,9 @@ def test_effect_per_bit_prefers_full_rows_and_columns() -> None:
     weight.V.zero_()
     weight.V[1, :] = 1.0
     weight.V[:, 2] = 1.0
-    ranks = scores([weight], "effect-per-bit")[1]
+    ranks = scores([weight], "effect-per-bit")["weight.V"]
     assert ranks[1, 2] > ranks[1, 5] > ranks[3, 2] > 0  # where both are full, the row, the column
     # All rows and columns alike: nothing but the effect counts.
     weight.V.copy_(torch.rand(6, 8) + 0.1)
-    ratio = scores([weight], "effect-per-bit")[1] / scores([weight], "effect")[1]
+    ratio = scores([weight], "effect-per-bit")["weight.V"] / weight.V.abs()
     assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))

@@ -13,9 +13,11 @@ from atmc.factorization.layers import (
     dense_part,
     factorize,
     factorized_weights,
+    live_factors,
     named_factors,
     named_state,
     plain_weights,
+    train_factors,
 )
 from atmc.factorization.parametrization import Factorization, Layout
 
@@ -250,6 +252,61 @@ def test_defactorize_leaves_a_plain_module(
     assert torch.equal(dense.eval()(x), expected)
     assert not named_factors(model)
     assert defactorize(model) is model
+
+
+@pytest.mark.parametrize("build", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("copied", [False, True])
+def test_defactorize_a_recurrent_layer(build: type[nn.RNNBase], copied: bool) -> None:
+    layer = build(5, 4, num_layers=2, bias=not copied)
+    x = torch.randn(3, 2, 5)
+    expected = layer(x)[0]
+    model = factorize(layer)
+    model = defactorize(copy.deepcopy(model) if copied else model)
+    assert type(model) is build
+    assert torch.equal(model(x)[0], expected)
+    with torch.no_grad():
+        model.weight_hh_l1.add_(1.0)
+    assert not torch.equal(model(x)[0], expected)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Linear(4, 6), nn.Conv2d(4, 6, 3, groups=2)])
+def test_factors_that_are_not_trained_and_empty_take_no_part(layer: nn.Module) -> None:
+    dense, model = copy.deepcopy(layer), factorize(copy.deepcopy(layer))
+    (weight,) = factorized_weights(model)
+    assert train_factors(model) == [weight.carrier] == list(live_factors(model))
+    x = torch.randn(2, *((4, 5, 5) if isinstance(layer, nn.Conv2d) else (layer.in_features,)))
+    model(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    assert torch.equal(model.weight, dense.weight)
+    gradients = {name: factor.grad for name, factor in weight.factors.items()}
+    matrix = weight.parametrization.layout.to_matrix(dense.weight.grad)
+    assert torch.allclose(gradients.pop(weight.carrier), matrix)
+    assert set(gradients.values()) == {None}
+    # What is written into them counts at once.
+    state = model.state_dict()
+    for name in ("U", "V", "C"):
+        key = f"parametrizations.weight.original{'UVC'.index(name)}"
+        state[key] = torch.randn_like(state[key])
+    model.load_state_dict(state)
+    assert len(live_factors(model)) == 3
+    other = factorize(copy.deepcopy(layer))
+    other.load_state_dict(state)
+    assert torch.allclose(model.weight, other.weight)
+    with torch.no_grad():
+        for name, factor in weight.factors.items():
+            if name != weight.carrier:
+                factor.zero_()
+    assert list(live_factors(model)) == [weight.carrier]
+
+
+def test_train_factors_of_other_names_than_the_carriers() -> None:
+    model = factorize(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), rank=2)
+    names = [name for name in named_factors(model) if not name.endswith("C")]
+    assert train_factors(model, names) == names
+    trained = [name for name, factor in named_factors(model).items() if factor.requires_grad]
+    assert trained == names
+    assert len(live_factors(model)) == 6  # C of the SVD start holds what is left of W
+    assert all(p.requires_grad for p in defactorize(model).parameters())
 
 
 def test_tied_weights_stay_tied() -> None:

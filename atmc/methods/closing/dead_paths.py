@@ -11,17 +11,23 @@ only where the model's own output is the same without them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from atmc.attacks.bpda import SmoothGradients
-from atmc.factorization.layers import dense_part, factorized_weights, named_factors, plain_weights
+from atmc.factorization.layers import (
+    dense_part,
+    factorized_weights,
+    live_factors,
+    plain_weights,
+)
 from atmc.hardware import out_of_memory
 from atmc.inference import as_logits, generator_of, in_mode, noise_like, outputs, same
 
 _TRIALS = 4  # the first with positive values alone: every ReLU is on, nothing cancels
+_EXAMPLES = 4  # of noise
 
 
 def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -36,10 +42,10 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     Returns:
         Boolean tensors, of the shapes of the factors and of the trainable dense part.
     """
-    factors = named_factors(model)
+    factors = live_factors(model)
     dense = {n: t for n, t in dense_part(model).items() if isinstance(t, nn.Parameter)}
     entries: dict[str, Tensor] = {**factors, **dense}
-    support = _support(model, entries)
+    support = _support(model, factors, dense)
     nonzero = {name: entries[name].detach() != 0 for name in support}
     alive = {name: torch.zeros_like(mask) for name, mask in nonzero.items() if bool(mask.any())}
     if not alive:
@@ -47,6 +53,7 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     generator = generator_of(x)
     buffers = [getattr(module, "running_mean", None) for module in model.modules()]
     means = [buffer for buffer in buffers if isinstance(buffer, Tensor)]
+    dead = 0
     with (
         _restored([*(entries[name] for name in support), *means]),
         in_mode(model, training=False),
@@ -54,10 +61,10 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         for name in alive:
             entries[name].requires_grad_(True)
         for trial in range(_TRIALS):
-            signed = trial > 0
+            signed, before = trial > 0, dead
             _set_generic(entries, support, factors.keys(), means, signed, generator)
             with torch.enable_grad(), plain_weights(model, graph=True), SmoothGradients():
-                logits = as_logits(model(noise_like(x, generator)))
+                logits = as_logits(model(noise_like(x[:_EXAMPLES], generator)))
                 total = (logits * _generic(logits.detach(), signed, generator)).sum()
                 gradients = torch.autograd.grad(
                     total, [entries[name] for name in alive], allow_unused=True
@@ -65,7 +72,9 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
             for name, gradient in zip(alive, gradients, strict=True):
                 if gradient is not None:
                     alive[name] |= gradient != 0
-            if all(bool((alive[name] | ~nonzero[name]).all()) for name in alive):
+            dead = int(sum(torch.count_nonzero(nonzero[name] & ~alive[name]) for name in alive))
+            # Of most models the second trial says what the first has said.
+            if dead == 0 or (signed and dead == before):
                 break
     return alive
 
@@ -92,12 +101,12 @@ def _set_generic(
 
 def _generic(like: Tensor, signed: bool, generator: torch.Generator) -> Tensor:
     """Values of 0.5 to 1.5, of either sign where ``signed``."""
-    values = torch.rand(like.shape, generator=generator, device=generator.device)
+    values = torch.empty(like.shape, device=generator.device)
     if signed:
-        values.mul_(2).sub_(1)
-        values.add_(values.sign().mul_(0.5))
+        values.uniform_(-1, 1, generator=generator)
+        values.add_(values.sign(), alpha=0.5)
     else:
-        values.add_(0.5)
+        values.uniform_(0.5, 1.5, generator=generator)
     return values.to(like)
 
 
@@ -114,25 +123,26 @@ def _restored(tensors: Sequence[Tensor]) -> Iterator[None]:
                 tensor.requires_grad_(flag).copy_(value)
 
 
-def _support(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+def _support(
+    model: nn.Module, factors: Mapping[str, Tensor], dense: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Where entries are nonzero, or may become so and must not count as dead until then.
 
     Factors and the biases of their layers are nonzero where they are now. Norms may become so: a
     scale of zero is where many a residual branch starts. So may a layer that is wholly empty. Other
     factors without a nonzero are left out: they cost nothing.
     """
-    support = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in entries.items()}
+    masks = {name: factor.detach() != 0 for name, factor in factors.items()}
+    support = {name: mask for name, mask in masks.items() if bool(mask.any())}
+    filled = {name.rpartition(".")[0] for name in support}
+    everywhere = {name: torch.ones_like(value, dtype=torch.bool) for name, value in dense.items()}
     for weight in factorized_weights(model):
-        empty = not any(bool(factor.any()) for factor in weight.factors.values())
-        for name, factor in weight.factors.items():
-            if bool(factor.any()):
-                support[name] = factor.detach() != 0
-            elif not (empty and name == weight.carrier):
-                del support[name]
+        if weight.name not in filled and weight.carrier in masks:
+            support[weight.carrier] = torch.ones_like(masks[weight.carrier])
         bias = f"{weight.name.rpartition('.')[0]}.bias"
-        if bias in support:
-            support[bias] = entries[bias].detach() != 0
-    return support
+        if bias in everywhere:
+            everywhere[bias] = dense[bias].detach() != 0
+    return support | everywhere
 
 
 @torch.no_grad()
@@ -167,11 +177,11 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     drop_dead_biases(model)
     try:
         alive = alive_entries(model, x)
-        tensors = {**named_factors(model), **dense_part(model)}
+        tensors = {**live_factors(model), **dense_part(model)}
         alive = {name: mask for name, mask in alive.items() if bool((tensors[name] * ~mask).any())}
         if not alive:
             return
-        noise = noise_like(x, generator_of(x, 1))
+        noise = noise_like(x[:_EXAMPLES], generator_of(x, 1))
         before = [outputs(model, inputs) for inputs in (x, noise)]
     except Exception as error:  # a user's model may refuse noise, or change its batches
         if out_of_memory(error):

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from atmc import codec
 from atmc.artifact import to_artifact
-from atmc.factorization.layers import factorize, factorized_weights, named_factors
+from atmc.factorization.layers import factorize, factorized_weights, live_factors, named_factors
 from atmc.methods.closing.constant_units import fold_constant_units
 from atmc.methods.closing.dead_paths import drop_dead_paths
 from atmc.methods.closing.target import Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
-from atmc.models.preparation import copy_model, tensors_of
+from atmc.models.preparation import copy_model, live_tensors
 from atmc.optim.atmc import AUTO_GUESS
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
@@ -66,7 +66,7 @@ def fill_codebooks(model: nn.Module, target: Target) -> Codebooks:
     takes it gets as many levels between the two as there is room for, and the path goes on
     without it.
     """
-    factors = named_factors(model)
+    factors = live_factors(model)
     if target.bits != "auto":
         return Codebooks(dict.fromkeys(factors, int(target.bits)), {}, True)
     table = rate_distortion(factorized_weights(model), factors, rdo=target.rdo)
@@ -158,7 +158,7 @@ class Prunings:
 
         The next call changes the same copy.
         """
-        for value, now in zip(tensors_of(self._probe), tensors_of(self._model), strict=True):
+        for value, now in zip(live_tensors(self._probe), live_tensors(self._model), strict=True):
             value.copy_(now)
         put(self._probe, values)
         drop_dead_paths(self._probe, self._x)
@@ -170,7 +170,7 @@ class Prunings:
 def _rounded_bits(
     probe: nn.Module, target: Target, bits: Mapping[str, int], levels: Mapping[str, int] = _ALL
 ) -> int:
-    factors = named_factors(probe)
+    factors = live_factors(probe)
     return encoded_bits(probe, target, _rounded(factors, target, bits, levels))
 
 
@@ -196,7 +196,7 @@ def pruned_bits(model: nn.Module, target: Target, x: Tensor, values: Values) -> 
     Where b is chosen and the file is over the budget, coarser codebooks are tried.
     """
     probe = Prunings(model, x, UnitOrder.of(model, x)).of(values)
-    factors = named_factors(probe)
+    factors = live_factors(probe)
     if target.bits != "auto":
         return _rounded_bits(probe, target, dict.fromkeys(factors, int(target.bits)))
     table = rate_distortion(factorized_weights(probe), factors, rdo=target.rdo)
@@ -267,7 +267,7 @@ class ShareSearch:
         self.model, self.target, self.x = model, target, x
         self.order = UnitOrder.of(model, x)
         guess = AUTO_GUESS if target.bits == "auto" else int(target.bits)
-        self.bits = dict.fromkeys(named_factors(model), guess)
+        self.bits = dict.fromkeys(live_factors(model), guess)
         entries = sum(w.factors[w.carrier].numel() for w in factorized_weights(model))
         self.share = min(1.0, target.budget_bits / (guess + _PLACE_BITS) / entries)
 
@@ -294,7 +294,7 @@ class ShareSearch:
             start = self.share
             probe = prunings.of(values_at(self.share))
             table = rate_distortion(
-                factorized_weights(probe), named_factors(probe), rdo=self.target.rdo
+                factorized_weights(probe), live_factors(probe), rdo=self.target.rdo
             )
             bits = table.choose(DISTORTION)
             if bits == self.bits:
@@ -362,7 +362,7 @@ def close(model: nn.Module, target: Target, x: Tensor, pruned: str = "weights") 
     drop_dead_paths(model, x)
     order.sort(model)
     books = fill_codebooks(model, target)
-    put(model, books.rounded(named_factors(model), target))
+    put(model, books.rounded(live_factors(model), target))
     round_dense_part(model, target.width)
     data = fit(model, target, order.sort)
     target.outcome.bits = 8 * len(data)
@@ -372,7 +372,7 @@ def close(model: nn.Module, target: Target, x: Tensor, pruned: str = "weights") 
 def every_weight(model: nn.Module) -> bool:
     """Whether a model has as many nonzeros as it has weights."""
     weights = factorized_weights(model)
-    nonzeros = sum(int(torch.count_nonzero(f)) for w in weights for f in w.factors.values())
+    nonzeros = sum(int(torch.count_nonzero(f)) for f in live_factors(model).values())
     return nonzeros >= sum(weight.factors[weight.carrier].numel() for weight in weights)
 
 

@@ -17,8 +17,8 @@ from atmc.accounting import dense_width
 from atmc.artifact import to_artifact
 from atmc.errors import BudgetError
 from atmc.factorization.importance import scores
-from atmc.factorization.layers import factorized_weights, named_factors
-from atmc.models.preparation import tensors_of
+from atmc.factorization.layers import factorized_weights, live_factors, named_factors
+from atmc.models.preparation import live_tensors
 from atmc.projection import topk_masks
 from atmc.quantization.rates import CHOICES, FLOAT_BITS
 
@@ -198,25 +198,26 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
 
 
 def _nonzeros(model: nn.Module) -> int:
-    return sum(int(torch.count_nonzero(factor)) for factor in named_factors(model).values())
+    return sum(int(torch.count_nonzero(factor)) for factor in live_factors(model).values())
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     """Copies of all that a file stores and the order of units moves."""
-    return [value.detach().clone() for value in tensors_of(model)]
+    return [value.detach().clone() for value in live_tensors(model)]
 
 
 @torch.no_grad()
 def _put_back(model: nn.Module, tensors: list[Tensor]) -> None:
-    for value, saved in zip(tensors_of(model), tensors, strict=True):
+    for value, saved in zip(live_tensors(model), tensors, strict=True):
         value.copy_(saved)
 
 
 @torch.no_grad()
 def _keep_best(model: nn.Module, keep: int) -> None:
     """Zero all but the entries of the factors that change W the most."""
-    factors = list(named_factors(model).values())
-    ranks = scores(factorized_weights(model), "effect")
-    masks = topk_masks([r * (f != 0) for r, f in zip(ranks, factors, strict=True)], keep)
-    for factor, mask in zip(factors, masks, strict=True):
+    factors = live_factors(model)
+    ranks = {name: torch.empty_like(factor) for name, factor in factors.items()}
+    scores(factorized_weights(model), "effect", ranks)
+    masks = topk_masks([ranks[name] * (factor != 0) for name, factor in factors.items()], keep)
+    for factor, mask in zip(factors.values(), masks, strict=True):
         factor.mul_(mask)
