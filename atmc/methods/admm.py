@@ -23,6 +23,7 @@ from atmc.factorization.layers import (
     train_factors,
 )
 from atmc.methods.base import Schedule, register
+from atmc.methods.closing.effort import Effort
 from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, pruned_bits, put
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
@@ -33,7 +34,8 @@ from atmc.projection import project_columns, project_filters, project_topk
 from atmc.training.stage import Stage, adam
 
 _PRUNED = {"irregular": "weights", "column": "columns", "filter": "filters"}
-_AIMS = 5  # how often the share is chosen anew
+_MOST_AIMS = 5  # how often the share is chosen anew
+_AIMS_SHARE, _FILES = 0.05, 5  # of the time of all steps; files that an aim takes
 _DUPLICATES = 50  # of a stage
 
 
@@ -68,6 +70,7 @@ class AdmmStage(ShareStage):
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """PruningADMM around Adam, on the factors that are W."""
         self.model = model
+        self.effort = Effort.of(model, self.example, self.batch_size, self.gradients)
         steps = max(1, self.total_steps)
         carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
         train_factors(model, carriers)
@@ -87,20 +90,21 @@ class AdmmStage(ShareStage):
         """The projections of the weights."""
         return self.sets.project(self.model, share)
 
-    def aim(self) -> float:
+    def aim(self, *, final: bool = False) -> float:
         """The share, and the projections that follow from it."""
-        share = super().aim()
+        share = super().aim(final=final)
         self.optimizer.projections = self.sets.projections(self.model, share)
         return share
 
     def after_step(self, step: int) -> None:
         """Choose the share anew now and then."""
-        if step % max(1, self.total_steps // _AIMS) == 0:
+        needed = self.effort.interval(_AIMS_SHARE, _FILES)
+        if step % max(1, self.total_steps // _MOST_AIMS, min(needed, self.total_steps // 2)) == 0:
             self.aim()
 
     def finish(self, model: nn.Module) -> None:
         """The hard pruning."""
-        share = self.aim()
+        share = self.aim(final=True)
         put(model, self.values_at(share))
         if share == 1 and self.sets.ratios is not None:
             self.target.outcome.whole = "the ratios keep no more"

@@ -20,6 +20,7 @@ from atmc.factorization.layers import dense_part, factorize, train_factors
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.constant_units import fold_constant_units
 from atmc.methods.closing.dead_paths import drop_dead_paths
+from atmc.methods.closing.effort import Effort
 from atmc.methods.closing.shares import Prunings, close, every_weight, reason
 from atmc.methods.closing.target import Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
@@ -41,6 +42,8 @@ from atmc.training.stage import Stage, adam
 _AIM = 1.06
 _MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to agree on one rate
 _TRIALS, _SAME_RATE = 4, 0.02
+_FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 5, 50, 10  # in a stage
+_DUPLICATE = 0.5  # of what an aim takes
 _STATE = ("k_target", "chosen", "rate", "aims")
 _ROUNDS = 10  # of the closing loop
 
@@ -62,7 +65,8 @@ class CompressStage(Stage):
     importance: Importance = "effect-per-bit"
     prune_only = False  # W itself is pruned: U and V stay the identity, C empty; no duplicates
     shrink = 0.6  # share of the stage over which k shrinks
-    duplicate_every = 10  # steps
+    duplicate_every = 10  # steps, or more where that would take too large a share of them
+    aims_share, duplicates_share = 0.04, 0.03  # of the time of all steps
 
     def __init__(
         self, epochs: int, lr: float, target: Target, state_dtype: torch.dtype | None = None
@@ -86,13 +90,14 @@ class CompressStage(Stage):
         factors = train_factors(model)
         self.order = UnitOrder.of(model, self.example)
         self.prunings = Prunings(model, self.example, self.order)
+        self.effort = Effort.of(model, self.example, self.batch_size, self.gradients)
         self.optimizer = ATMC(
             model,
             adam(model.parameters(), self.lr),
             self.k_at,
             AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits),
             rho=rising_rho(self.total_steps),
-            duplicate_every=sys.maxsize if self.prune_only else self.duplicate_every,
+            duplicate_every=sys.maxsize if self.prune_only else self._duplicate_interval(),
             importance=self.importance,
             factors=factors,
             rdo=self.target.rdo,
@@ -165,11 +170,20 @@ class CompressStage(Stage):
             rates.append(value)
         return rates
 
+    def _duplicate_interval(self) -> int:
+        """Steps between duplicates, of which a stage has ten at least."""
+        needed = self.effort.interval(self.duplicates_share, _DUPLICATE)
+        return max(self.duplicate_every, min(needed, self.total_steps // _FEWEST_DUPLICATES))
+
+    def _aim_interval(self) -> int:
+        """Steps between aims, of which a stage has five at least and some fifty at most."""
+        fewest, most = self.total_steps // _MOST_AIMS, self.total_steps // _FEWEST_AIMS
+        needed = self.effort.interval(self.aims_share)
+        return max(1, fewest, min(max(self.duplicate_every, needed), most))
+
     def after_step(self, step: int) -> None:
         """Aim again now and then; choose b where it is ours to choose, once k has settled."""
-        # A stage of few steps aims a few times, too.
-        every = max(1, min(self.duplicate_every, self.total_steps // 5), self.total_steps // 50)
-        if step % every == 0:
+        if step % self._aim_interval() == 0:
             self._aim()
             if not self.chosen and 2 * step >= self.shrink * self.total_steps:
                 # While k still shrinks: what fewer bits save goes to entries not yet cut.

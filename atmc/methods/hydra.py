@@ -135,9 +135,9 @@ class ScoreStage(ShareStage):
         """The weights of every layer that score best."""
         return self.optimizer.shown(self._counts(share))
 
-    def aim(self) -> float:
+    def aim(self, *, final: bool = False) -> float:
         """The share, and how many weights are shown."""
-        share = super().aim()
+        share = super().aim(final=final)
         self.optimizer.show(self._counts(share))
         return share
 
@@ -147,7 +147,7 @@ class ScoreStage(ShareStage):
 
     def finish(self, model: nn.Module) -> None:
         """What scores best stays."""
-        self.aim()
+        self.aim(final=True)
 
     def measure(self) -> dict[str, int]:
         """Weights shown."""

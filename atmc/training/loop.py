@@ -163,31 +163,33 @@ class Trainer:
         with torch.random.fork_rng(), _interruptible() as stopped:
             state = self._load()
             torch.manual_seed(derive(*self.seed))
-            example = self._examples()
+            example, batch_size = self._examples()
             for index, stage in enumerate(self.stages):
                 stage.reshape(self.model)
                 if state is not None and index < state["stage"]:
                     continue
                 stage.total_steps = stage.epochs * self.steps_per_epoch
                 stage.example = example
+                stage.batch_size, stage.gradients = batch_size, self.objective.gradients
                 optimizer, step = self._start(stage, state)
                 self._run_stage(index, stage, optimizer, step, stopped)
                 with self._finite(stage, optimizer, stage.total_steps):
                     stage.finish(self.model)
                 state = None
 
-    def _examples(self) -> Tensor:
-        """A few inputs of the first batch, on the model's device."""
+    def _examples(self) -> tuple[Tensor, int]:
+        """A few inputs of the first batch, on the model's device, and how many it has."""
         x = next(iter(self.loader))[0]
         if self.objective.attacked:
             check_pixels(x, "the train loader")
+        batch_size = len(x)
         x = x[:EXAMPLES].to(self._device)
         if self._too_small(x):
             raise ValueError(
                 "the train loader gives batches of one example, on which batch norm cannot be "
                 "trained: give larger ones"
             )
-        return x
+        return x, batch_size
 
     def _start(self, stage: Stage, state: dict[str, Any] | None) -> tuple[Optimizer, int]:
         """The stage's optimizer, and its first step; both as in the checkpoint, if there is one."""

@@ -60,6 +60,14 @@ class Objective:
         """Whether there is an attack at all."""
         return self.eps > 0 and self.train_attack != "none"
 
+    @property
+    def gradients(self) -> int:
+        """Passes of a batch, forward and backward, in a step: of its attack and of its loss."""
+        training = 2 if self.clean_weight > 0 else 1
+        if not self.attacked:
+            return training
+        return training + (1 if training_attack(self.train_attack).steps is None else self.steps)
+
     def autocast(self, x: Tensor) -> torch.autocast:
         """The autocast context of the layers."""
         return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)

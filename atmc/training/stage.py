@@ -47,6 +47,8 @@ class Stage:
         # Known before start():
         self.total_steps = 0
         self.example = torch.empty(0)  # a few inputs of the loader, (n, ...)
+        self.batch_size = 1
+        self.gradients = 1  # passes of the batch, forward and backward, in a step
 
     def reshape(self, model: nn.Module) -> None:
         """Bring the model into this stage's structure (factorize it, say)."""

@@ -1,6 +1,7 @@
 """The stages: how k and b move, what the closing loop may do, what the level stage may not."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -116,9 +117,10 @@ def test_k_is_a_cubic_from_the_dense_count_to_the_target(shrink: float) -> None:
 
 
 class Short(CompressStage):
-    """Duplicates that a few steps reach."""
+    """Duplicates and aims that a few steps reach, however long they take."""
 
     duplicate_every = 2
+    aims_share = duplicates_share = math.inf
 
 
 class Recorded(Short):

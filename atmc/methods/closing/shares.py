@@ -32,6 +32,7 @@ _COARSER = [2 ** (i / 2) for i in range(7)]  # times the default distortion
 _STUCK = 4  # tensors whose next codebook may be too large before the search ends
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
+_ROUGH_TRIALS, _ROUGHLY_CLOSE = 2, 1.03  # likewise, while weights still move
 
 _PLACE_BITS = 2  # of the position of a nonzero, a guess before the first file
 
@@ -215,13 +216,14 @@ def put(model: nn.Module, values: Values) -> None:
         factors[name].copy_(value)
 
 
-def largest_share(over: Callable[[float], float], near: float) -> float:
-    """The largest share in (0, 1] that fits, to a five-hundredth of it; 0 where none does.
+def largest_share(over: Callable[[float], float], near: float, close: float = _CLOSE) -> float:
+    """The largest share in (0, 1] that fits, nearly; 0 where none does.
 
     Args:
         over: the size at a share as a multiple of what it may be; it fits where that is at most 1.
             A share that does not fit is followed by no larger one that does.
         near: where to look first.
+        close: the ratio of sizes, or of shares, from which on two count as one.
     """
     low = high = None  # (share, size) that fits, and that does not
     share = near
@@ -233,7 +235,7 @@ def largest_share(over: Callable[[float], float], near: float) -> float:
                 return 1.0
         else:
             high = share, size
-        if low is not None and (low[1] > 2 - _CLOSE or (high and high[0] < _CLOSE * low[0])):
+        if low is not None and (low[1] > 2 - close or (high and high[0] < close * low[0])):
             break
         if low is None or high is None:
             # Sizes grow about as shares do.
@@ -271,7 +273,7 @@ class ShareSearch:
         entries = sum(w.factors[w.carrier].numel() for w in factorized_weights(model))
         self.share = min(1.0, target.budget_bits / (guess + _PLACE_BITS) / entries)
 
-    def run(self, values_at: Callable[[float], Values]) -> float:
+    def run(self, values_at: Callable[[float], Values], *, final: bool = True) -> float:
         """Search again, from the last share on.
 
         The budget is overshot a little, for :func:`close` to cut. Where b is chosen, it is chosen
@@ -279,6 +281,8 @@ class ShareSearch:
 
         Args:
             values_at: what the factors hold at a share, by name.
+            final: whether nothing is trained between this search and the pruning. Another one is
+                content with a share that is near, which takes a few files instead of dozens.
         """
         prunings = Prunings(self.model, self.x, self.order)
 
@@ -287,8 +291,9 @@ class ShareSearch:
             return _rounded_bits(probe, self.target, self.bits) / (_AIM * self.target.budget_bits)
 
         start = self.share if self.share > 0 else 1.0
-        for _ in range(_TRIALS):
-            self.share = largest_share(over, start)
+        trials, near = (_TRIALS, _CLOSE) if final else (_ROUGH_TRIALS, _ROUGHLY_CLOSE)
+        for _ in range(trials):
+            self.share = largest_share(over, start, near)
             if self.target.bits != "auto" or self.share == 0:
                 break
             start = self.share
@@ -334,9 +339,13 @@ class ShareStage(Stage, ABC):
     def values_at(self, share: float) -> Values:
         """What the factors hold at a share, by name."""
 
-    def aim(self) -> float:
-        """The largest share whose file keeps the budget, with the weights as they are now."""
-        return self.search.run(self.values_at)
+    def aim(self, *, final: bool = False) -> float:
+        """The largest share whose file keeps the budget, with the weights as they are now.
+
+        Args:
+            final: whether the weights are then pruned to it; if not, the share is approximate.
+        """
+        return self.search.run(self.values_at, final=final)
 
     def state_dict(self) -> dict[str, Any]:
         """The share, and b."""
