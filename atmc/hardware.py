@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -14,6 +17,10 @@ from atmc.messages import argument
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _LARGEST = 2**30  # bytes: blocks up to this size, and as much free memory, are kept
 _LARGEST_OLD = 2**25  # the most that older versions take
+
+_DATA_SHARE = 1 / 4  # of the memory of a device, which examples may take
+_ASSUMED_MEMORY = 2**32  # bytes, on systems that do not tell
+_CONTAINER_LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
 
 
 @functools.cache
@@ -40,6 +47,27 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def room_for_data(device: torch.device) -> int:
+    """The bytes that examples may take of a device's memory, which a model needs too: a quarter.
+
+    It is a quarter of what is free on a GPU now, and of all memory of the machine, or of the
+    container.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _host_memory()
+    return int(_DATA_SHARE * free)
+
+
+def _host_memory() -> int:
+    """Bytes of memory that the processes of the machine, or of the container, have together."""
+    sizes = [_ASSUMED_MEMORY]
+    if hasattr(os, "sysconf"):
+        sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+            sizes.append(int(Path(file).read_text()))
+    return min(sizes)
 
 
 @functools.cache

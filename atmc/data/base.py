@@ -95,7 +95,8 @@ class Examples(ABC):
             shuffle: whether each pass has a new order, drawn from torch's global CPU generator
                 when the pass starts. All batches have the same size then: the remainder is dropped.
             indexed: whether each batch ends with the numbers of its examples, int64 of shape (n,).
-            augment: whether the examples are augmented, anew in each pass.
+            augment: whether the examples are augmented, anew in each pass, by random numbers of the
+                global generator of the device.
             device: of the batches; None for that of the examples.
 
         Raises:

@@ -6,13 +6,14 @@ import os
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from atmc.data.images import ImageFiles, center_square, class_names
 from atmc.data.pixels import Augmentation
 from atmc.data.registry import Parts, register
 from atmc.data.streamed import Streamed
 from atmc.errors import DataError
-
-_MOST_BYTES = 2**30
+from atmc.hardware import room_for_data
 
 
 @register("imagefolder:DIR")
@@ -25,9 +26,10 @@ def load_image_folder(path: Path, image_size: int | None) -> Parts:
     has no folder. Classes are numbered by the order of their names.
 
     With an image size the shorter side of each image is scaled to it and the middle square cut out;
-    without one all must have the same size. Where all images as bytes fit into 1 GiB they stay in
-    memory once they are read, and are read again in every pass otherwise. Training moves each image
-    by up to an eighth of its side, and mirrors.
+    without one all must have the same size. Where all images as bytes fit into a quarter of the
+    memory, each is decoded once and they stay there, and on the GPU where they fit into a quarter
+    of what is free on it. Otherwise they are read again in every pass; the batches are the same.
+    Training moves each image by up to an eighth of its side, and mirrors.
     """
     classes, parts = _parts(path)
     size = transform = None
@@ -36,7 +38,8 @@ def load_image_folder(path: Path, image_size: int | None) -> Parts:
     else:
         width = height = image_size
         transform = partial(center_square, shorter=image_size, side=image_size)
-    cache = 3 * width * height * sum(map(len, parts.values())) <= _MOST_BYTES
+    size_in_bytes = 3 * width * height * sum(map(len, parts.values()))
+    cache = size_in_bytes <= room_for_data(torch.device("cpu"))
     augmentation = Augmentation(padding=min(width, height) // 8, flip=True)
 
     def examples(part: str, augmentation: Augmentation | None = None) -> Streamed:

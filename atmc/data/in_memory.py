@@ -10,13 +10,20 @@ from torch import Tensor
 
 from atmc.data.base import Examples, Plan
 from atmc.data.pixels import Augmentation, as_float, check_images
+from atmc.hardware import room_for_data
 
 
 class NumberedBatches(ABC):
     """Passes over examples 0 to `count` - 1, which a subclass reads.
 
     A set smaller than the batch size is one batch.
+
+    Attributes:
+        device: of the batches.
+        home: the device of the examples before they are in a batch.
     """
+
+    home = torch.device("cpu")
 
     def __init__(self, count: int, plan: Plan, augmentation: Augmentation | None) -> None:
         if plan.batch_size < 1:
@@ -33,19 +40,32 @@ class NumberedBatches(ABC):
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         # drawn here, not in the generator below, whose body only runs at the first next()
         order = torch.randperm(self.count) if self.shuffle else torch.arange(self.count)
-        parts = torch.split(order.to(self.device), self.batch_size)[: len(self)]
-        return self._pass(parts, self._read(parts))
+        at_home, parts = (
+            torch.split(order.to(device), self.batch_size)[: len(self)]
+            for device in (self.home, self.device)
+        )
+        return self._pass(parts, self._read(at_home))
 
     def _pass(
         self, parts: Sequence[Tensor], pairs: Iterable[tuple[Tensor, Tensor]]
     ) -> Iterator[tuple[Tensor, ...]]:
-        for index, (x, y) in zip(parts, pairs, strict=True):
+        for index, pair in zip(parts, pairs, strict=True):
+            x, y = map(self._moved, pair)
             batch = as_float(x if self.augmentation is None else self.augmentation(x)), y
             yield (*batch, index) if self.indexed else batch
 
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device of the batches; a copy to a GPU is not waited for."""
+        if self.device.type != "cuda" or tensor.device.type != "cpu":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
     @abstractmethod
     def _read(self, parts: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
-        """The images and labels of each part; draws random numbers when it is called, or never."""
+        """The images and labels of each part, numbers on the device `home`.
+
+        It takes no numbers from the global generators, so that they are the same for all kinds.
+        """
 
 
 class Batches(NumberedBatches):
@@ -60,6 +80,7 @@ class Batches(NumberedBatches):
         y: labels, of shape (N, ...), on the same device.
         batch_size, shuffle, indexed: as there.
         augmentation: applied to each batch.
+        device: of the batches; None for that of x. Elsewhere they are copied one by one.
 
     Raises:
         ValueError: there is no example, x and y differ in length, or `batch_size` is below 1.
@@ -73,13 +94,15 @@ class Batches(NumberedBatches):
         shuffle: bool = False,
         indexed: bool = False,
         augmentation: Augmentation | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         if len(x) != len(y):
             raise ValueError(f"{len(x)} examples but {len(y)} labels: give as many of each")
         if len(x) == 0:
             raise ValueError("no examples to make batches of")
-        super().__init__(len(x), Plan(batch_size, shuffle, indexed, True, x.device), augmentation)
-        self.x, self.y = x, y
+        device = x.device if device is None else device
+        super().__init__(len(x), Plan(batch_size, shuffle, indexed, True, device), augmentation)
+        self.x, self.y, self.home = x, y, x.device
 
     def _read(self, parts: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         if self.shuffle:
@@ -114,12 +137,10 @@ class InMemory(Examples):
         check_images(self.x, self.y, classes, where)
 
     def _batches(self, plan: Plan) -> Batches:
-        device = self.x.device if plan.device is None else plan.device
-        return Batches(
-            self.x.to(device),  # all at once: a copy a step would wait for the attack before it
-            self.y.to(device),
-            plan.batch_size,
-            plan.shuffle,
-            plan.indexed,
-            self.augmentation if plan.augment else None,
-        )
+        device = self.x.device if plan.device is None else torch.device(plan.device)
+        x, y = self.x, self.y
+        if x.device.type == device.type or x.nbytes <= room_for_data(device):
+            # All at once: a copy a step would take the host's time, and memory that is pinned.
+            x, y = x.to(device), y.to(device)
+        augmentation = self.augmentation if plan.augment else None
+        return Batches(x, y, plan.batch_size, plan.shuffle, plan.indexed, augmentation, device)

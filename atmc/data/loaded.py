@@ -98,6 +98,29 @@ def refuse_iterator(loader: object, what: str) -> None:
         raise ValueError(f"{what} is gone after one pass: give a DataLoader, or a list of batches")
 
 
+class Repeated:
+    """The batches of a loader, `steps` in a pass; the loader's passes follow one another."""
+
+    def __init__(self, loader: Iterable[Any], steps: int) -> None:
+        self.loader, self.steps = loader, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._pass(iter(self.loader))  # now: a loader may draw its order here
+
+    def _pass(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for step in range(self.steps):
+            batch = next(batches, None)
+            if batch is None and step > 0:
+                batches = iter(self.loader)
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
 class Checked:
     """The batches of a loader as :func:`as_batch` reads them, each checked as it comes.
 
@@ -106,8 +129,7 @@ class Checked:
         what: its name, for messages.
         pixels: whether inputs must be in [0, 1]; else floating point ones must be finite.
         indexed: whether a batch must have the indices of its examples.
-        steps: batches in a pass, instead of the loader's length; the loader's passes then follow
-            one another.
+        steps: batches in a pass, as :class:`Repeated` has them; None for the loader's length.
 
     Attributes:
         classes: labels must be below it; None where that is not known.
@@ -148,18 +170,11 @@ class Checked:
             ) from None
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return self._pass(iter(self.loader))  # now: a loader may draw its order here
+        loader = self.loader if self.steps is None else Repeated(self.loader, self.steps)
+        return self._pass(iter(loader))  # now: see there
 
     def _pass(self, batches: Iterator[Any]) -> Iterator[tuple[Tensor, ...]]:
-        count = 0
-        while count != self.steps:
-            batch = next(batches, None)
-            if batch is None and self.steps is not None and count > 0:
-                batches = iter(self.loader)
-                batch = next(batches, None)
-            if batch is None:
-                return
-            count += 1
+        for count, batch in enumerate(batches, 1):
             where = self.what if count == 1 else f"{self.what}, in batch {count},"
             yield self._checked(batch, where)
 

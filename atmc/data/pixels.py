@@ -13,8 +13,8 @@ from atmc.errors import DataError
 class Augmentation:
     """Move each image by a few pixels, black coming in at the border, and mirror every other one.
 
-    Random numbers come from torch's global CPU generator, whatever the device of the batch, so
-    that a seed always gives the same batch.
+    Random numbers come from torch's global generator of the device of the batch, which therefore
+    does not wait for the host.
 
     Attributes:
         padding: the largest move along either side, in pixels.
@@ -28,10 +28,10 @@ class Augmentation:
         """Augment a batch of shape (N, C, H, W) and any type; the result is a new tensor."""
         count, height, width = len(x), x.shape[2], x.shape[3]
         if self.flip:
-            mirrored = (torch.rand(count) < 0.5).to(x.device)
+            mirrored = torch.rand(count, device=x.device) < 0.5
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         if self.padding:
-            top, left = torch.randint(2 * self.padding + 1, (2, count)).to(x.device)
+            top, left = torch.randint(2 * self.padding + 1, (2, count), device=x.device)
             padded = F.pad(x, (self.padding,) * 4)
             # Every window of the padded batch as a view; one of them is copied for each example.
             windows = padded.unfold(2, height, 1).unfold(3, width, 1)

@@ -1,12 +1,15 @@
 """Examples that are read from files, or computed by code of the user, when a batch needs them.
 
-A pass is shuffled by one draw from torch's global CPU generator, as examples in memory are. A
-second draw seeds whatever is random in the examples themselves: each has its own seed, derived from
-that draw, so that it is the same for any number of worker processes.
+A pass is shuffled by one draw from torch's global CPU generator, as examples in memory are.
+Whatever is random in the examples themselves has a seed for each of them, derived from the state of
+that generator, so that it is the same for any number of worker processes.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
+import multiprocessing
 import operator
 import os
 import random
@@ -17,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -33,7 +36,7 @@ from atmc.errors import DataError, one_line
 _MOST_WORKERS = 8
 _PROBED, _CHECKED_AT_A_TIME = 256, 64
 _FEW = 256  # examples, which are read before worker processes would have started
-_TASK = 64  # calls of a thread at a time: what waits for a thread takes memory
+_TASK = 64  # calls at a time of a process, or of a thread
 
 _Item = tuple[Tensor, int]
 
@@ -58,8 +61,8 @@ class Streamed(Examples):
         varied: a source of the same examples that gives each anew in every pass of training, by
             random crops for instance; None for none.
         augmentation: applied to whole batches besides.
-        cache: whether all examples are read once, when batches are first asked for, into memory;
-            nothing in `source` may be random then.
+        cache: whether all examples are read once, when batches are first asked for, into memory
+            (:class:`InMemory`); nothing in `source` may be random then.
         trusted: whether one example is checked for all of them; otherwise every one is, and the
             first 256 before training.
 
@@ -120,11 +123,11 @@ class Streamed(Examples):
 
     @cached_property
     def _in_memory(self) -> InMemory:
-        """All examples, read by threads: reading files lets other threads run."""
+        """All examples, read into place by as many processes as may be."""
         checked = _CheckedSource(self.source, self.num_classes, shape=self.shape)
         dtype = checked.read(int(self._numbers[0]))[0].dtype
-        x = torch.empty((len(self), *self.shape), dtype=dtype)
-        y = torch.empty(len(self), dtype=torch.int64)
+        x = _shared((len(self), *self.shape), dtype)
+        y = _shared((len(self),), torch.int64)
 
         def fill(position: int) -> None:
             x[position], y[position] = checked.read(int(self._numbers[position]))
@@ -143,7 +146,11 @@ class _Batches(NumberedBatches):
         self.source = examples.source if varied is None else varied
 
     def _read(self, parts: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
-        return self._load(parts, int(torch.randint(2**62, ())) if self.shuffle else 0)
+        if not self.shuffle:
+            return self._load(parts, 0)
+        generator = torch.Generator()
+        generator.set_state(torch.get_rng_state())  # a copy, from which it may draw
+        return self._load(parts, int(torch.randint(2**62, (), generator=generator)))
 
     def _load(self, parts: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         if not parts:
@@ -152,19 +159,15 @@ class _Batches(NumberedBatches):
         workers = _workers(sum(map(len, parts)))
         loader = DataLoader(
             _CheckedSource(self.source, examples.num_classes, seed, examples.shape),
-            batch_sampler=[examples._numbers[part.cpu()].tolist() for part in parts],
-            num_workers=workers,
-            # Explicit, because a run that is itself a spawned process would spawn.
-            multiprocessing_context="fork" if workers else None,
+            batch_sampler=[examples._numbers[part].tolist() for part in parts],
             collate_fn=_collate,
-            worker_init_fn=_ignore_ctrl_c,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # so that it draws nothing from the global one
+            **_processes(workers),
         )
         for batch in loader:
             if isinstance(batch, DataError):
                 raise batch
-            x, y = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            x, y = batch
             yield x, y
 
 
@@ -256,9 +259,9 @@ def _workers(count: int) -> int:
     """The number of processes that read `count` examples.
 
     They are forked, because a source of the user need not be picklable; so there are none on
-    systems where a fork is not safe.
+    systems where a fork is not safe, nor below a process that may have none (of a pool, say).
     """
-    if count <= _FEW or sys.platform != "linux":
+    if count <= _FEW or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 0
     return min(_MOST_WORKERS, _cores())
 
@@ -270,17 +273,57 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def _processes(workers: int) -> dict[str, Any]:
+    """The arguments of a `DataLoader` with that many processes."""
+    return {
+        "num_workers": workers,
+        # Explicit, because a run that is itself a spawned process would spawn.
+        "multiprocessing_context": "fork" if workers else None,
+        "worker_init_fn": _ignore_ctrl_c,
+        "generator": torch.Generator(),  # so that it draws nothing from the global one
+    }
+
+
+def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros that forked processes share; /dev/shm, small in containers, is not used."""
+    count = math.prod(shape)
+    memory = mmap.mmap(-1, max(1, count) * dtype.itemsize)  # which cannot be empty
+    return torch.frombuffer(memory, dtype=dtype)[:count].view(shape)
+
+
 def for_each(function: Callable[[int], object], count: int) -> None:
-    """Call `function` with 0 to `count` - 1, in any order, by as many threads as cores.
+    """Call `function` with 0 to `count` - 1, in any order, by several processes.
+
+    There are threads instead where there are few calls, or processes cannot be forked. Small
+    pictures keep Python busy, which one thread at a time can be.
+
+    Args:
+        function: writes to files, or to memory that forked processes share.
+        count: the number of calls.
 
     Raises:
-        Exception: the first that a call raises, in order; calls that have not begun are left out.
+        DataError: the first that a call raises, in order; calls that have not begun are left out.
     """
+    starts = range(0, count, _TASK)
 
-    def call(start: int) -> None:
-        for index in range(start, min(start + _TASK, count)):
-            function(index)
+    def call(start: Any) -> DataError | None:
+        try:
+            for index in range(start, min(start + _TASK, count)):
+                function(index)
+        except DataError as error:  # raised here, it would be a whole traceback there
+            return error
+        return None
 
-    with ThreadPoolExecutor(_cores()) as pool:
-        for _ in pool.map(call, range(0, count, _TASK)):
-            pass
+    def refuse(results: Iterable[DataError | None]) -> None:
+        if error := next(filter(None, results), None):
+            raise error
+
+    if workers := _workers(count):
+        tasks = cast("TorchDataset[int]", starts)
+        refuse(DataLoader(tasks, batch_size=None, collate_fn=call, **_processes(workers)))
+        return
+    pool = ThreadPoolExecutor(_cores())
+    try:
+        refuse(pool.map(call, starts))
+    finally:
+        pool.shutdown(cancel_futures=True)

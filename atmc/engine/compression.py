@@ -258,7 +258,7 @@ def _run(
 
     place.claim(data.record(settings), inputs.facts)
     with place.events() as events:
-        job.on_epoch = _watch(data.val(), settings.attack.eps, on_epoch, events)
+        job.on_epoch = _watch(data.val(device), settings.attack.eps, on_epoch, events)
         train_seconds = _dense_phase(job, place)
         dense = copy_model(job.model).cpu()
         artifact = job.compress()
@@ -267,7 +267,7 @@ def _run(
     started = time.monotonic()
     decoded = from_artifact(decode(artifact, plain), plain)
     decoded = decoded.to(memory_format=job.memory_format)
-    accuracies = _test(decoded, data.test(settings), chosen, settings, device)
+    accuracies = _test(decoded, data.test(settings, device), chosen, settings, device)
     seconds = {
         "train": train_seconds,
         "compress": job.seconds["compress"],

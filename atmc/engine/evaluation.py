@@ -116,7 +116,8 @@ def evaluate(
         else:
             chosen.append(resolve(each))
     decoded = decoded.to(where)
-    batches = dataset.test.first(examples).batches(evaluation_batch(dataset.input_shape))
+    test = dataset.test.first(examples)
+    batches = test.batches(evaluation_batch(dataset.input_shape), device=where)
     measured = accuracy.evaluate(decoded, batches, chosen, seed=seed)
     if grid:
         rung = resolve("pgd") if radius > 0 else resolve("pgd", eps=1.0, step_size=None)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from atmc import data
 from atmc.data import Dataset, Loaded, Loader
-from atmc.data.loaded import AnyLoader, Checked
+from atmc.data.loaded import AnyLoader, Checked, Repeated
 from atmc.engine.settings import Settings
 from atmc.errors import ModelError, RunError, SettingsError
 from atmc.evaluation.accuracy import evaluation_batch
@@ -80,7 +80,7 @@ class _DatasetData:
 
     def prepare(self, model: nn.Module, what: str) -> None:
         """Convert a model to float32 and let lazy layers take their shapes, in place."""
-        prepare_model(model, self.dataset.test.batches(1), what, f"data set {self.name!r}")
+        prepare_model(model, self.dataset.test.first(1).batches(1), what, f"data set {self.name!r}")
 
     def check(self, model: nn.Module, what: str) -> None:
         """Refuse a model that cannot classify the data, and invalid examples."""
@@ -101,17 +101,17 @@ class _DatasetData:
             device=device,
         )
         steps = settings.data.steps_per_epoch
-        return batches if steps is None else Checked(batches, self.name, pixels=False, steps=steps)
+        return batches if steps is None else Repeated(batches, steps)
 
-    def val(self) -> Loader | None:
+    def val(self, device: torch.device) -> Loader | None:
         """The batches to evaluate on after each epoch; None for no evaluation."""
         part = self.dataset.val.first(_VALIDATION_EXAMPLES)
-        return part.batches(evaluation_batch(self.input_shape))
+        return part.batches(evaluation_batch(self.input_shape), device=device)
 
-    def test(self, settings: Settings) -> Loader | None:
+    def test(self, settings: Settings, device: torch.device) -> Loader | None:
         """The batches to evaluate the file on; None for no evaluation."""
         part = self.dataset.test.first(settings.evaluation.eval_examples)
-        return part.batches(evaluation_batch(self.input_shape))
+        return part.batches(evaluation_batch(self.input_shape), device=device)
 
 
 class _LoaderData:
@@ -175,10 +175,10 @@ class _LoaderData:
     def train(self, settings: Settings, device: torch.device) -> Loader:
         return self._train
 
-    def val(self) -> Loader | None:
+    def val(self, device: torch.device) -> Loader | None:
         return self._parts.get("validation")
 
-    def test(self, settings: Settings) -> Loader | None:
+    def test(self, settings: Settings, device: torch.device) -> Loader | None:
         return self._parts.get("test")
 
 

@@ -7,8 +7,11 @@ import torch
 from data_builders import write_idx, write_mnist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from atmc import data, models
+from atmc.data import in_memory
 
 
 def assert_sound(dataset):
@@ -212,3 +215,69 @@ def test_batches_say_which_examples_they_hold(shuffle):
         assert torch.equal(part, x[index]) and torch.equal(labels, y[index])
         seen += index.tolist()
     assert sorted(seen) == sorted(set(seen)) and len(seen) == (8 if shuffle else 10)
+
+
+class Devices(TorchDispatchMode):
+    """Notes the devices of all results of torch's operations inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.seen |= {t.device.type for t in tree_leaves(result) if isinstance(t, torch.Tensor)}
+        return result
+
+
+def on_meta(examples):
+    """A pass of augmented batches on another device, which refuses to tell values to the host."""
+    batches = examples.batches(4, shuffle=True, indexed=True, augment=True, device="meta")
+    with Devices() as devices:
+        order = iter(batches)
+    assert "cpu" in devices.seen  # the order, drawn once
+    with Devices() as devices:
+        passed = list(order)
+    for x, y, index in passed:
+        assert {x.device.type, y.device.type, index.device.type} == {"meta"}
+        assert (x.shape, x.dtype) == ((4, 3, 6, 6), torch.float32)
+        assert (y.dtype, index.dtype) == (torch.int64, torch.int64)
+    assert len(passed) == 3
+    return devices.seen
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_on_a_device_no_batch_goes_through_the_host(dtype, monkeypatch):
+    x, y = torch.zeros(13, 3, 6, 6, dtype=dtype), torch.zeros(13, dtype=torch.int64)
+    examples = data.InMemory(x, y, data.Augmentation(2, flip=True))
+    assert on_meta(examples) == {"meta"}
+    monkeypatch.setattr(in_memory, "room_for_data", lambda device: x.nbytes)
+    assert on_meta(examples) == {"meta"}
+    # More than there is room for is copied batch by batch.
+    monkeypatch.setattr(in_memory, "room_for_data", lambda device: x.nbytes - 1)
+    assert on_meta(examples) == {"cpu", "meta"}
+    (plain, *_), *_ = examples.batches(13)  # where it is, there is no question
+    assert torch.equal(plain, x.float())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fits", [True, False])
+def test_batches_on_a_gpu(fits, monkeypatch):
+    monkeypatch.setattr(in_memory, "room_for_data", lambda device: 2**30 if fits else 0)
+    x = torch.randint(0, 256, (130, 3, 8, 8), dtype=torch.uint8)
+    examples = data.InMemory(x, torch.arange(130), data.Augmentation(2, flip=True))
+
+    def passed(device, augment):
+        torch.manual_seed(3)
+        return list(examples.batches(16, shuffle=True, augment=augment, device=device))
+
+    for ours, theirs in zip(passed("cuda", False), passed("cpu", False), strict=True):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
+    for ours, theirs in zip(passed("cuda", True), passed("cuda", True), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    batches = iter(examples.batches(16, shuffle=True, augment=True, device="cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(batches)) == 8
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -8,8 +8,8 @@ import torch
 from data_builders import write_images
 from PIL import Image
 
-from atmc import data
-from atmc.data import Augmentation, image_folder
+from atmc import data, hardware
+from atmc.data import Augmentation, streamed
 from atmc.data.images import center_square
 
 
@@ -95,13 +95,17 @@ def test_class_folders_alone_are_split_the_same_way_every_time(tmp_path):
 def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch):
     write_images(tmp_path, {"a": 20, "b": 20})
     cached = load(tmp_path)
-    monkeypatch.setattr(image_folder, "_MOST_BYTES", 1000)
+    # of all parts together, 3 * 12 * 12 bytes an image
+    memory = 4 * 40 * 3 * 12 * 12
+    monkeypatch.setattr(hardware, "_host_memory", lambda: memory)
+    assert load(tmp_path).train.cache
+    monkeypatch.setattr(hardware, "_host_memory", lambda: memory - 4)
     read = load(tmp_path)
     assert cached.train.cache and not read.train.cache
 
     def batches(part):
         torch.manual_seed(0)
-        return list(part.batches(8, shuffle=True, indexed=True))
+        return list(part.batches(8, shuffle=True, indexed=True, augment=True))
 
     for ours, theirs in zip(batches(cached.train), batches(read.train), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -139,6 +143,51 @@ def test_the_middle_of_a_picture(size):
     assert np.abs(profile - expected).max() <= 255 / longer
 
 
+MODES = ("RGB", "L", "LA", "RGBA", "P", "1", "CMYK")
+
+
+def write_odd_images(folder, count):
+    """Images of all modes and many sizes, as many of each class; their paths in order."""
+    rng = np.random.default_rng(count)
+    paths = []
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            mode = MODES[number % len(MODES)]
+            width, height = (int(side) for side in rng.integers(5, 40, 2))
+            pixels = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+            image = Image.fromarray(pixels).convert("RGB" if mode == "P" else mode)
+            image = image.quantize(16) if mode == "P" else image
+            path = folder / name / f"{number:03}.{'jpg' if mode in ('RGB', 'CMYK') else 'png'}"
+            image.save(path, **({"transparency": 3} if mode == "P" else {}))
+            paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_pixels_however_images_are_read(tmp_path, monkeypatch, workers):
+    """In memory by threads or processes, streamed by processes, and one by one."""
+    written = write_odd_images(tmp_path / "train", 40)
+    tests = write_odd_images(tmp_path / "test", 15)
+    monkeypatch.setattr(streamed, "_workers", lambda count: workers)
+    cached = load(tmp_path, image_size=11)
+    monkeypatch.setattr(hardware, "_DATA_SHARE", 0)
+    read = load(tmp_path, image_size=11)
+    assert cached.train.cache and not read.train.cache
+
+    def alone(path):
+        with Image.open(path) as image:
+            pixels = np.array(center_square(image.convert("RGB"), 11, 11))
+        return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+    assert torch.equal(cached.x_test, torch.stack(list(map(alone, tests))))
+    ours = torch.cat([cached.x_train, cached.x_val]).flatten(1)
+    theirs = torch.stack(list(map(alone, written))).flatten(1)
+    assert torch.equal(ours.unique(dim=0), theirs.unique(dim=0)) and len(ours) == len(theirs) == 80
+    for name in ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"):
+        assert torch.equal(getattr(cached, name), getattr(read, name))
+
+
 def test_grey_images_become_colour(tmp_path):
     written = write_images(tmp_path / "train", {"a": 10, "b": 10}, mode="L")
     write_images(tmp_path / "test", {"a": 1, "b": 1})
@@ -149,7 +198,9 @@ def test_grey_images_become_colour(tmp_path):
     assert float(x[:, 1].double().sum() * 255) == pytest.approx(total)
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_no_image_is_named(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(streamed, "_workers", lambda count: workers)
     write_images(tmp_path / "train", {"a": 10, "b": 10})
     write_images(tmp_path / "test", {"a": 2, "b": 2})
     bad = tmp_path / "test" / "b" / "001.png"

@@ -1,6 +1,10 @@
 """Streamed examples: the same ones, whoever reads them."""
 
+import multiprocessing
+import os
 import random
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +39,7 @@ class Noise:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize(("workers", "cache"), [(0, False), (2, False), (0, True)])
+@pytest.mark.parametrize(("workers", "cache"), [(0, False), (2, False), (0, True), (2, True)])
 def test_the_same_batches_as_from_memory(monkeypatch, dtype, shuffle, augment, workers, cache):
     monkeypatch.setattr(streamed, "_workers", lambda count: workers)
     x, y = tensors(dtype=dtype)
@@ -101,6 +105,9 @@ def test_what_is_random_in_an_example_follows_the_seed_alone(monkeypatch):
 
     (first, state), (again, state_again) = passed(3, 0), passed(3, 2)
     assert torch.equal(first, again) and torch.equal(state, state_again)
+    torch.manual_seed(3)
+    torch.randperm(12)  # the order, which is all that is drawn, as it is of examples in memory
+    assert torch.equal(state, torch.get_rng_state())
     assert not torch.equal(first, passed(4, 0)[0])
     # In order, as for an evaluation, there is one version of each, whatever the seed.
     assert torch.equal(passed(3, 0, False)[0], passed(4, 2, False)[0])
@@ -198,17 +205,48 @@ def test_what_cannot_be():
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 300])
-def test_every_call_is_made_once(count):
-    called = []
-    streamed.for_each(called.append, count)
-    assert sorted(called) == list(range(count))
-    assert streamed._cores() >= 1
+def test_every_call_is_made_once(workers, count):
+    calls = streamed._shared((count,), torch.int64)
+    who = streamed._shared((count,), torch.int64)
+
+    def note(index):
+        calls[index] += 1
+        who[index] = os.getpid()
+
+    streamed.for_each(note, count)
+    assert calls.tolist() == [1] * count
+    assert (os.getpid() in who.tolist()) == (count > 0 and workers == 0)
 
 
-def test_the_first_error_is_raised():
+def test_the_first_error_is_raised(workers):
+    late = streamed._shared((1,), torch.int64)
+
     def fail(index):
         if index >= 70:
-            raise ValueError(index)
+            raise DataError(f"number {index}")
+        late[0] += index >= 5000
 
-    with pytest.raises(ValueError, match=r"^70$"):
-        streamed.for_each(fail, 1000)
+    with pytest.raises(DataError, match=r"^number 70$"):
+        streamed.for_each(fail, 10_000)
+    assert late.item() == 0
+
+
+def test_few_examples_are_read_without_processes(monkeypatch):
+    assert streamed._workers(streamed._FEW) == 0
+    assert streamed._cores() >= 1
+    if sys.platform == "linux":
+        assert streamed._workers(10**6) == min(streamed._cores(), streamed._MOST_WORKERS)
+    # of a pool: it may not have processes below it
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(daemon=True))
+    assert streamed._workers(10**6) == 0
+
+
+def test_several_fill_one_tensor(workers):
+    """Of the size of the examples, which is all that there is of them."""
+    x, y = tensors(count=1000)
+    examples = Streamed(TensorDataset(x, y), 3, cache=True)
+    (batch, labels), *_ = examples.batches(len(x))
+    assert torch.equal(batch, x / 255) and torch.equal(labels, y)
+    ours = examples._in_memory.x
+    assert ours.dtype == torch.uint8 and ours.untyped_storage().nbytes() == x.nbytes
+    assert ours.data_ptr() == examples.batches(4).x.data_ptr()

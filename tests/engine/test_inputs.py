@@ -515,6 +515,22 @@ def test_numbers_of_a_data_set_may_be_of_numpy(tmp_path: Path) -> None:
     assert json.loads(json.dumps(facts)) == facts == {"dataset": [96, 20, 40, 4, 1, 8, 8]}
 
 
+@pytest.mark.parametrize("steps", [None, 7])
+def test_all_batches_of_a_data_set_are_on_the_device_of_the_run(steps: int | None) -> None:
+    """Here one that tells no values, so that none of training is waited for."""
+    device = torch.device("meta")
+    data = Inputs.of(None, atmc.data.load("digits")).data
+    assert data is not None
+    chosen = data.complete(Settings.of({"steps_per_epoch": steps, "eval_examples": 40}))
+    train, val, test = data.train(chosen, device), data.val(device), data.test(chosen, device)
+    assert val is not None and test is not None
+    assert len(train) == (steps or 1100 // chosen.data.batch_size)
+    for batches, count in ((train, len(train)), (val, 1), (test, 1)):
+        passed = list(batches)
+        assert len(passed) == count
+        assert {tensor.device for batch in passed for tensor in batch} == {device}
+
+
 def test_names_of_objects() -> None:
     assert Inputs().names == {}
     for model, name in ((Net, "Net"), (Net(), "Net"), (mine, "mine")):

@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from atmc import data, models
-from atmc.data import Dataset, image_folder, streamed
+from atmc import data, hardware, models
+from atmc.data import Dataset, streamed
 from atmc.engine import folder_lock
 from atmc.engine.compression import EpochFigures
 from atmc.engine.folder import new_folder, read_settings
@@ -490,7 +490,7 @@ def test_augmented_and_streamed_runs_resume_to_the_same_bytes(
     """Wherever the images are read, in whatever process, and however the run was cut."""
     run(settings(**pictures), tmp_path / "whole")
     expected = (tmp_path / "whole" / "model.atmc").read_bytes()
-    monkeypatch.setattr(image_folder, "_MOST_BYTES", 0)
+    monkeypatch.setattr(hardware, "_DATA_SHARE", 0)
     monkeypatch.setattr(streamed, "_workers", lambda count: int(count > 20))
     with pytest.raises(StopError):
         run(settings(**pictures), tmp_path / "cut", on_epoch=stop_at("compress", 0))
