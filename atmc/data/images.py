@@ -102,8 +102,8 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self._open(index, lambda opened: opened.convert("RGB"))
-        pixels = np.array(image if self.transform is None else self.transform(image))
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), int(self.labels[index])
+        pixels = np.asarray(image if self.transform is None else self.transform(image))
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self.labels[index])
 
     def check(self) -> None:
         """Read the header of every file, to refuse what is no image or has another size."""
