@@ -25,7 +25,7 @@ import atmc
 from atmc.hardware import keep_freed
 from atmc.optim.atmc import ATMC
 from atmc.training.objective import Objective
-from atmc.training.stage import adam
+from atmc.training.optimization import adam
 
 WEIGHTS = (10**5, 10**6, 10**7, 5 * 10**7)
 BATCHES = (32, 128, 512)

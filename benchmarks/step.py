@@ -28,7 +28,7 @@ from atmc.optim.splitting import Splitting
 from atmc.projection import project_topk
 from atmc.training.inner_attack import CHECK_EVERY, InnerAttack
 from atmc.training.objective import Objective
-from atmc.training.stage import adam
+from atmc.training.optimization import adam
 
 BATCH, STEPS, EPS = 256, 16, 76 / 255
 K = 4305  # 1 % of the weights

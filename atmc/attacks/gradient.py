@@ -24,7 +24,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from atmc.attacks.freezing import frozen
 from atmc.attacks.losses import ExampleLoss, Loss, example_loss
 from atmc.attacks.registry import default_step_size, register, register_training
 from atmc.inference import as_logits
+
+_NEAR = 1e-3  # deviation of the starts of an ascent on the divergence (Zhang et al., ICML 2019)
 
 
 def _forward(model: nn.Module, x: Tensor, precision: torch.dtype | None) -> Tensor:
@@ -81,10 +83,25 @@ def _check(eps: float, steps: int = 1, restarts: int = 1) -> None:
         raise ValueError(f"steps is {steps} and restarts is {restarts}: both must be at least 1")
 
 
+@torch.no_grad()
+def _target(
+    model: nn.Module, x: Tensor, y: Tensor, loss: str, precision: torch.dtype | None
+) -> Tensor:
+    """What outputs are compared with: labels, for "kl" the log-probabilities at ``x``."""
+    return _forward(model, x, precision).log_softmax(1) if loss == "kl" else y
+
+
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform in [-1, 1), of the shape of ``x``."""
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return 2 * noise - 1
+
+
+def _start(x: Tensor, eps: float, loss: str, generator: torch.Generator | None) -> Tensor:
+    """A random offset to start from; not 0 for "kl", which has no gradient there."""
+    if loss != "kl":
+        return _noise(x, generator) * eps
+    return _NEAR * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 @register(
@@ -118,7 +135,7 @@ def pgd(
     restarts: int = 1,
     random_start: bool = True,
     start: Tensor | None = None,
-    loss: Loss = "ce",
+    loss: Loss | Literal["kl"] = "ce",
     stop_when_fooled: bool = False,
     generator: torch.Generator | None = None,
     precision: torch.dtype | None = None,
@@ -136,7 +153,9 @@ def pgd(
         restarts: runs from different random points; each example keeps its worst.
         random_start: start from a uniform point of the ball instead of ``x``.
         start: where every restart starts instead.
-        loss: "ce" (cross entropy), "margin" (Carlini-Wagner) or "dlr" (Croce-Hein).
+        loss: "ce" (cross entropy), "margin" (Carlini-Wagner) or "dlr" (Croce-Hein); or "kl", the
+            divergence from the prediction at ``x``, of which ``y`` is no part (TRADES, Zhang et
+            al., ICML 2019). A random start of it is near ``x``: normal, with a deviation of 0.001.
         stop_when_fooled: an example that is misclassified takes no further step and leaves the
             batch. For evaluation: cheaper, and what was broken on the way stays broken.
 
@@ -159,19 +178,20 @@ def pgd(
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     worst = worst_score = None
     with frozen(model, fast, bpda):
+        target = _target(model, x, y, loss, precision)
         for _ in range(restarts):
             adv = x.detach()
             if start is not None:
                 adv = torch.clamp(start, low, high)
             elif random_start:
-                adv = torch.clamp(x + _noise(x, generator) * eps, low, high)
-            adv = _ascend(gradient_of, adv, y, (low, high), steps, step, stop_when_fooled)
+                adv = torch.clamp(x + _start(x, eps, loss, generator), low, high)
+            adv = _ascend(gradient_of, adv, y, target, (low, high), steps, step, stop_when_fooled)
             if restarts == 1:
                 return adv
             with torch.no_grad():
                 logits = _forward(model, adv, precision)
                 # Fooled counts above any loss: 1 where fooled, below 1 elsewhere.
-                score = torch.sigmoid(ascended(logits, y)) * 0.5 + (logits.argmax(1) != y)
+                score = torch.sigmoid(ascended(logits, target)) * 0.5 + (logits.argmax(1) != y)
             if worst is None or worst_score is None:
                 worst, worst_score = adv, score
             else:
@@ -185,6 +205,7 @@ def _ascend(
     gradient_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     adv: Tensor,
     y: Tensor,
+    target: Tensor,
     box: tuple[Tensor, Tensor],
     steps: int,
     step_size: float,
@@ -195,11 +216,11 @@ def _ascend(
     reached = adv.clone() if stop_when_fooled else adv
     left = torch.arange(len(y), device=y.device)
     for _ in range(steps):
-        gradient, logits = gradient_of(adv, y)
+        gradient, logits = gradient_of(adv, target)
         if stop_when_fooled and not bool((stands := logits.argmax(1) == y).all()):
             reached[left] = adv
-            left, adv, y, low, high, gradient = (
-                value[stands] for value in (left, adv, y, low, high, gradient)
+            left, adv, y, target, low, high, gradient = (
+                value[stands] for value in (left, adv, y, target, low, high, gradient)
             )
             if len(left) == 0:
                 return reached
@@ -210,9 +231,14 @@ def _ascend(
     return reached
 
 
-register_training("pgd", steps=7)(pgd)
+register_training("pgd", steps=7, takes_loss=True)(pgd)
 register_training(
-    "atta", steps=1, step_size=lambda eps, steps: eps / 2, watched=True, remembers=True
+    "atta",
+    steps=1,
+    step_size=lambda eps, steps: eps / 2,
+    watched=True,
+    remembers=True,
+    takes_loss=True,
 )(pgd)
 _until_fooled = partial(pgd, stop_when_fooled=True)
 register("pgd", numbered=True)(_until_fooled)
@@ -220,7 +246,7 @@ register("margin", numbered=True, settings=partial(replace, loss="margin"))(_unt
 register("bpda", numbered=True)(partial(_until_fooled, bpda=True))
 
 
-@register_training("n-fgsm", watched=True)
+@register_training("n-fgsm", watched=True, takes_loss=True)
 def n_fgsm(
     model: nn.Module,
     x: Tensor,
@@ -228,6 +254,7 @@ def n_fgsm(
     eps: float,
     *,
     noise: float = 2.0,
+    loss: Literal["ce", "kl"] = "ce",
     generator: torch.Generator | None = None,
     precision: torch.dtype | None = None,
     fast: bool = True,
@@ -241,6 +268,7 @@ def n_fgsm(
 
     Args:
         noise: half the width of the noise, in units of ε.
+        loss: "ce", or "kl" as of :func:`pgd`.
 
     Returns:
         The attacked inputs, in [0, 1].
@@ -253,7 +281,8 @@ def n_fgsm(
         raise ValueError(f"noise is {noise}: give a number of at least 0")
     start = x + _noise(x, generator) * (noise * eps)
     with frozen(model, fast, bpda):
-        gradient, _ = _gradient(model, example_loss("ce"), precision, compiled, start, y)
+        target = _target(model, x, y, loss, precision)
+        gradient, _ = _gradient(model, example_loss(loss), precision, compiled, start, target)
     return (start + eps * gradient.sign()).clamp(0, 1)
 
 

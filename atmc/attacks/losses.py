@@ -1,4 +1,4 @@
-"""What an attack ascends: cross-entropy, the margin, and the DLR loss."""
+"""What an attack ascends: cross-entropy, the margin, the DLR loss, and the divergence of TRADES."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Literal["ce", "margin", "dlr"]
-ExampleLoss = Callable[[Tensor, Tensor], Tensor]  # of logits (n, classes) and labels (n,): (n,)
+# Of logits (n, classes) and labels (n,), for "kl" log-probabilities (n, classes): (n,).
+ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -47,13 +48,23 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def example_loss(name: Loss) -> ExampleLoss:
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Per example, KL(p || q): from the distribution p of a target to q, that of logits: (n,).
+
+    Args:
+        logits: (n, classes).
+        target: log-probabilities (n, classes).
+    """
+    return F.kl_div(logits.log_softmax(1), target, reduction="none", log_target=True).sum(1)
+
+
+def example_loss(name: Loss | Literal["kl"]) -> ExampleLoss:
     """The loss of that name, of each example.
 
     Raises:
         ValueError: no such loss.
     """
-    losses = {"ce": _cross_entropy, "margin": margin_loss, "dlr": dlr_loss}
+    losses = {"ce": _cross_entropy, "margin": margin_loss, "dlr": dlr_loss, "kl": divergence}
     if name not in losses:
         raise ValueError(f"unknown attack loss {name!r}: use 'ce', 'margin' or 'dlr'")
     return losses[name]

@@ -123,6 +123,7 @@ class TrainingAttack:
         step_size: the default, by ε and the number of steps.
         watched: whether training on it may collapse, so that PGD has to check it.
         remembers: whether ``run`` takes a ``start`` too: where it last left each example.
+        takes_loss: whether ``run`` takes ``loss="kl"``, for TRADES.
     """
 
     name: str
@@ -131,6 +132,7 @@ class TrainingAttack:
     step_size: Callable[[float, int], float] = lambda eps, steps: 2 * eps / steps
     watched: bool = False
     remembers: bool = False
+    takes_loss: bool = False
 
 
 _evaluated: dict[str, EvaluatedAttack] = {}

@@ -31,6 +31,7 @@ from atmc.models.preparation import copy_model
 from atmc.models.sources import channels_last
 from atmc.training.loop import Progress, Trainer
 from atmc.training.objective import Objective, default_steps
+from atmc.training.optimization import Optimization
 from atmc.training.stage import EXAMPLES, Stage
 
 _LARGE = 0.05  # of the budget, in one tensor of the dense part
@@ -54,7 +55,8 @@ class Job:
 
     Raises:
         BudgetError: the budget is below the smallest possible file; with that size.
-        ValueError: a model without parameters to train, or ratios for a method that takes none.
+        ValueError: a model without parameters to train, ratios for a method that takes none, or a
+            loss that its attack or ``clean_weight`` does not go with.
     """
 
     model: nn.Module
@@ -81,6 +83,7 @@ class Job:
         self.target = self._target(file.budget_bits)
         if file.ratios is not None and not self.recipe.layerwise:
             raise ValueError(f"{file.method} does not prune layer by layer: leave out ratios")
+        self._objective(None)  # refuses losses that do not go together
         self._warn_of_large_tensors()
 
     def _target(self, budget_bits: int | None) -> Target:
@@ -186,6 +189,7 @@ class Job:
             steps=steps,
             step_size=attack.step_size,
             clean_weight=training.clean_weight,
+            trades_beta=training.trades_beta if training.loss == "trades" else None,
             teacher=teacher,
             distill=training.distill if teacher is not None else 0.0,
             precision=training.autocast,
@@ -194,7 +198,14 @@ class Job:
             compiled=attack.compiled,
         )
 
-    def _train(self, phase: str, index: int, stages: list[Stage], objective: Objective) -> None:
+    def _train(
+        self,
+        phase: str,
+        index: int,
+        stages: list[Stage],
+        objective: Objective,
+        optimization: Optimization,
+    ) -> None:
         if self.settings.training.fast:
             keep_freed()
         trainer = Trainer(
@@ -202,6 +213,7 @@ class Job:
             self.loader,
             stages,
             objective,
+            optimization=optimization,
             seed=(self.settings.run.seed, index),
             checkpoint=None if self.checkpoints is None else self.checkpoints / f"{phase}.pt",
             on_step=self.on_step,
@@ -216,16 +228,19 @@ class Job:
         start = self.settings.start
         assert start.dense_epochs is not None
         rate = self.settings.training.lr if start.dense_lr is None else start.dense_lr
-        stage = DenseStage(
-            start.dense_epochs, rate, start.warmup, start.dense_optimizer, start.dense_schedule
+        optimization = Optimization(
+            start.dense_optimizer, start.dense_schedule, start.dense_weight_decay, start.dense_ema
         )
-        self._train("dense", 0, [stage], self._objective(None))
+        stage = DenseStage(start.dense_epochs, rate, start.warmup)
+        self._train("dense", 0, [stage], self._objective(None), optimization)
 
     def compress(self) -> bytes:
         """The method's stages from the dense start, and the artifact."""
         teacher = copy_model(self.model) if self.settings.training.distill > 0 else None
         stages = list(self.recipe.stages(self.target, self.schedule))
-        self._train("compress", 1, stages, self._objective(teacher))
+        t = self.settings.training
+        optimization = Optimization("adam", t.schedule, t.weight_decay, t.ema)
+        self._train("compress", 1, stages, self._objective(teacher), optimization)
         return fit(self.model, self.target)
 
     def report(self) -> dict[str, Any]:

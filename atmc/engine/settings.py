@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from atmc.attacks.registry import training_attack, training_names
 from atmc.errors import SettingsError
 from atmc.hardware import fast_bfloat16
 from atmc.messages import argument
-from atmc.methods.dense import DenseOptimizer, RateSchedule
 from atmc.models.initialize import INITIALIZATIONS
 from atmc.models.sources import is_python_path
 from atmc.parsing import nearest, parse_bits, parse_bits_per_value, parse_eps, parse_ratios
 from atmc.training.objective import default_steps
+from atmc.training.optimization import OptimizerName, RateSchedule
 
 
 def _number(value: object) -> object:
@@ -51,6 +51,8 @@ Positive = Annotated[Integer, Field(ge=1)]
 Count = Annotated[Integer, Field(ge=0)]
 Rate = Annotated[Real, Field(gt=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]
+Weight = Annotated[Real, Field(ge=0)]
+Decay = Annotated[Real, Field(ge=0, lt=1)]
 
 
 def _setting(default: Any, metavar: str, description: str) -> Any:
@@ -111,11 +113,19 @@ class StartSettings(_Group):
     dense_lr: Rate | None = _setting(
         None, "RATE", "Peak learning rate of the dense start; by default lr."
     )
-    dense_optimizer: DenseOptimizer = _setting(
+    dense_optimizer: OptimizerName = _setting(
         "adam", "adam|sgd", "Optimizer of the dense start; sgd has a momentum of 0.9."
     )
     dense_schedule: RateSchedule = _setting(
-        "one-cycle", "one-cycle|constant|cosine", "Learning rate schedule of the dense start."
+        "one-cycle",
+        "|".join(get_args(RateSchedule)),
+        "Learning rate schedule of the dense start; piecewise drops to a tenth at 1/2 and 3/4.",
+    )
+    dense_weight_decay: Weight = _setting(
+        0.0, "L", "Weight decay of the dense start: decoupled (AdamW), or that of sgd."
+    )
+    dense_ema: Decay = _setting(
+        0.0, "D", "Decay of the averaged weights that the dense start ends with; 0 for none."
     )
     warmup: Share = _setting(0.4, "SHARE", "Share of the dense start over which eps rises.")
 
@@ -160,7 +170,31 @@ class TrainingSettings(_Group):
         None, "N", "Epochs that train levels alone; by default the data set's."
     )
     lr: Rate = _setting(2e-3, "RATE", "Peak learning rate.")
-    clean_weight: Share = _setting(0.0, "SHARE", "Share of the loss on the clean batch, 0 to 1.")
+    schedule: RateSchedule = _setting(
+        "one-cycle",
+        "|".join(get_args(RateSchedule)),
+        "Learning rate schedule of the stages after the dense start.",
+    )
+    weight_decay: Weight = _setting(
+        0.0, "L", "Decoupled weight decay of the stages after the dense start, levels excepted."
+    )
+    ema: Decay = _setting(
+        0.0,
+        "D",
+        "Decay of the weights averaged in stages that prune nothing any more (masked, levels); "
+        "0 for none.",
+    )
+    loss: Literal["cross-entropy", "trades"] = _setting(
+        "cross-entropy",
+        "cross-entropy|trades",
+        "Loss, of the dense start too: on attacked inputs, or that of TRADES (Zhang et al., 2019).",
+    )
+    trades_beta: Weight = _setting(
+        6.0, "B", "Weight of the divergence under attack in the loss trades."
+    )
+    clean_weight: Share = _setting(
+        0.0, "SHARE", "Share of the loss on the clean batch, 0 to 1; not with trades."
+    )
     distill: Share = _setting(
         0.5, "SHARE", "Share of the loss on the dense model's predictions, 0 to 1."
     )

@@ -54,6 +54,7 @@ _OF_START = (
     *("dataset", "data_root", "download", "image_size", "augment", "model", "seed"),
     *("init", "batch_size", "warmup"),
     *("dense_epochs", "dense_lr", "dense_optimizer", "dense_schedule"),
+    *("dense_weight_decay", "dense_ema"),
 )
 # Fixed values of the settings that a dense start does not depend on, so that sweeps can share it.
 _COMPRESSION_OFF = {
@@ -63,6 +64,9 @@ _COMPRESSION_OFF = {
     "ratios": None,
     "epochs": 1,
     "level_epochs": 0,
+    "schedule": "one-cycle",
+    "weight_decay": 0.0,
+    "ema": 0.0,
     "distill": 0.0,
     "rdo": False,
 }

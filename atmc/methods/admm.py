@@ -31,7 +31,7 @@ from atmc.methods.magnitude import MaskedStage
 from atmc.optim.pruning import PruningADMM
 from atmc.optim.splitting import rising_rho
 from atmc.projection import project_columns, project_filters, project_topk
-from atmc.training.stage import Stage, adam
+from atmc.training.stage import Stage
 
 _PRUNED = {"irregular": "weights", "column": "columns", "filter": "filters"}
 _MOST_AIMS = 5  # how often the share is chosen anew
@@ -76,7 +76,7 @@ class AdmmStage(ShareStage):
         train_factors(model, carriers)
         self.optimizer = PruningADMM(
             carriers,
-            adam(model.parameters(), self.lr),
+            self.optimization.build(model, self.lr),
             self.sets.projections(model, 1.0),
             rho=rising_rho(steps),
             duplicate_every=max(1, steps // _DUPLICATES),

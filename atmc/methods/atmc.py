@@ -29,13 +29,8 @@ from atmc.optim.atmc import ATMC, AUTO_GUESS, cubic
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rounded
 from atmc.optim.splitting import rising_rho
-from atmc.quantization.rates import (
-    FLOAT_BITS,
-    code_bits,
-    factor_bits,
-    nonzeros_for_budget,
-)
-from atmc.training.stage import Stage, adam
+from atmc.quantization.rates import FLOAT_BITS, code_bits, factor_bits, nonzeros_for_budget
+from atmc.training.stage import Stage
 
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
@@ -93,7 +88,7 @@ class CompressStage(Stage):
         self.effort = Effort.of(model, self.example, self.batch_size, self.gradients)
         self.optimizer = ATMC(
             model,
-            adam(model.parameters(), self.lr),
+            self.optimization.build(model, self.lr),
             self.k_at,
             AUTO_GUESS if self.target.bits == "auto" else int(self.target.bits),
             rho=rising_rho(self.total_steps),

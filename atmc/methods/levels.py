@@ -11,18 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from atmc.factorization.layers import factorize, live_factors, train_factors
+from atmc.factorization.layers import dense_part, factorize, live_factors, train_factors
 from atmc.methods.closing.target import UNBOUNDED, Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
 from atmc.optim.codebooks import CodebookOptimizer, round_dense_part
 from atmc.quantization.rates import FLOAT_BITS, level_bits
+from atmc.training.optimization import Average
 from atmc.training.stage import Stage
 
 _FINER = (1, 2, 4)  # bits that a level may have more than it was trained at, where there is room
 
 
 class LevelStage(Stage):
-    """Positions and codes fixed: levels, biases and norms alone are trained."""
+    """Positions and codes fixed: levels, biases and norms alone are trained.
+
+    Levels have no weight decay: there are few, each fitted to the many entries that share it.
+    """
 
     name = "levels"
 
@@ -47,6 +51,12 @@ class LevelStage(Stage):
             level_bits=dict(bits),
         )
         return self.optimizer
+
+    def new_average(self, model: nn.Module) -> Average:
+        """Of the masters, which are rounded as after any step, and of the running statistics."""
+        masters = [part.master for part in self.optimizer.parts.values()]
+        statistics = [t for t in dense_part(model).values() if not isinstance(t, nn.Parameter)]
+        return Average([*masters, *statistics], self.optimization.ema, self.optimizer.write)
 
     def finish(self, model: nn.Module) -> None:
         """Round the norms' statistics; the file must still fit."""

@@ -25,7 +25,7 @@ from atmc.methods.base import Schedule, register
 from atmc.methods.closing.shares import ShareSearch, ShareStage, Values, close, pruned_bits, put
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
-from atmc.training.stage import Stage, adam
+from atmc.training.stage import Stage
 
 _CUTS = 10  # how often ranks are lowered on the way to the target
 _SHRINK = 0.6  # share of the stage over which they are
@@ -144,7 +144,7 @@ class LowRankStage(ShareStage):
         train_factors(model, [n for n in named_factors(model) if not n.endswith(".C")])
         self.search = ShareSearch(model, self.target, self.example)
         self.aim()
-        self.optimizer = adam(model.parameters(), self.lr)
+        self.optimizer = self.optimization.build(model, self.lr)
         return self.optimizer
 
     def _decompose(self) -> None:

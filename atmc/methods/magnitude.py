@@ -15,13 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.layers import factorize, factorized_weights, named_factors, train_factors
+from atmc.factorization.layers import (
+    dense_part,
+    factorize,
+    factorized_weights,
+    named_factors,
+    train_factors,
+)
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.shares import ShareSearch, Values, close, put
 from atmc.methods.closing.target import Target
 from atmc.methods.levels import LevelStage
 from atmc.projection import project_topk
-from atmc.training.stage import Stage, adam
+from atmc.training.optimization import Average
+from atmc.training.stage import Stage
 
 Pruning = Callable[[nn.Module, Target, Tensor], None]
 
@@ -44,7 +51,7 @@ class MaskedStage(Stage):
 
     Args:
         epochs: length.
-        lr: peak rate of Adam.
+        lr: peak rate.
         target: the budget.
         prune: zeroes entries, once, before the first step; None where an earlier stage has.
         close: whether the file is closed at the end, or left to a later stage.
@@ -75,14 +82,19 @@ class MaskedStage(Stage):
         factorize(model)
 
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Prune; Adam on everything."""
+        """Prune; the optimizer on everything."""
         self.model = model
         if self.prune is not None:
             self.prune(model, self.target, self.example)
         factors = named_factors(model)
         self.factors = {name: factors[name] for name in train_factors(model)}
         self.masks = {name: factor.detach() != 0 for name, factor in self.factors.items()}
-        return adam(model.parameters(), self.lr)
+        return super().start(model)
+
+    def new_average(self, model: nn.Module) -> Average:
+        """Of factors and dense part: the zeros of one step are those of all."""
+        tensors = [*self.factors.values(), *dense_part(model).values()]
+        return Average(tensors, self.optimization.ema)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

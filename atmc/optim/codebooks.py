@@ -132,10 +132,11 @@ class CodebookOptimizer(Wrapping):
         self._make = make
         self._tensors: dict[str, Tensor] = {**named_factors(model), **dense_part(model)}
         super().__init__(make([part.master for part in self.parts.values()]))
-        self._write()
+        self.write()
 
     @torch.no_grad()
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the masters, rounded to what a file can hold, into the model's tensors."""
         dense = []
         for part in self.parts.values():
             if isinstance(part, _Dense):
@@ -163,7 +164,7 @@ class CodebookOptimizer(Wrapping):
         for part in self.parts.values():
             part.master.grad = None if part.tensor.grad is None else part.gradient()
         self.inner.step()
-        self._write()
+        self.write()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the model's tensors."""
@@ -207,4 +208,4 @@ class CodebookOptimizer(Wrapping):
         self.parts = parts
         self._wrap(self._make([part.master for part in parts.values()]))
         super().load_state_dict(state_dict)
-        self._write()
+        self.write()

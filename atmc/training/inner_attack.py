@@ -166,7 +166,7 @@ class InnerAttack:
         eps, steps, step_size = objective.eps * scale, objective.steps, objective.step_size
         if kind is not self.kind and self.kind.steps is not None:  # they are of the cheap attack
             steps, step_size = max(steps, default_steps(kind.name)), None
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {} if objective.trades_beta is None else {"loss": "kl"}
         if kind.steps is not None:
             length = kind.step_size(objective.eps, steps) if step_size is None else step_size
             settings |= {"steps": steps, "step_size": length * scale}

@@ -33,6 +33,7 @@ from atmc.messages import argument, warn
 from atmc.models.preparation import copy_model
 from atmc.training.inner_attack import InnerAttack
 from atmc.training.objective import Objective
+from atmc.training.optimization import Optimization
 from atmc.training.stage import EXAMPLES, Stage
 
 Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
@@ -107,6 +108,7 @@ class Trainer:
             example; one pass is an epoch.
         stages: run in order.
         objective: the loss and its attack.
+        optimization: how the stages descend; None for Adam on one cycle, and nothing else.
         seed: of all randomness.
         checkpoint: file to write checkpoints to and to resume from; None for neither.
         every_seconds: time between checkpoints.
@@ -121,6 +123,7 @@ class Trainer:
         stages: Sequence[Stage],
         objective: Objective,
         *,
+        optimization: Optimization | None = None,
         seed: tuple[int, ...] = (0,),
         checkpoint: Path | None = None,
         every_seconds: float = 60.0,
@@ -132,6 +135,7 @@ class Trainer:
         self.stages = list(stages)
         self.objective = objective
         self.attack = InnerAttack(objective)
+        self.optimization = optimization or Optimization()
         self.seed = seed
         self.checkpoint = checkpoint
         self.every_seconds = every_seconds
@@ -171,9 +175,13 @@ class Trainer:
                 stage.total_steps = stage.epochs * self.steps_per_epoch
                 stage.example = example
                 stage.batch_size, stage.gradients = batch_size, self.objective.gradients
+                stage.optimization = self.optimization
                 optimizer, step = self._start(stage, state)
                 self._run_stage(index, stage, optimizer, step, stopped)
                 with self._finite(stage, optimizer, stage.total_steps):
+                    if stage.average is not None:
+                        stage.average.apply()
+                        stage.average = None
                     stage.finish(self.model)
                 state = None
 
@@ -194,7 +202,9 @@ class Trainer:
     def _start(self, stage: Stage, state: dict[str, Any] | None) -> tuple[Optimizer, int]:
         """The stage's optimizer, and its first step; both as in the checkpoint, if there is one."""
         if state is None:
-            return stage.start(self.model), 0
+            optimizer = stage.start(self.model)
+            self._start_average(stage)
+            return optimizer, 0
         with self._fits():
             self.model.load_state_dict(state["model"])
         optimizer = stage.start(self.model)
@@ -203,9 +213,15 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             stage.load_state_dict(state["extra"])
+            self._start_average(stage)
+            if stage.average is not None:
+                stage.average.load_state_dict(state["average"])
             self.attack.load_state_dict(state["guard"])
             self.seconds = dict(state["seconds"])
             return optimizer, state["step"]
+
+    def _start_average(self, stage: Stage) -> None:
+        stage.average = stage.new_average(self.model) if self.optimization.ema > 0 else None
 
     def _run_stage(
         self, index: int, stage: Stage, optimizer: Optimizer, step: int, stopped: Callable[[], bool]
@@ -232,6 +248,8 @@ class Trainer:
                     optimizer.step()
                     step += 1
                     stage.after_step(step)
+                    if stage.average is not None:
+                        stage.average.update()
                 with _saved_before_errors(save):
                     if self.on_step is not None:
                         robust = (logits.argmax(1) == y).float().mean().item()
@@ -245,7 +263,7 @@ class Trainer:
             if step % self.steps_per_epoch:
                 raise TrainingError("the train loader gave fewer batches than its length")
             if self.on_epoch is not None:
-                with _saved_before_errors(save):
+                with _saved_before_errors(save), stage.averaged():
                     self.on_epoch(self.model, stage, epoch)
                     if stopped():
                         raise KeyboardInterrupt
@@ -354,6 +372,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "extra": stage.state_dict(),
+            "average": None if stage.average is None else stage.average.state_dict(),
             "guard": self.attack.state_dict(),
             "seconds": self.seconds,
         }

@@ -1,4 +1,4 @@
-"""What training minimizes: the loss on attacked inputs."""
+"""What training minimizes: the loss on attacked inputs, or that of TRADES."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from atmc.attacks.channels_last import ChannelsLastGradients
 from atmc.attacks.freezing import frozen
+from atmc.attacks.losses import divergence
 from atmc.attacks.registry import training_attack
 from atmc.inference import as_logits
+from atmc.messages import argument
 
 _PGD_STEPS = 7
 
@@ -24,13 +26,18 @@ def default_steps(train_attack: str) -> int:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimized: the loss on attacked inputs.
+    """What is minimized: the loss on attacked inputs, or that of TRADES.
+
+    TRADES (Zhang et al., ICML 2019, equation 5) is the loss on the clean batch and, β times, the
+    divergence KL(p(x) || p(x')) to the prediction on the attacked one, which the attack ascends:
+    in eval mode, from a prediction on x that stays. Gradients reach both predictions.
 
     Args:
         eps: the ℓ∞ radius at the end of a warm-up; 0 trains without an attack.
         steps: of PGD, or of a visit of ATTA.
         step_size: length of a step at full ε; None for 2 ε / steps, of ATTA ε / 2.
-        clean_weight: share of the loss on the clean batch, 0 to 1.
+        clean_weight: share of the loss on the clean batch, 0 to 1; not with TRADES.
+        trades_beta: β of TRADES; None for the loss on attacked inputs.
         teacher: a robust model whose predictions on the clean batch are a second target.
         distill: share of the loss on those predictions, 0 to 1.
         precision: autocast type of the layers, or None for float32.
@@ -41,12 +48,17 @@ class Objective:
             noise, both watched for collapse; "none": clean inputs, whatever ε is.
         bpda: let the attack's gradients past ReLUs that are off and losers of a max-pool.
         compiled: compile the attack's passes.
+
+    Raises:
+        ValueError: TRADES with a ``clean_weight``, or with an attack that ascends cross-entropy
+            alone.
     """
 
     eps: float
     steps: int = _PGD_STEPS
     step_size: float | None = None
     clean_weight: float = 0.0
+    trades_beta: float | None = None
     teacher: nn.Module | None = None
     distill: float = 0.0
     precision: torch.dtype | None = None
@@ -54,6 +66,21 @@ class Objective:
     train_attack: str = "pgd"
     bpda: bool = False
     compiled: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what TRADES does not go with."""
+        if self.trades_beta is None or not self.attacked:
+            return
+        if self.clean_weight > 0:
+            raise ValueError(
+                f"{argument('clean_weight')} {self.clean_weight} does not apply to TRADES, whose "
+                f"loss is on the clean batch: leave it out, and set {argument('trades_beta')}"
+            )
+        if not training_attack(self.train_attack).takes_loss:
+            raise ValueError(
+                f"the attack {self.train_attack} does not ascend the divergence of TRADES: train "
+                f"on pgd, or with {argument('loss', 'cross-entropy')}"
+            )
 
     @property
     def attacked(self) -> bool:
@@ -82,12 +109,18 @@ class Objective:
         if self.teacher is not None and self.distill > 0:
             with torch.no_grad(), frozen(self.teacher), self.autocast(x):
                 target = as_logits(self.teacher(x)).float().log_softmax(1)
+        trades = self.trades_beta is not None and self.attacked
         layout = ChannelsLastGradients() if self.fast else contextlib.nullcontext()
         with layout, self.autocast(x):
             logits = as_logits(model(adv)).float()
-            clean = as_logits(model(x)).float() if self.clean_weight > 0 else None
+            both = trades or self.clean_weight > 0
+            clean = as_logits(model(x)).float() if both else logits
+        if trades:
+            assert self.trades_beta is not None
+            robust = divergence(logits, clean.log_softmax(1)).mean()
+            return self._batch_loss(clean, y, target) + self.trades_beta * robust, logits
         loss = self._batch_loss(logits, y, target)
-        if clean is not None:
+        if both:
             clean_loss = self._batch_loss(clean, y, target)
             loss = (1 - self.clean_weight) * loss + self.clean_weight * clean_loss
         return loss, logits

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from atmc.training.optimization import Average, Optimization
+
 EXAMPLES = 8  # inputs that a stage sees before it starts
-
-
-def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """Adam, in one pass over memory where torch supports it."""
-    moved = list(parameters)
-    return torch.optim.Adam(moved, lr, fused=all(_fusable(p) for p in moved))
-
-
-def _fusable(p: Tensor) -> bool:
-    if not p.is_floating_point() or p.device.type not in ("cpu", "cuda"):
-        return False
-    # The one pass would also write between the entries of a view with gaps.
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(p.dim())
-    return p.is_contiguous() or (last is not None and p.is_contiguous(memory_format=last))
 
 
 class Stage:
@@ -49,23 +36,36 @@ class Stage:
         self.example = torch.empty(0)  # a few inputs of the loader, (n, ...)
         self.batch_size = 1
         self.gradients = 1  # passes of the batch, forward and backward, in a step
+        self.optimization = Optimization()
+        # From start() to finish(), of stages that take one:
+        self.average: Average | None = None
 
     def reshape(self, model: nn.Module) -> None:
         """Bring the model into this stage's structure (factorize it, say)."""
 
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of this stage."""
-        return adam(model.parameters(), self.lr)
+        return self.optimization.build(model, self.lr)
+
+    def new_average(self, model: nn.Module) -> Average | None:
+        """The average of the weights, from now on; None for a stage that takes none.
+
+        A stage that changes which entries are nonzero takes none: an average has the nonzeros of
+        all its steps.
+        """
+        return None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model holds the averaged weights, where the stage takes an average."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def eps_scale(self, progress: float) -> float:
         """ε over its full value: a linear warm-up over the first ``warmup`` of the stage."""
         return min(1.0, progress / self.warmup) if self.warmup > 0 else 1.0
 
     def lr_scale(self, progress: float) -> float:
-        """The rate over its peak: one cycle, up over the first fifth, down as a cosine."""
-        if progress < 0.2:
-            return 0.1 + 0.9 * progress / 0.2
-        return 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8)) * 0.99 + 0.01
+        """The rate over its peak."""
+        return self.optimization.lr_scale(progress)
 
     def penalty(self) -> Tensor | None:
         """A term that the optimizer adds to the loss."""

@@ -28,7 +28,8 @@ from atmc.training import loop as training
 from atmc.training.inner_attack import InnerAttack
 from atmc.training.loop import Loader, Trainer, derive
 from atmc.training.objective import Objective
-from atmc.training.stage import Stage, adam
+from atmc.training.optimization import Average, Optimization, adam
+from atmc.training.stage import Stage
 
 STEPS = 4  # batches of an epoch
 
