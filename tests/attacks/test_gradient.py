@@ -1,6 +1,8 @@
 import itertools
 import math
 import shutil
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +42,8 @@ ATTACKS = {
     "pgd": lambda model, x, y: pgd(model, x, y, 0.1, 5),
     "pgd restarts": lambda model, x, y: pgd(model, x, y, 0.1, 3, restarts=3),
     "pgd dlr": lambda model, x, y: pgd(model, x, y, 0.1, 5, loss="dlr", step_size=0.05),
+    "pgd kl": lambda model, x, y: pgd(model, x, y, 0.1, 5, loss="kl", step_size=0.05),
+    "n-fgsm kl": lambda model, x, y: n_fgsm(model, x, y, 0.1, loss="kl"),
     "pgd margin": lambda model, x, y: pgd(model, x, y, 0.1, 5, loss="margin", step_size=1.0),
     "wrm": lambda model, x, y: wrm(model, x, y, steps=5),
 }
@@ -59,7 +63,7 @@ def test_within_the_ball_and_the_box(name: str, factorized: bool) -> None:
     assert not adv.requires_grad and adv.shape == x.shape and adv.dtype == x.dtype
     assert float(adv.min()) >= 0 and float(adv.max()) <= 1
     if name != "wrm":
-        radius = 0.3 if name == "n-fgsm" else 0.1
+        radius = 0.3 if name.startswith("n-fgsm") else 0.1
         assert float((adv - x).abs().max()) <= radius + 1e-6
     assert not torch.equal(adv, x)
     with frozen(model), torch.no_grad():
@@ -258,6 +262,42 @@ def test_examples_do_not_disturb_one_another() -> None:
     assert float((whole != alone).float().mean()) < 0.01
 
 
+def test_an_ascent_on_the_divergence_by_hand() -> None:
+    """TRADES (Zhang et al., 2019): from normal noise of 0.001, the prediction at x stands still."""
+    model, (x, y) = network().eval(), batch()
+    eps, step = 0.05, 0.02
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    adv = (x + 1e-3 * noise).clamp(0, 1)
+    with torch.no_grad():
+        p = model(x).softmax(1)
+    for _ in range(4):
+        point = adv.clone().requires_grad_(True)
+        apart = (p * (p.log() - model(point).log_softmax(1))).sum()
+        (gradient,) = torch.autograd.grad(apart, point)
+        adv = (adv + step * gradient.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+    generator = torch.Generator().manual_seed(5)
+    got = pgd(model, x, y, eps, 4, step_size=step, loss="kl", generator=generator)
+    # A gradient next to zero may change its sign by rounding.
+    assert float((got - adv).abs().gt(1e-5).float().mean()) < 0.01
+
+
+def test_examples_that_are_fooled_on_the_way_of_the_divergence() -> None:
+    """They leave the batch with their predictions: the others go on as they would alone."""
+    model, (x, y) = network().eval(), batch(40)
+    start = (x + 0.01).clamp(0, 1)
+    how: dict[str, Any] = {"step_size": 0.02, "start": start, "loss": "kl"}
+    got = pgd(model, x, y, 0.3, 8, stop_when_fooled=True, **how)
+    whole = [pgd(model, x, y, 0.3, steps, **how) for steps in range(1, 9)]
+    stopped = 0
+    for i in range(len(y)):
+        path = [start[i], *(adv[i] for adv in whole)]
+        fooled = [int(model(adv[None]).argmax()) != int(y[i]) for adv in path]
+        end = fooled.index(True) if True in fooled else 8
+        stopped += 0 < end < 8
+        assert float((got[i] - path[end]).abs().max()) < 1e-5
+    assert stopped > 0
+
+
 def test_margin_loss() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.5], [0.0, 4.0, 1.0], [1.0, 1.0, 1.0]])
     assert margin_loss(logits, torch.tensor([0, 2, 1])).tolist() == [-0.5, 3.0, 0.0]
@@ -360,7 +400,7 @@ def test_compiled_attacks_are_the_same_attacks() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
     factorize(model)
     x, y = torch.rand(16, 1, 8, 8), torch.randint(0, 5, (16,))
-    for attack in (pgd, n_fgsm):
+    for attack in (pgd, n_fgsm, partial(pgd, loss="kl")):
         results = []
         for compiled in (False, True):
             generator = torch.Generator().manual_seed(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atmc.attacks.registry import TrainingAttack
+from atmc.attacks import registry
+from atmc.attacks.registry import TrainingAttack, training_attack
 from atmc.training import inner_attack
 from atmc.training.inner_attack import InnerAttack, StartMemory
 from atmc.training.objective import Objective
@@ -156,3 +158,53 @@ def test_atta_grows_as_strong_as_pgd_by_single_steps() -> None:
     losses = [loss(attack(model, x, y, 1.0, step, index)) for step in range(1, 9)]
     several = loss(InnerAttack(Objective(eps=0.2, steps=8))(model, x, y, 1.0, 0))
     assert losses[-1] > losses[0] and losses[-1] > 0.98 * several
+
+
+# ---- TRADES
+
+
+@pytest.mark.parametrize("train_attack", ["pgd", "n-fgsm", "atta"])
+def test_trades_is_attacked_where_predictions_part(train_attack: str) -> None:
+    """Whatever the labels are, from a prediction in eval mode; the model's mode comes back."""
+    x, y = examples()
+    model = net().train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    objective = Objective(eps=0.2, steps=5, train_attack=train_attack, trades_beta=6.0)
+    results = []
+    for labels in (y, (y + 1) % 4):
+        torch.manual_seed(0)
+        attack = InnerAttack(objective)
+        results.append(attack(model, x, labels, 1.0, 1, torch.arange(len(y))))
+    assert torch.equal(*results)
+    assert model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    model.eval()
+    with torch.no_grad():
+        p = model(x).softmax(1)
+
+        def apart(inputs: Tensor) -> Tensor:
+            return (p * (p.log() - model(inputs).log_softmax(1))).sum(1)
+
+        noise = (x + 0.2 * torch.randn_like(x).sign()).clamp(0, 1)
+        assert bool((apart(results[0]) > apart(noise)).all())
+
+
+def test_the_guard_checks_with_the_divergence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[tuple[str, Any]] = []
+    for name in ("pgd", "n-fgsm"):
+        kind = training_attack(name)
+
+        def run(
+            model: nn.Module, x: Tensor, *_: Any, kind: TrainingAttack = kind, **how: Any
+        ) -> Tensor:
+            losses.append((kind.name, how.get("loss")))
+            return x
+
+        monkeypatch.setitem(registry._trained, name, replace(kind, run=run))
+    x, y = examples()
+    for beta in (6.0, None):
+        losses.clear()
+        objective = Objective(eps=0.2, train_attack="n-fgsm", trades_beta=beta)
+        InnerAttack(objective)(net(), x, y, 1.0, 0)
+        loss = None if beta is None else "kl"
+        assert losses == [("n-fgsm", loss), ("pgd", loss)]

@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from atmc.attacks import registry
 from atmc.data import Batches
 from atmc.errors import TrainingError
-from atmc.factorization.layers import factorize
+from atmc.factorization.layers import dense_part, factorize, named_factors
 from atmc.methods.atmc import CompressStage
 from atmc.methods.closing.target import Target
+from atmc.methods.dense import DenseStage
 from atmc.methods.levels import LevelStage
+from atmc.methods.magnitude import MaskedStage, prune_by_magnitude
+from atmc.optim.codebooks import CodebookOptimizer
 from atmc.training import inner_attack
 from atmc.training import loop as training
 from atmc.training.inner_attack import InnerAttack
 from atmc.training.loop import Loader, Trainer, derive
 from atmc.training.objective import Objective
-from atmc.training.optimization import Average, Optimization, adam
+from atmc.training.optimization import Optimization, adam
 from atmc.training.stage import Stage
 
 STEPS = 4  # batches of an epoch
@@ -333,6 +336,179 @@ def test_each_step_has_its_rate_and_its_eps(monkeypatch: pytest.MonkeyPatch) -> 
     (call,) = calls
     assert call[:3] == pytest.approx((0.05, 5, 0.0025))
     assert call[3] is torch.bfloat16
+
+
+# ---- averaged weights
+
+
+def ema(history: list[list[Tensor]], decay: float) -> list[Tensor]:
+    """The average of tensors over steps, by its formula; the first entry is before any step."""
+    average = history[0]
+    for t, now in enumerate(history[1:]):
+        d = min(decay, (1 + t) / (10 + t))
+        average = [d * a + (1 - d) * x for a, x in zip(average, now, strict=True)]
+    return average
+
+
+def copied(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def with_average(model: nn.Module, stage: Stage, decay: float = 0.9, **how: Any) -> None:
+    optimization = Optimization(ema=decay)
+    objective = Objective(eps=0.1, steps=1)
+    Trainer(model, in_memory(), [stage], objective, optimization=optimization, **how).run()
+
+
+def test_the_dense_model_ends_as_the_average_and_is_validated_as_such() -> None:
+    model = net()
+    history = [copied(dense_part(model).values())]
+    validated: list[list[Tensor]] = []
+
+    def on_step(progress: training.Progress) -> None:
+        history.append(copied(dense_part(model).values()))
+
+    def on_epoch(shown: nn.Module, stage: Stage, epoch: int) -> None:
+        validated.append(copied(dense_part(shown).values()))
+
+    with_average(model, DenseStage(3, 1e-2), on_step=on_step, on_epoch=on_epoch)
+    assert "norm.running_var" in dense_part(model)  # statistics are averaged too
+    for epoch, shown in enumerate(validated):
+        expected = ema(history[: 1 + STEPS * (epoch + 1)], 0.9)
+        torch.testing.assert_close(shown, expected, rtol=1e-4, atol=1e-6)
+    assert all(map(torch.equal, dense_part(model).values(), validated[-1]))
+    assert int(model.norm.num_batches_tracked) == 3 * STEPS
+    # What is trained is another thing, and looking at the average does not change it.
+    plain = net()
+    trained: list[list[Tensor]] = []
+    trainer = Trainer(
+        *(plain, in_memory(), [DenseStage(3, 1e-2)], Objective(eps=0.1, steps=1)),
+        on_step=lambda progress: trained.append(copied(dense_part(plain).values())),
+    )
+    trainer.run()
+    for now, before in zip(history[1:], trained, strict=True):
+        assert all(map(torch.equal, now, before))
+
+
+def test_an_average_under_masks_has_their_zeros() -> None:
+    model = net()
+    target = Target.of(model, 5000, 4, None)
+    history: list[list[Tensor]] = []
+    ends: list[list[Tensor]] = []
+
+    class Watched(MaskedStage):
+        def start(self, model: nn.Module) -> torch.optim.Optimizer:
+            optimizer = super().start(model)
+            history.append(copied(named_factors(model).values()))
+            return optimizer
+
+        def finish(self, model: nn.Module) -> None:
+            ends.append(copied(named_factors(model).values()))
+            super().finish(model)
+
+    stage = Watched(2, 1e-2, target, prune_by_magnitude)
+
+    def on_step(progress: training.Progress) -> None:
+        history.append(copied(named_factors(model).values()))
+
+    with_average(model, stage, on_step=on_step)
+    torch.testing.assert_close(ends[0], ema(history, 0.9), rtol=1e-4, atol=1e-6)
+    for value, mask in zip(ends[0], stage.masks.values(), strict=True):
+        assert torch.equal(value != 0, mask)
+
+
+def test_averaged_levels_are_rounded_as_the_file_holds_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = net()
+    target = Target.of(model, 5000, 4, None)
+    Trainer(model, in_memory(), [Compress(2, 1e-2, target)], Objective(eps=0)).run()
+    stage = LevelStage(2, 1e-2, target)
+    masters: list[list[Tensor]] = []
+    write = CodebookOptimizer.write
+
+    def recorded(optimizer: CodebookOptimizer) -> None:
+        masters.append(copied(part.master for part in optimizer.parts.values()))
+        write(optimizer)
+
+    monkeypatch.setattr(CodebookOptimizer, "write", recorded)
+    with_average(model, stage)
+    *steps, last = masters
+    assert len(steps) == 1 + 2 * STEPS
+    torch.testing.assert_close(last, ema(steps, 0.9), rtol=1e-4, atol=1e-6)
+    # The positions of a level hold one value, close to its average.
+    parts = stage.optimizer.parts
+    for name, factor in named_factors(model).items():
+        if name in parts:
+            part = parts[name]
+            shown = factor.detach().flatten()[part.positions]
+            exact = part.master.detach()[part.codes]
+            torch.testing.assert_close(shown, exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+
+
+def test_stages_that_prune_take_no_average() -> None:
+    results = []
+    for decay in (0.0, 0.9):
+        model = net()
+        stage = Compress(2, 1e-2, Target.of(model, 5000, 4, None))
+        with_average(model, stage, decay)
+        assert stage.average is None
+        results.append(model)
+    assert_same_state(*results)
+
+
+def strong(attack: str, checkpoint: Path | None = None, cut: int | None = None) -> nn.Module:
+    """A run with all of it: average, decay, schedule, TRADES."""
+    model = net()
+    target = Target.of(model, 5000, "auto", None)
+    stages = [
+        *(DenseStage(2, 1e-2, 0.4), Compress(2, 1e-2, target)),
+        *(MaskedStage(1, 1e-2, target), LevelStage(1, 5e-3, target)),
+    ]
+    on_step = Cut(cut) if cut is not None else None
+    trainer = Trainer(
+        *(model, Batches(*examples(), 8, shuffle=True, indexed=True), stages),
+        Objective(eps=0.1, steps=2, train_attack=attack, trades_beta=4.0),
+        optimization=Optimization(schedule="piecewise", weight_decay=0.05, ema=0.9),
+        checkpoint=checkpoint,
+        on_step=on_step,
+        on_epoch=lambda model, stage, epoch: None,  # where averages are applied for a while
+    )
+    with pytest.raises(KeyboardInterrupt) if cut is not None else nullcontext():
+        trainer.run()
+    return model
+
+
+@pytest.mark.parametrize("attack", ["pgd", "n-fgsm", "atta"])
+def test_a_run_with_all_of_it_cut_anywhere(attack: str, tmp_path: Path) -> None:
+    whole = strong(attack)
+    for cut in (1, 6, 8, 11, 17, 18, 20, 22, 24) if attack == "pgd" else (6, 18, 22):
+        checkpoint = tmp_path / f"{cut}.pt"
+        strong(attack, checkpoint, cut)
+        assert_same_state(whole, strong(attack, checkpoint))
+
+
+def test_a_checkpoint_without_an_average(tmp_path: Path) -> None:
+    """Of a run with other settings; that of an earlier version has no such entry."""
+    path = tmp_path / "state.pt"
+    for entry in (True, False):
+        path.unlink(missing_ok=True)
+        trainer = Trainer(
+            *(net(), in_memory(), [DenseStage(1, 1e-2)], Objective(eps=0.1, steps=1)),
+            checkpoint=path,
+            on_step=Cut(2),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+        if not entry:
+            state = torch.load(path, weights_only=True)
+            del state["average"]
+            torch.save(state, path)
+            plain = net()
+            objective = Objective(eps=0.1, steps=1)
+            Trainer(plain, in_memory(), [DenseStage(1, 1e-2)], objective, checkpoint=path).run()
+        with pytest.raises(TrainingError, match="is of another run"):
+            with_average(net(), DenseStage(1, 1e-2), checkpoint=path)
 
 
 # ---- modes
