@@ -186,6 +186,30 @@ def test_the_seed_decides_the_bytes(method: str) -> None:
     assert compress(method=method, eps=0.2).data != one.data or method == "nat-prune"
 
 
+@pytest.mark.parametrize(
+    ("change", "of_start"),
+    [
+        *(({"dense_schedule": name}, True) for name in ("cosine", "piecewise", "constant")),
+        *(({"dense_weight_decay": 0.01}, True), ({"dense_ema": 0.9}, True)),
+        *(({"loss": "trades"}, True), ({"loss": "trades", "trades_beta": 1}, True)),
+        *(({"schedule": name}, False) for name in ("cosine", "piecewise", "constant")),
+        *(({"weight_decay": 0.1}, False), ({"ema": 0.9}, False), ({"trades_beta": 1}, None)),
+    ],
+    ids=str,
+)
+def test_each_setting_of_training_does_what_it_is_of(
+    change: dict[str, Any], of_start: bool | None
+) -> None:
+    """Those of the dense start change its weights, those of the other stages the file alone."""
+    base = {"method": "adv-prune", "epochs": 1, "warmup": 0.0}
+    if change.keys() == {"loss", "trades_beta"}:  # β counts in TRADES
+        base["loss"] = "trades"
+    results = [compress(**base), compress(**{**base, **change})]
+    starts = [torch.cat([p.flatten() for p in r.dense.parameters()]) for r in results]
+    assert torch.equal(*starts) == (not of_start)
+    assert (results[0].data == results[1].data) == (of_start is None)
+
+
 @pytest.mark.parametrize("level_epochs", [0, 1])
 def test_the_trained_model_is_encoded_once(
     level_epochs: int, monkeypatch: pytest.MonkeyPatch
@@ -325,6 +349,12 @@ def test_progress_is_told() -> None:
         ({"lr": math.nan}, "lr: Input should be a finite number"),
         ({"clean_weight": 1.5}, "clean_weight: Input should be less"),
         ({"distill": -0.5}, "distill: Input should be greater"),
+        ({"loss": "trades", "clean_weight": 0.5}, "clean_weight 0.5 does not apply to TRADES"),
+        ({"loss": "trade"}, "loss: Input should be 'cross-entropy' or 'trades'"),
+        ({"trades_beta": -1}, "trades_beta: Input should be greater"),
+        ({"dense_ema": 1}, "dense_ema: Input should be less than 1"),
+        ({"weight_decay": -1e-4}, "weight_decay: Input should be greater"),
+        ({"schedule": "linear"}, "schedule: Input should be 'one-cycle', 'cosine', 'piecewise' or"),
         ({"step_size": -0.5}, "step_size: ε is -0.5"),
         ({"seed": -1}, "seed: Input should be greater"),
         ({"seed": True}, "seed: True is no number"),

@@ -32,6 +32,10 @@ from atmc.errors import (
     WeightsError,
 )
 from atmc.evaluation.accuracy import evaluation_batch
+from atmc.factorization.layers import defactorize
+from atmc.methods.atmc import CompressStage
+from atmc.models.preparation import copy_model
+from atmc.training.optimization import Average
 
 from ..runs import run
 
@@ -160,6 +164,61 @@ def test_a_run_that_was_killed_resumes_to_the_same_bytes(
     run(read_settings(folder), folder, resume=True)
     for name in ("model.atmc", "dense.safetensors", "config.yaml"):
         assert (folder / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+STRONG: dict[str, Any] = {
+    **{"dense_epochs": 2, "dense_optimizer": "sgd", "dense_schedule": "piecewise"},
+    **{"dense_lr": 0.05, "dense_weight_decay": 5e-3, "dense_ema": 0.8, "warmup": 0.0},
+    **{"schedule": "cosine", "weight_decay": 0.01, "ema": 0.8, "loss": "trades"},
+}
+
+
+@pytest.mark.parametrize("method", ["atmc", "adv-prune"])
+def test_a_run_with_a_strong_start_resumes_to_the_same_bytes(method: str, tmp_path: Path) -> None:
+    chosen = settings(**STRONG, method=method)
+    whole = tmp_path / "whole"
+    run(chosen, whole, on_epoch=lambda figures: None)
+    for stage in ("dense", "compress" if method == "atmc" else "masked", "levels"):
+        folder = tmp_path / stage
+        with pytest.raises(StopError):
+            run(chosen, folder, on_epoch=stop_at(stage, 0))
+        run(read_settings(folder), folder, resume=True)
+        for name in ("model.atmc", "dense.safetensors", "config.yaml"):
+            assert (folder / name).read_bytes() == (whole / name).read_bytes(), (stage, name)
+
+
+def test_the_average_is_validated_stored_and_compressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dense.safetensors has the averaged weights, and compression starts from them."""
+    averages: list[list[torch.Tensor]] = []
+    trained: list[list[torch.Tensor]] = []
+    apply = Average.apply
+
+    def recorded(average: Average) -> None:
+        trained.append([t.clone() for t in average.tensors])
+        averages.append([v.clone() for v in average.values])
+        apply(average)
+
+    starts: list[dict[str, torch.Tensor]] = []
+    start = CompressStage.start
+
+    def begun(stage: CompressStage, model: torch.nn.Module) -> Any:
+        plain = defactorize(copy_model(model))
+        starts.append({name: value.clone() for name, value in plain.state_dict().items()})
+        return start(stage, model)
+
+    monkeypatch.setattr(Average, "apply", recorded)
+    monkeypatch.setattr(CompressStage, "start", begun)
+    run(settings(dense_ema=0.9), tmp_path / "run")
+    stored = load_file(tmp_path / "run" / "dense.safetensors")
+    for values, same in ((averages[-1], True), (trained[-1], False)):
+        by_shape = {tuple(value.shape): value for value in values}
+        pairs = [(by_shape[tuple(v.shape)], v) for n, v in stored.items() if n.endswith("weight")]
+        assert all(torch.equal(a, b) for a, b in pairs) == same
+    assert stored.keys() == starts[0].keys()
+    for name, value in stored.items():
+        torch.testing.assert_close(starts[0][name], value, rtol=1e-6, atol=1e-7)
 
 
 def test_resume_needs_nothing_but_the_folder(finished: tuple[Path, Any], tmp_path: Path) -> None:

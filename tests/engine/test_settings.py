@@ -199,3 +199,14 @@ def test_a_setting_of_an_earlier_version_that_was_not_used() -> None:
     assert Settings.of({"inherit": None, "seed": 3}).run.seed == 3
     with pytest.raises(SettingsError, match="unknown setting 'inherit'"):
         Settings.of({"inherit": "runs/wide/model.atmc"})
+
+
+def test_a_config_of_an_earlier_version_is_trained_as_it_was() -> None:
+    """It knows nothing of what came later: none of it is on."""
+    later = {"dense_weight_decay", "dense_ema", "schedule", "weight_decay", "ema", "loss"}
+    config = {k: v for k, v in Settings.of({"lr": 1e-3}).flat().items() if k not in later}
+    del config["trades_beta"]
+    settings = Settings.of(config)
+    assert settings == Settings.of({"lr": 1e-3})
+    assert (settings["schedule"], settings["loss"]) == ("one-cycle", "cross-entropy")
+    assert {settings[key] for key in later - {"schedule", "loss"}} == {0.0}

@@ -113,6 +113,34 @@ def test_what_is_set_for_starts_alone(tmp_path: Path) -> None:
     assert start.settings["warmup"] == 0.1
 
 
+def test_how_starts_are_trained(tmp_path: Path) -> None:
+    """By the settings that are named after them; those of compression make no start another one."""
+    plan = plan_of(
+        tmp_path,
+        """
+loss: trades
+weight_decay: 0.1
+ema: 0.9
+schedule: constant
+points:
+  - {method: l0, dense_ema: [0.0, 0.99], schedule: [cosine, piecewise], weight_decay: 0.2}
+  - {method: l0, dense_weight_decay: 0.1}
+""",
+    )
+    names = ("dense_ema=0.0", "dense_ema=0.99", "dense_weight_decay=0.1")
+    assert [start.name for start in plan.starts] == [f"starts/robust-s0-{name}" for name in names]
+    starts = [start.settings for start in plan.starts]
+    assert [s["dense_ema"] for s in starts] == [0.0, 0.99, 0.0]
+    assert [s["dense_weight_decay"] for s in starts] == [0.0, 0.0, 0.1]
+    for s in starts:
+        assert (s["loss"], s["schedule"], s["weight_decay"], s["ema"]) == (
+            *("trades", "one-cycle", 0.0, 0.0),
+        )
+    assert [p.settings["schedule"] for p in plan.points] == [
+        *("cosine", "piecewise", "cosine", "piecewise", "constant"),
+    ]
+
+
 def test_a_dense_point_of_its_own_settings_is_no_start(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "points: [{method: dense, eps: [0.1, 0.2]}, {method: dense}]")
     assert names(plan) == [
