@@ -62,12 +62,17 @@ def test_within_the_ball_and_the_box(name: str, factorized: bool) -> None:
     assert torch.equal(x, before_attack)
     assert not adv.requires_grad and adv.shape == x.shape and adv.dtype == x.dtype
     assert float(adv.min()) >= 0 and float(adv.max()) <= 1
+    radius = 0.3 if name.startswith("n-fgsm") else 0.1
     if name != "wrm":
-        radius = 0.3 if name.startswith("n-fgsm") else 0.1
         assert float((adv - x).abs().max()) <= radius + 1e-6
     assert not torch.equal(adv, x)
+    noise = (x + radius * (2 * torch.rand(x.shape) - 1)).clamp(0, 1)
     with frozen(model), torch.no_grad():
-        before, after = (F.cross_entropy(model(each), y) for each in (x, adv))
+        p = model(x).softmax(1)
+        if name.endswith("kl"):
+            before, after = ((p * (p / model(z).softmax(1)).log()).sum() for z in (noise, adv))
+        else:
+            before, after = (F.cross_entropy(model(each), y) for each in (x, adv))
     assert after > before
 
 
