@@ -60,6 +60,9 @@ def decay_shares(model: nn.Module) -> dict[nn.Parameter, float]:
     Of W = U V + C it is W that decays, by the factor 1 − γλ a step (γ the rate, λ the decay). From
     the identity start W is linear in its carrier and in C: both take all of the decay, and the
     deviation from the identity takes none. In U V without an identity each factor takes half.
+
+    In the ADMM splitting the decay is a part of the primal step: of θ, before the decoupled penalty
+    and the projection, which stay what they are, and never of duplicates and duals.
     """
     shares: dict[nn.Parameter, float] = {}
     for module in model.modules():
@@ -154,8 +157,8 @@ class Average:
     def applied(self) -> Iterator[None]:
         """Inside, the tensors hold their averages."""
         trained = [tensor.clone() for tensor in self.tensors]
-        self.apply()
         try:
+            self.apply()
             yield
         finally:
             self._write(trained)
