@@ -413,8 +413,10 @@ def test_an_average_under_masks_has_their_zeros() -> None:
 
     with_average(model, stage, on_step=on_step)
     torch.testing.assert_close(ends[0], ema(history, 0.9), rtol=1e-4, atol=1e-6)
-    for value, mask in zip(ends[0], stage.masks.values(), strict=True):
-        assert torch.equal(value != 0, mask)
+    final = dict(zip(named_factors(model), ends[0], strict=True))
+    for name, mask in stage.masks.items():
+        assert torch.equal(final.pop(name) != 0, mask)
+    assert not any(bool(value.any()) for value in final.values())
 
 
 def test_averaged_levels_are_rounded_as_the_file_holds_them(
