@@ -37,7 +37,7 @@ from atmc.training.stage import Stage
 _AIM = 1.06
 _MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to agree on one rate
 _TRIALS, _SAME_RATE = 4, 0.02
-_FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 5, 50, 10  # in a stage
+_FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 3, 50, 10  # in a stage
 _DUPLICATE = 0.5  # of what an aim takes
 _STATE = ("k_target", "chosen", "rate", "aims")
 _ROUNDS = 10  # of the closing loop
@@ -171,7 +171,7 @@ class CompressStage(Stage):
         return max(self.duplicate_every, min(needed, self.total_steps // _FEWEST_DUPLICATES))
 
     def _aim_interval(self) -> int:
-        """Steps between aims, of which a stage has five at least and some fifty at most."""
+        """Steps between aims, of which a stage has three at least and some fifty at most."""
         fewest, most = self.total_steps // _MOST_AIMS, self.total_steps // _FEWEST_AIMS
         needed = self.effort.interval(self.aims_share)
         return max(1, fewest, min(max(self.duplicate_every, needed), most))

@@ -42,7 +42,8 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     Returns:
         Boolean tensors, of the shapes of the factors and of the trainable dense part.
     """
-    factors = live_factors(model)
+    carriers = {w.carrier: w.factors[w.carrier] for w in factorized_weights(model)}
+    factors = {**carriers, **live_factors(model)}
     dense = {n: t for n, t in dense_part(model).items() if isinstance(t, nn.Parameter)}
     entries: dict[str, Tensor] = {**factors, **dense}
     support = _support(model, factors, dense)
@@ -137,7 +138,7 @@ def _support(
     filled = {name.rpartition(".")[0] for name in support}
     everywhere = {name: torch.ones_like(value, dtype=torch.bool) for name, value in dense.items()}
     for weight in factorized_weights(model):
-        if weight.name not in filled and weight.carrier in masks:
+        if weight.name not in filled:
             support[weight.carrier] = torch.ones_like(masks[weight.carrier])
         bias = f"{weight.name.rpartition('.')[0]}.bias"
         if bias in everywhere:

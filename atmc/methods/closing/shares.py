@@ -18,7 +18,7 @@ from atmc.methods.closing.constant_units import fold_constant_units
 from atmc.methods.closing.dead_paths import drop_dead_paths
 from atmc.methods.closing.target import Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
-from atmc.models.preparation import copy_model, live_tensors
+from atmc.models.preparation import copy_model, live_tensors, tensors_of
 from atmc.optim.atmc import AUTO_GUESS
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
@@ -150,8 +150,11 @@ class Prunings:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, order: UnitOrder) -> None:
-        self._model, self._x, self._order = model, x, order
+        self._x, self._order = x, order
         self._probe = copy_model(model)
+        pairs = zip(tensors_of(self._probe), tensors_of(model), strict=True)
+        live = set(live_tensors(model))
+        self._tensors = [(copied, tensor) for copied, tensor in pairs if tensor in live]
 
     @torch.no_grad()
     def of(self, values: Values) -> nn.Module:
@@ -159,8 +162,8 @@ class Prunings:
 
         The next call changes the same copy.
         """
-        for value, now in zip(live_tensors(self._probe), live_tensors(self._model), strict=True):
-            value.copy_(now)
+        for copied, tensor in self._tensors:
+            copied.copy_(tensor)
         put(self._probe, values)
         drop_dead_paths(self._probe, self._x)
         self._order.sort(self._probe)

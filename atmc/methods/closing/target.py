@@ -26,6 +26,8 @@ UNBOUNDED = 2**62  # bits that no file reaches
 ROOM = 0.03  # share of the budget that may stay unused without a reason in the report
 _FULL = 0.99  # share of the budget from which a file counts as full
 
+_Saved = list[tuple[Tensor, Tensor]]
+
 
 @dataclass
 class Outcome:
@@ -112,8 +114,12 @@ class Target:
             if recent.artifact == artifact:
                 return recent
         encoded = Encoded(artifact, *codec.encode_measured(artifact))
-        self._recent.append(encoded)
+        self.remember(encoded)
         return encoded
+
+    def remember(self, encoded: Encoded) -> None:
+        """Do not encode this file again if it is asked for next."""
+        self._recent.append(encoded)
 
     def full(self, bits: int) -> bool:
         """Whether a file of this size fits and fills the budget."""
@@ -156,25 +162,25 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
             order, and with it what the order saves.
     """
 
-    def encode() -> bytes:
-        data = target.encode(model).data
-        if 8 * len(data) > target.budget_bits and sort is not None:
+    def encode() -> Encoded:
+        encoded = target.encode(model)
+        if encoded.sizes.file_bits > target.budget_bits and sort is not None:
             sort(model)
-            data = target.encode(model).data
-        return data
+            encoded = target.encode(model)
+        return encoded
 
     nonzeros = 0  # of the last file over the budget
-    before: list[Tensor] | None = None  # and its tensors
+    before: _Saved | None = None  # and its tensors
     for attempt in range(64):
-        data = encode()
-        over = 8 * len(data) - target.budget_bits
-        if over <= 0:
+        encoded = encode()
+        bits = encoded.sizes.file_bits
+        if bits <= target.budget_bits:
             break
         nonzeros = _nonzeros(model)
-        before = _tensors(model)
-        bits_each = max(1.0, 8 * len(data) / max(1, nonzeros))
+        before = _saved(model)
+        bits_each = max(1.0, bits / max(1, nonzeros))
         # Later rounds drop more at once, so that the loop ends however bad the estimate is.
-        drop = math.ceil(max(1.0, over / bits_each) * 1.5**attempt)
+        drop = math.ceil(max(1.0, (bits - target.budget_bits) / bits_each) * 1.5**attempt)
         _keep_best(model, max(0, nonzeros - drop))
     else:
         raise BudgetError(
@@ -182,34 +188,35 @@ def fit(model: nn.Module, target: Target, sort: Callable[[nn.Module], None] | No
             "compressed of it has grown; give a larger budget"
         )
     if before is None:
-        return data
-    fits, best = _nonzeros(model), _tensors(model)
-    while nonzeros - fits > 1 and not target.full(8 * len(data)):
+        return encoded.data
+    fits, best = _nonzeros(model), _saved(model)
+    while nonzeros - fits > 1 and not target.full(encoded.sizes.file_bits):
         keep = (fits + nonzeros) // 2
-        _put_back(model, before)
+        _put_back(before)
         _keep_best(model, keep)
         trial = encode()
-        if 8 * len(trial) <= target.budget_bits:
-            fits, best, data = keep, _tensors(model), trial
+        if trial.sizes.file_bits <= target.budget_bits:
+            fits, best, encoded = keep, _saved(model), trial
         else:
             nonzeros = keep
-    _put_back(model, best)
-    return data
+    _put_back(best)
+    target.remember(encoded)
+    return encoded.data
 
 
 def _nonzeros(model: nn.Module) -> int:
     return sum(int(torch.count_nonzero(factor)) for factor in live_factors(model).values())
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Copies of all that a file stores and the order of units moves."""
-    return [value.detach().clone() for value in live_tensors(model)]
+def _saved(model: nn.Module) -> _Saved:
+    """All that a file stores and the order of units moves, with copies of the values."""
+    return [(tensor, tensor.detach().clone()) for tensor in live_tensors(model)]
 
 
 @torch.no_grad()
-def _put_back(model: nn.Module, tensors: list[Tensor]) -> None:
-    for value, saved in zip(live_tensors(model), tensors, strict=True):
-        value.copy_(saved)
+def _put_back(saved: _Saved) -> None:
+    for tensor, values in saved:
+        tensor.copy_(values)
 
 
 @torch.no_grad()
