@@ -224,8 +224,8 @@ def test_the_trained_model_is_encoded_once(
 
     monkeypatch.setattr(codec, "encode_measured", watched)
     result = compress(level_epochs=level_epochs)
-    final = codec.decode(result.data)
-    assert encoded[-1] == final != encoded[-2]
+    # An earlier probe may have been the same file.
+    assert encoded[-3:].count(codec.decode(result.data)) == 1
 
 
 def test_methods_differ() -> None:
