@@ -103,8 +103,7 @@ def report(
     files = tuple(output / name for name in _SIGNATURES)
     csv, png, svg, html_page = files
     write(csv, to_csv(results))
-    curves.draw(png, content.groups)
-    curves.draw(svg, content.groups)
+    curves.draw(png, content.groups, svg)
     write(html_page, html.encode())
     failed = sum(result.failed for result in results)
     return Report(files, len(results) - failed, failed, tuple(warnings))

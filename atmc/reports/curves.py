@@ -11,12 +11,13 @@ from atmc.reports import figure as pictures
 from atmc.reports.groups import Group
 
 
-def draw(path: Path, groups: Sequence[Group]) -> None:
+def draw(path: Path, groups: Sequence[Group], *more: Path) -> None:
     """Clean and robust accuracy over file bits, a row a group with a finished run.
 
     Args:
         path: ends in .svg, .png or .pdf.
         groups: of :func:`atmc.reports.groups.group_runs`.
+        more: files of other formats for the same picture.
 
     Raises:
         MissingExtraError, ValueError, OSError: as :func:`atmc.reports.figure.picture`.
@@ -24,7 +25,7 @@ def draw(path: Path, groups: Sequence[Group]) -> None:
     shown = [group for group in groups if group.finished]
     entries = [len(group.series()) + len(group.series(dense=True)) for group in shown]
     heights = [4.2 + 0.2 * math.ceil(count / 4) for count in entries] or [1.0]
-    with pictures.picture(path, 11, sum(heights)) as figure:
+    with pictures.picture(path, 11, sum(heights), *more) as figure:
         rows = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
         for row, group in zip(rows, shown, strict=False):
             _draw_group(row, group)

@@ -112,7 +112,7 @@ def check(path: Path) -> None:
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float) -> Iterator[Any]:
+def picture(path: Path, width: float, height: float, *more: Path) -> Iterator[Any]:
     """A matplotlib figure to draw on, written in one step when the block ends without an error.
 
     The same drawing gives the same bytes.
@@ -121,26 +121,36 @@ def picture(path: Path, width: float, height: float) -> Iterator[Any]:
         path: its suffix chooses the format.
         width: in inches, as ``height``.
         height: a picture too long for a PNG gets fewer pixels an inch.
+        more: files of other formats for the same picture; it is laid out once.
 
     Raises:
         MissingExtraError, ValueError, OSError: as :func:`check`; OSError also where writing fails.
     """
-    check(path)
+    for each in (path, *more):
+        check(each)
     import matplotlib
     from matplotlib.figure import Figure
 
-    suffix = path.suffix.lower()
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        data = io.BytesIO()
-        with warnings.catch_warnings():
-            # A letter that matplotlib's font lacks is a box in PNG and PDF, and itself in SVG.
-            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-            figure.savefig(
-                data,
-                format=suffix[1:],
-                dpi=min(_DPI, _LONGEST / max(width, height)),
-                metadata=_METADATA[suffix],
-            )
-    write(path, data.getvalue())
+        contents = {}
+        for each in (path, *more):
+            contents[each] = _saved(figure, each.suffix.lower())
+            figure.set_layout_engine("none")
+    for each, content in contents.items():
+        write(each, content)
+
+
+def _saved(figure: Any, suffix: str) -> bytes:
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        # A letter that matplotlib's font lacks is a box in PNG and PDF, and itself in SVG.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.savefig(
+            data,
+            format=suffix[1:],
+            dpi=min(_DPI, _LONGEST / max(figure.get_size_inches())),
+            metadata=_METADATA[suffix],
+        )
+    return data.getvalue()

@@ -23,6 +23,25 @@ def test_a_picture_and_nothing_else_is_written(tmp_path: Path, name: str) -> Non
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_one_picture_in_several_formats_is_laid_out_once(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    paths = [tmp_path / name for name in STARTS]
+
+    def draw(*files: Path) -> list[float]:
+        with picture(files[0], 3, 2, *files[1:]) as figure:
+            axes = figure.add_subplot()
+            axes.set(title="a title", xlabel="a label")
+        return [*axes.get_position().bounds]
+
+    alone = draw(paths[0])
+    before = paths[0].read_bytes()
+    assert draw(*paths) == alone
+    assert paths[0].read_bytes() == before
+    assert all(path.read_bytes().startswith(STARTS[path.name]) for path in paths)
+    with pytest.raises(OSError, match="there is no folder"):
+        draw(*paths, tmp_path / "void" / "a.png")
+
+
 def test_text_stays_as_it_is(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with warnings.catch_warnings():
