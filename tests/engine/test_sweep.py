@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from atmc.engine import sweep as module
 from atmc.engine.folder_lock import locked
 from atmc.engine.settings import write_config
 from atmc.engine.sweep import Outcome, Plan, read_plan, sweep
+from atmc.engine.sweep import point as module
+from atmc.engine.sweep.plan import check
 from atmc.errors import FolderInUseError, RunError, SettingsError
 
 QUICK = """
@@ -303,11 +304,11 @@ def test_what_a_run_fills_in_contradicts_no_plan(tmp_path: Path) -> None:
     for more in ({}, {"download": False}):
         settings = point.settings.replace({**message, **more})
         (folder / "config.yaml").write_text(write_config(settings))
-        module.check(plan, tmp_path / "runs")
+        check(plan, tmp_path / "runs")
     other = point.settings.replace({**message, "image_size": 9})
     (folder / "config.yaml").write_text(write_config(other))
     with pytest.raises(RunError, match="was made with image_size 9, the sweep now says 8"):
-        module.check(plan, tmp_path / "runs")
+        check(plan, tmp_path / "runs")
 
 
 def test_a_folder_that_is_no_run_loses_nothing(tmp_path: Path) -> None:
