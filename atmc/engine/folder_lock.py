@@ -23,7 +23,9 @@ from atmc.files import write
 
 LOCK, PROCESS = ".atmc.lock", ".atmc.process.json"
 FILES = (LOCK, PROCESS)
-_PATIENCE = 1.0  # seconds for the owner of a new lock to write its name
+_PATIENCE = 1.0  # seconds for the owner of a new lock to write its name, or of an old one to end
+
+_task: str | None = None  # of this process
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,26 @@ class Process:
         pid: its number.
         host: the name of its machine.
         boot: of the machine's kernel, which containers share; None where it is not known.
+        task: a name that whoever started it has for it; None for none.
     """
 
     pid: int
     host: str
     boot: str | None
+    task: str | None = None
 
     @classmethod
     def this(cls) -> Process:
         """The current process."""
-        return cls(os.getpid(), platform.node(), _boot())
+        return cls(os.getpid(), platform.node(), _boot(), _task)
 
     @classmethod
     def read(cls, folder: Path) -> Process | None:
         """The process that a folder names; None where it names none."""
         try:
             values: Any = json.loads((folder / PROCESS).read_bytes())
-            return cls(int(values["pid"]), str(values["host"]), values.get("boot"))
+            pid, host = int(values["pid"]), str(values["host"])
+            return cls(pid, host, values.get("boot"), values.get("task"))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -61,6 +66,33 @@ class Process:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+@contextlib.contextmanager
+def working_for(task: str) -> Iterator[None]:
+    """Inside, this process locks folders in the name of a task; see :func:`release`."""
+    global _task
+    before, _task = _task, task
+    try:
+        yield
+    finally:
+        _task = before
+
+
+def release(folder: Path, task: str) -> None:
+    """Free a folder from the process of a task, which is known to have ended, on any machine.
+
+    A lock that is not in the name of the task stays.
+    """
+    process = Process.read(folder)
+    if process is None or process.task != task:
+        return
+    if process.reached():  # the kernel does it
+        with contextlib.suppress(Timeout), FileLock(folder / LOCK).acquire(timeout=_PATIENCE):
+            pass
+        return
+    for name in (LOCK, PROCESS):  # without the note nobody could name the owner of the lock
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -80,9 +112,11 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             # Under the lock: whoever opened the old file sees that it is unlinked and starts anew.
-            for name in (PROCESS, LOCK):
-                with contextlib.suppress(OSError):
-                    (folder / name).unlink()
+            # The lock of a process that was believed to be dead may be another's by now.
+            if Process.read(folder) in (Process.this(), None):
+                for name in (PROCESS, LOCK):
+                    with contextlib.suppress(OSError):
+                        (folder / name).unlink()
 
 
 def check_free(folder: Path) -> None:

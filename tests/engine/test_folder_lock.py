@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from atmc.engine import folder_lock
-from atmc.engine.folder_lock import LOCK, PROCESS, Process, check_free, locked
+from atmc.engine.folder_lock import (
+    LOCK,
+    PROCESS,
+    Process,
+    check_free,
+    locked,
+    release,
+    working_for,
+)
 from atmc.errors import FolderInUseError
 
 
@@ -112,6 +120,33 @@ def test_where_the_lock_does_not_reach_the_note_counts(tmp_path: Path) -> None:
     with locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_of_another_machine_that_has_ended_is_released(tmp_path: Path) -> None:
+    """But no other process of that machine, nor a lock that the kernel keeps."""
+    note = {"pid": 77, "host": "elsewhere", "boot": "another kernel", "task": "mine"}
+    (tmp_path / PROCESS).write_text(json.dumps(note))
+    (tmp_path / LOCK).touch()
+    release(tmp_path, "another")
+    with pytest.raises(FolderInUseError):
+        check_free(tmp_path)
+    release(tmp_path, "mine")
+    assert list(tmp_path.iterdir()) == []
+    release(tmp_path, "mine")
+    with working_for("mine"), locked(tmp_path):
+        process = Process.read(tmp_path)
+        assert process == Process.this() and process.task == "mine"
+        release(tmp_path, "mine")
+        with pytest.raises(FolderInUseError):
+            check_free(tmp_path)
+    assert Process.this().task is None
+
+
+def test_a_process_that_was_released_too_early_leaves_the_next_its_lock(tmp_path: Path) -> None:
+    note = json.dumps({"pid": 78, "host": "elsewhere", "boot": "another kernel", "task": None})
+    with locked(tmp_path):
+        (tmp_path / PROCESS).write_text(note)
+    assert (tmp_path / PROCESS).read_text() == note
 
 
 def test_a_container_of_the_same_machine_is_reached(
