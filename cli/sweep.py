@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,9 +27,31 @@ from .options import path, setting
     show_default=True,
     help="Runs at a time, each with its share of the threads.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where the runs go: processes of this machine, or tasks of Ray.",
+)
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Of a Ray cluster. [default: RAY_ADDRESS, or the Ray of this machine, or a new one]",
+)
+@click.option(
+    "--cpus",
+    type=click.IntRange(min=1),
+    help="CPUs that Ray reserves for a run, and its threads. [default: the setting threads, or 1]",
+)
+@click.option(
+    "--gpus",
+    type=click.FloatRange(min=0),
+    help="GPUs that Ray reserves for a run; 0.5: two share one. [default: 1, if there are any]",
+)
 @setting("data_root")
 @click.option("--dry-run", is_flag=True, help="Print the names of the runs and stop.")
-def command(config: Path, output: Path, jobs: int, data_root: str | None, dry_run: bool) -> None:
+def command(config: Path, output: Path, data_root: str | None, dry_run: bool, **where: Any) -> None:
     """Run methods × budgets × bits × seeds from shared dense starts, then draw their curves.
 
     The same command continues a sweep that was stopped: it resumes unfinished runs and skips
@@ -41,7 +64,7 @@ def command(config: Path, output: Path, jobs: int, data_root: str | None, dry_ru
             click.echo(point.name)
         return
     try:
-        outcomes = sweep(plan, output, jobs=jobs, on_outcome=_printer(len(points)))
+        outcomes = sweep(plan, output, on_outcome=_printer(len(points)), **where)
     except KeyboardInterrupt:
         raise Interrupted("interrupted: run the same command again to go on") from None
     try:

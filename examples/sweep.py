@@ -17,6 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="runs/sweep")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--engine", default="local", help="ray: on the machines of a Ray cluster")
     options = parser.parse_args()
 
     plan = {
@@ -26,7 +27,7 @@ def main() -> None:
         "level_epochs": 2,
         "points": [{"method": ["atmc", "l0"], "budget_bits": ["3kB", "12kB"]}],
     }
-    for outcome in atmc.sweep(plan, options.output):
+    for outcome in atmc.sweep(plan, options.output, engine=options.engine):
         accuracy = outcome.report and outcome.report["accuracy"]
         print(outcome.point.name, outcome.status, outcome.error or accuracy)
     for path in atmc.report(options.output).files:

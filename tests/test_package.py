@@ -97,6 +97,7 @@ def test_heavy_dependencies_are_extras(installed):
         "eval": {"adversarial-robustness-toolbox", "pyautoattack"},
         "report": {"matplotlib", "plotly", "jinja2"},
         "onnx": {"onnx", "onnxruntime", "onnxscript"},
+        "ray": {"ray"},
     }
     for extra, expected in extras.items():
         assert requirements(installed, extra) == expected

@@ -143,6 +143,13 @@ def differing(path: Path, facts: dict[str, Any]) -> str | None:
     return next((key for key, value in facts.items() if known.get(key) != value), None)
 
 
+def run_files(folder: Path) -> list[Path]:
+    """The files of the run in a folder, in an order of which every beginning can be resumed."""
+    events = sorted(folder.glob(f"events.out.tfevents.*{_EVENTS}"))
+    named = (folder / name for name in (CONFIG, *reversed(_REPLACED)))
+    return [*events, *(path for path in named if path.is_file())]
+
+
 def _temporaries(folder: Path) -> Iterator[Path]:
     """The files that :func:`atmc.files.write` has not finished, of those that a run writes."""
     names = {*(Path(name).name for name in _FILES), *folder_lock.FILES}

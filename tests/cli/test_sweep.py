@@ -2,6 +2,7 @@
 
 import csv
 
+import pytest
 import yaml
 
 from .conftest import contents, error
@@ -80,3 +81,25 @@ def test_failures_are_reported_at_the_end(atmc, here):
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert "2 of 2 runs failed, first starts/robust-s0: there is no CUDA device" in line
     assert "run the same command again" in line
+
+
+def test_where_runs_go(atmc, here, hide):
+    sweep = ("sweep", "--config", config(here, {"method": "dense"}), "--output", "out")
+    line = error(atmc(*sweep, "--cpus", 2), 2)
+    assert line == "--cpus is for --engine ray: leave it out, or add that"
+    line = error(atmc(*sweep, "--engine", "ray", "--jobs", 2), 2)
+    assert line == "--jobs is for --engine local: give --cpus"
+    assert "'raj' is not one of 'local', 'ray'" in error(atmc(*sweep, "--engine", "raj"), 2)
+    hide("ray")
+    line = error(atmc(*sweep, "--engine", "ray", "--address", "127.0.0.1:1"), 1)
+    assert line == "--engine ray needs ray: pip install 'atmc[ray]'"
+    assert not (here / "out").exists()
+
+
+def test_an_address_without_ray(atmc, here):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    path = config(here, {"method": "dense"})
+    address = ("--engine", "ray", "--address", "127.0.0.1:1")
+    line = error(atmc("sweep", "--config", path, "--output", "out", *address), 1)
+    assert line.startswith("Ray cannot be reached (") and line.endswith("give another --address")
+    assert not (here / "out").exists()

@@ -21,7 +21,7 @@ from atmc.messages import are_options, on_stderr, options
 
 
 @contextlib.contextmanager
-def local(output: Path, inputs: Inputs, jobs: int) -> Iterator[Runner]:
+def runner(output: Path, inputs: Inputs, jobs: int) -> Iterator[Runner]:
     """Runs one after the other in this process, or ``jobs`` at a time, a process each.
 
     Raises:

@@ -21,7 +21,7 @@ from atmc.errors import BudgetError, FolderInUseError, RunError, one_line
 from atmc.files import write
 from atmc.python_path import OBJECT_PREFIX
 
-_FAILURE = "failure.json"
+FAILURE = "failure.json"
 
 Status = Literal["done", "kept", "unreachable", "failed", "in use", "interrupted"]
 
@@ -42,18 +42,22 @@ Runner = Callable[[Sequence[Point]], Generator[Outcome, None, None]]
 _IN_A_MODULE = "define its classes and functions in a module"
 
 
-def pickle_inputs(inputs: Inputs) -> bytes:
-    """The inputs for other processes; by value, as memory and descriptors to share may be short."""
+def pickle_inputs(inputs: Inputs, dumps: Callable[[Inputs], bytes] = pickle.dumps) -> bytes:
+    """The inputs for other processes; by value, as memory and descriptors to share may be short.
+
+    Raises:
+        RunError: they cannot be pickled.
+    """
     try:
-        return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)
+        return dumps(inputs)
     except Exception as error:  # a user's objects may fail in any way
         raise RunError(
             f"what is given cannot be pickled for other processes ({one_line(error)}): "
-            f"{_IN_A_MODULE}, or run one job at a time"
+            f"{_IN_A_MODULE}, or run one job at a time, in this process"
         ) from error
 
 
-def run_pickled(point: Point, output: Path, threads: int, pickled: bytes) -> Outcome:
+def run_pickled(point: Point, output: Path, threads: int | None, pickled: bytes) -> Outcome:
     """:func:`run_point` in a process that takes the inputs as bytes."""
     try:
         inputs = pickle.loads(pickled)
@@ -82,8 +86,7 @@ def run_point(point: Point, output: Path, threads: int | None, inputs: Inputs) -
     before = torch.get_num_threads()
     try:
         check_free(folder)
-        if _read_failure(folder) is not None:
-            (folder / _FAILURE).unlink()
+        clear_failure(folder)
         resume = (folder / CONFIG).is_file()
         if resume:
             root = point.settings.data.data_root  # the data may have moved
@@ -103,10 +106,16 @@ def run_point(point: Point, output: Path, threads: int | None, inputs: Inputs) -
     return Outcome(point, "kept" if finished else "done", report)
 
 
+def clear_failure(folder: Path) -> None:
+    """Remove the note of an earlier sweep, if there is one."""
+    if _read_failure(folder) is not None:
+        (folder / FAILURE).unlink()
+
+
 def _read_failure(folder: Path) -> dict[str, Any] | None:
     """The note of a sweep in a folder; None where there is no such file, or another program's."""
     try:
-        note = json.loads((folder / _FAILURE).read_bytes())
+        note = json.loads((folder / FAILURE).read_bytes())
     except (OSError, ValueError):
         return None
     return note if isinstance(note, dict) and note.keys() >= {"error", "smallest_bits"} else None
@@ -122,6 +131,6 @@ def failed(point: Point, output: Path, error: str, smallest: int | None = None) 
     folder = output / point.name
     with contextlib.suppress(OSError):  # the disk may be what failed
         folder.mkdir(parents=True, exist_ok=True)
-        if _read_failure(folder) is not None or not (folder / _FAILURE).exists():
-            write(folder / _FAILURE, as_json(note))
+        if _read_failure(folder) is not None or not (folder / FAILURE).exists():
+            write(folder / FAILURE, as_json(note))
     return Outcome(point, "failed" if smallest is None else "unreachable", error=error)
