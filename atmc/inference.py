@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,23 @@ def same(before: Tensor, after: Tensor) -> bool:
     """Whether outputs agree, but for the order of sums; False if one is NaN."""
     largest = float(before.abs().max())
     return float((after - before).abs().max()) <= CLOSE * largest + 1e-12
+
+
+@contextlib.contextmanager
+def float32_products(device: torch.device) -> Iterator[None]:
+    """No TF32 on a GPU, whose products and convolutions would round their inputs to 10 bits."""
+    if device.type != "cuda":
+        yield
+        return
+    backends: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def device_of(model: nn.Module) -> torch.device:

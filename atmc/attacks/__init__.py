@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from atmc.attacks.folding import folded
 from atmc.attacks.freezing import frozen
 from atmc.attacks.gradient import fgsm, n_fgsm, pgd, wrm
 from atmc.attacks.losses import Loss, dlr_loss, margin_loss
@@ -25,6 +26,7 @@ __all__ = [
     "default_step_size",
     "dlr_loss",
     "fgsm",
+    "folded",
     "frozen",
     "margin_loss",
     "n_fgsm",

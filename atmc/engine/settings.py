@@ -207,7 +207,7 @@ class TrainingSettings(_Group):
     fast: bool = _setting(
         True,
         "true|false",
-        "Train in channels_last, with faster input gradients; or as plain PyTorch.",
+        "Train in channels_last, with faster attacks; or as plain PyTorch.",
     )
 
     @property

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,14 @@ from torch import Tensor, nn
 from atmc.attacks.freezing import frozen
 from atmc.attacks.registry import Attack
 from atmc.data.loaded import Checked
-from atmc.inference import PROBABILITIES, are_probabilities, as_logits, device_of, run
+from atmc.inference import (
+    PROBABILITIES,
+    are_probabilities,
+    as_logits,
+    device_of,
+    float32_products,
+    run,
+)
 
 _EXAMPLES, _VALUES = 500, 2**23  # of a batch at the most
 
@@ -66,25 +72,8 @@ def evaluate(
     if not isinstance(batches, Checked):  # a checked loader has its title already
         attacked = any(each.eps != 0 for each in attacks)
         batches = Checked(batches, "the loader", pixels=attacked)
-    with _float32(device):
+    with float32_products(device):
         return _evaluate(model, batches, attacks, device, seed, on_batch)
-
-
-@contextlib.contextmanager
-def _float32(device: torch.device) -> Iterator[None]:
-    """No TF32 on a GPU, whose products and convolutions would round their inputs to 10 bits."""
-    if device.type != "cuda":
-        yield
-        return
-    backends: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
 
 
 def _evaluate(

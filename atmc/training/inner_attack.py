@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atmc.attacks.folding import folded
 from atmc.attacks.freezing import frozen
 from atmc.attacks.registry import TrainingAttack, training_attack
 from atmc.inference import as_logits
@@ -139,6 +140,21 @@ class InnerAttack:
             )
         if self.objective.eps * scale == 0:
             return x
+        if not self.objective.fast:
+            return self._attack(model, x, y, scale, step, index)
+        with folded(model, x, self.objective.precision):
+            return self._attack(model, x, y, scale, step, index)
+
+    def _attack(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        scale: float,
+        step: int,
+        index: Tensor | None,
+    ) -> Tensor:
+        """The attack of this step, which is PGD where the cheap one has failed."""
         pgd = training_attack("pgd")
         if self.guard.curing():
             return self._run(pgd, model, x, y, scale)

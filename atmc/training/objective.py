@@ -41,8 +41,8 @@ class Objective:
         teacher: a robust model whose predictions on the clean batch are a second target.
         distill: share of the loss on those predictions, 0 to 1.
         precision: autocast type of the layers, or None for float32.
-        fast: let the attack take the faster way through thin convolutions, and gradients keep
-            channels_last.
+        fast: let the attack take the faster way through thin convolutions and fold batch norms
+            (:mod:`atmc.attacks.folding`), and gradients keep channels_last.
         train_attack: a name of :func:`atmc.attacks.registry.training_names`: "pgd"; "atta" for
             steps from where the last visit to an example ended, or "n-fgsm" for a single step from
             noise, both watched for collapse; "none": clean inputs, whatever ε is.
