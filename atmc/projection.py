@@ -87,7 +87,7 @@ def select(
         scores: as those of :func:`topk_masks`, of shape (n,).
         k: likewise.
         near: the threshold of an earlier selection whose scores and ``k`` were similar. It changes
-            the time, never the answer.
+            the time, never the answer; on a GPU it is not used.
         around: half the width of the bracket, as a share of ``near``: how far the threshold may
             have moved. It changes the time, never the answer.
         out: a bool tensor of shape (n,) to write the mask into: for many entries, fresh memory
@@ -98,9 +98,11 @@ def select(
     """
     if not k >= 0:
         raise ValueError(f"k must be 0 or more, got {k}")
-    patterns = _patterns(scores.detach())
     if out is None:
-        out = torch.empty(patterns.shape, dtype=torch.bool, device=patterns.device)
+        out = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    if scores.device.type != "cpu":
+        return _select_on_device(scores.detach(), k, out)
+    patterns = _patterns(scores.detach())
     room, rest = k, patterns
     places: Tensor | None = None
     if len(patterns) > _SMALL and near == 0:
@@ -169,17 +171,43 @@ def _project_lines(tensor: Tensor, count: int, along: int) -> Tensor:
     return matrix.masked_fill(~mask, 0).reshape(tensor.shape)
 
 
-def _patterns(scores: Tensor) -> Tensor:
-    """The bits of scores as int32 or int64, which are ordered as nonnegative floats are.
+def _select_on_device(scores: Tensor, k: int, out: Tensor) -> Selection:
+    """The same by operations of fixed shapes: they wait for a GPU once, when the mask is there."""
+    patterns = _bits(scores)
+    if len(patterns) == 0:
+        return Selection(out, 0.0)
+    threshold = patterns.new_zeros(())
+    if k < len(patterns):
+        threshold = torch.topk(patterns, k + 1, sorted=False).values.amin().clamp(min=0)
+    torch.gt(patterns, threshold, out=out)
+    tied = (patterns == threshold) & (threshold > 0)
+    room = k - torch.count_nonzero(out)
+    out |= tied & (tied.cumsum(0, dtype=torch.int32) <= room)
+    value = threshold.view(torch.float64 if patterns.dtype == torch.int64 else torch.float32)
+    least, last = torch.stack([scores.amin().to(value.dtype), value]).tolist()
+    _check(least)
+    return Selection(out, last)
 
-    A zero of negative sign comes out below all others.
-    """
-    # NaN where any score is.
-    least = float(scores.amin()) if scores.numel() else 0.0
+
+def _patterns(scores: Tensor) -> Tensor:
+    """:func:`_bits` of scores that have been checked."""
+    _check(float(scores.amin()) if scores.numel() else 0.0)
+    return _bits(scores)
+
+
+def _check(least: float) -> None:
+    """Refuse scores by the least of them, which is NaN where any is."""
     if math.isnan(least):
         raise ValueError("scores hold NaN; find where it arose")
     if least < 0:
         raise ValueError(f"scores must be 0 or more, got {least}; take magnitudes first")
+
+
+def _bits(scores: Tensor) -> Tensor:
+    """The bits of scores as int32 or int64, which are ordered as nonnegative floats are.
+
+    A zero of negative sign comes out below all others.
+    """
     if scores.dtype == torch.float64:
         return scores.view(torch.int64)
     return scores.float().view(torch.int32)
@@ -188,7 +216,7 @@ def _patterns(scores: Tensor) -> Tensor:
 def _guess(patterns: Tensor, k: int) -> float:
     """The threshold of a sample; 0 where it has too few positive entries."""
     stride = len(patterns) // _SAMPLED | 1  # odd: in step with fewer of the tensors' strides
-    sample = patterns[::stride].cpu().numpy()
+    sample = patterns[::stride].numpy()
     place = len(sample) - 1 - k // stride
     return _value(max(0, int(np.partition(sample, place)[place])), patterns) if place >= 0 else 0.0
 
@@ -212,9 +240,6 @@ def _types(patterns: Tensor) -> tuple[type[np.signedinteger], type[np.floating]]
 
 def _split(patterns: Tensor, low: int, high: int, mask: Tensor) -> tuple[int, Tensor]:
     """Mark and count the entries above ``high``; indices of those from ``low`` to ``high``."""
-    if patterns.device.type != "cpu":
-        torch.gt(patterns, high, out=mask)
-        return int(torch.count_nonzero(mask)), ((patterns >= low) ^ mask).nonzero()[:, 0]
     # By numpy, whose comparisons write bools several times faster than torch's.
     values, marks = patterns.numpy(), mask.numpy()
     count, places = 0, []
@@ -232,6 +257,4 @@ def _threshold(patterns: Tensor, room: int) -> int:
     place = len(positive) - 1 - room
     if place < 0:
         return 0
-    if positive.device.type == "cpu":
-        return int(np.partition(positive.numpy(), place)[place])
-    return int(positive.sort().values[place])
+    return int(np.partition(positive.numpy(), place)[place])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from atmc.training.loop import Progress
 
 
+_EVERY = 0.1  # seconds between two looks at the loss, for which a GPU has to be waited for
+
+
 class Display:
     """Shows loss, clean and robust accuracy, nonzeros and file bits; nothing where ``quiet``."""
 
@@ -22,15 +26,18 @@ class Display:
         self._disabled = quiet or self._lines
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._stage = ""
-        self._loss = float("nan")
+        self._last: Progress | None = None
+        self._described = 0.0
         self._figures: dict[str, str] = {}
 
     def on_step(self, progress: Progress) -> None:
         """Move the bar; a stage starts a new one."""
         if progress.stage != self._stage:
             self._start_stage(progress)
-        self._loss = progress.loss
-        self._describe()
+        self._last = progress
+        last = progress.step == progress.total_steps
+        if not self._disabled and (last or time.monotonic() - self._described > _EVERY):
+            self._describe()
         self._bar.update(progress.step - self._bar.n)
 
     def on_epoch(self, epoch: EpochFigures) -> None:
@@ -42,12 +49,13 @@ class Display:
             **{name: f"{count:,}" for name, count in counts.items() if count is not None},
         }
         if self._lines:
-            figures = {"loss": f"{self._loss:.3f}"} | self._figures
+            figures = {"loss": f"{self._loss():.3f}"} | self._figures
             text = ", ".join(f"{name} {figure}" for name, figure in figures.items())
             line = f"{epoch.stage} epoch {epoch.epoch + 1}: {text} (after {epoch.seconds:.1f} s)"
             click.echo(line, err=True)
-        self._describe()
-        self._bar.refresh()
+        if not self._disabled:
+            self._describe()
+            self._bar.refresh()
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -69,7 +77,11 @@ class Display:
             disable=self._disabled,
         )
 
+    def _loss(self) -> float:
+        return float("nan") if self._last is None else self._last.loss
+
     def _describe(self) -> None:
-        figures = {"loss": f"{self._loss:.2f}"} | self._figures
+        self._described = time.monotonic()
+        figures = {"loss": f"{self._loss():.2f}"} | self._figures
         text = " ".join(f"{name} {figure}" for name, figure in figures.items())
         self._bar.set_description_str(f"{self._stage} {text.replace(',', '')}", refresh=False)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from atmc import projection
 from atmc.projection import (
+    _select_on_device,
     project_columns,
     project_filters,
     project_topk,
@@ -108,6 +109,22 @@ def test_a_bracket_never_changes_the_answer(scores, k, near, around):
     for other in (narrowed, guessed, again):
         assert torch.equal(other.mask, plain.mask)
         assert other.threshold == plain.threshold
+
+
+@given(score_lists(), st.integers(0, 45))
+@settings(max_examples=300, deadline=None)
+def test_the_selection_of_a_gpu_is_the_same(scores, k):
+    flat = joined(scores)
+    expected = select(flat, k)
+    selection = _select_on_device(flat, k, torch.ones(flat.shape, dtype=torch.bool))
+    assert torch.equal(selection.mask, expected.mask)
+    assert selection.threshold == expected.threshold
+
+
+def test_the_selection_of_a_gpu_refuses_the_same_scores():
+    for value, message in ((math.nan, "hold NaN"), (-1.0, "0 or more, got -1")):
+        with pytest.raises(ValueError, match=message):
+            _select_on_device(torch.tensor([1.0, value, 2.0]), 1, torch.empty(3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("near", [0.0, 1e-3, 0.9, 1.0, 1.1, 50.0])

@@ -199,7 +199,8 @@ class ATMC(Splitting):
     @property
     def nonzeros(self) -> int:
         """Nonzeros of all factors now."""
-        return sum(int(torch.count_nonzero(factor)) for factor in self.factors.values())
+        counts = [torch.count_nonzero(factor) for factor in self.factors.values()]
+        return int(torch.stack(counts).sum())
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Inner step, projection and, when it is due, duplicate and dual."""
@@ -223,9 +224,8 @@ class ATMC(Splitting):
         if 0 < last < math.inf:  # the next move should be like this one
             move = abs(self._threshold / last - 1)
             self._moves = min(max(2 * move, _LEAST_MOVE), _MOST_MOVE)
-        for name, factor in self.factors.items():
-            off = ~self._support[name]
-            factor.masked_fill_(off, 0)
+        for name, off in _views(~self._flat_support, self.factors).items():
+            self.factors[name].masked_fill_(off, 0)
             if name in self.duplicates:
                 self.duplicates[name].masked_fill_(off, 0)
                 self.duals[name].masked_fill_(off, 0)

@@ -43,13 +43,9 @@ class _Factor:
         entries = self.tensor.grad.flatten()[self.positions]
         return torch.zeros_like(self.master).index_add_(0, self.codes, entries)
 
-    def write(self, more: int = 0) -> None:
-        values = self.master.detach()
-        if self.level_bits is not None:
-            integers, exponent = round_levels(values, min(16, self.level_bits + more))
-            values = integers.to(values.dtype) * 2.0**exponent
+    def write(self, levels: Tensor) -> None:
         flat = self.tensor.detach().view(-1)
-        flat[self.positions] = values[self.codes]
+        flat[self.positions] = levels[self.codes]
 
 
 @dataclass
@@ -63,6 +59,26 @@ class _Dense:
     def gradient(self) -> Tensor:
         assert self.tensor.grad is not None
         return self.tensor.grad * self.alive
+
+
+@torch.no_grad()
+def _write_levels(factors: Sequence[_Factor], more: int = 0) -> None:
+    """Write levels into their factors, in so many bits more; one trip to the host for all."""
+    masters = [factor.master.detach() for factor in factors]
+    widths = [factor.level_bits for factor in factors]
+    short = [index for index, width in enumerate(widths) if width is not None]
+    if short:
+        flat = torch.cat([masters[index].double() for index in short]).cpu()
+        parts = torch.split(flat, [masters[index].numel() for index in short])
+        rounded = []
+        for index, part in zip(short, parts, strict=True):
+            integers, exponent = round_levels(part, min(16, (widths[index] or 0) + more))
+            rounded.append(integers.double() * 2.0**exponent)
+        back = torch.split(torch.cat(rounded).to(masters[0].device), [len(r) for r in rounded])
+        for index, part in zip(short, back, strict=True):
+            masters[index] = part.to(masters[index].dtype)
+    for factor, levels in zip(factors, masters, strict=True):
+        factor.write(levels)
 
 
 @torch.no_grad()
@@ -137,12 +153,8 @@ class CodebookOptimizer(Wrapping):
     @torch.no_grad()
     def write(self) -> None:
         """Write the masters, rounded to what a file can hold, into the model's tensors."""
-        dense = []
-        for part in self.parts.values():
-            if isinstance(part, _Dense):
-                dense.append(part)
-            else:
-                part.write()
+        _write_levels([part for part in self.parts.values() if isinstance(part, _Factor)])
+        dense = [part for part in self.parts.values() if isinstance(part, _Dense)]
         values = [part.master * part.alive for part in dense]
         _write_rounded([part.tensor for part in dense], values, self.width)
 
@@ -152,9 +164,7 @@ class CodebookOptimizer(Wrapping):
 
         Levels that became equal by rounding may differ again.
         """
-        for part in self.parts.values():
-            if isinstance(part, _Factor):
-                part.write(more)
+        _write_levels([part for part in self.parts.values() if isinstance(part, _Factor)], more)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -128,12 +128,22 @@ class Splitting(Wrapping):
         """The decoupled penalty; nothing where it is part of the loss."""
         if self.penalty_kind == "loss":
             return
-        for name, duplicate in self.duplicates.items():
+        pulls: dict[float, list[str]] = {}
+        for name in self.duplicates:
             pull = float(self._groups[name]["lr"]) * self._rho_now
-            variable = self.variables[name]
-            wide = torch.promote_types(duplicate.dtype, variable.dtype)
-            target = (duplicate.to(wide) - self.duals[name]).to(variable.dtype)
-            variable.lerp_(target, pull / (1 + pull))
+            pulls.setdefault(pull, []).append(name)
+        for pull, names in pulls.items():
+            variables = [self.variables[name].detach() for name in names]
+            duplicates, duals = (
+                [
+                    state[name].to(torch.promote_types(state[name].dtype, variable.dtype))
+                    for name, variable in zip(names, variables, strict=True)
+                ]
+                for state in (self.duplicates, self.duals)
+            )
+            gaps = torch._foreach_sub(duplicates, duals)
+            targets = [gap.to(v.dtype) for gap, v in zip(gaps, variables, strict=True)]
+            torch._foreach_lerp_(variables, targets, pull / (1 + pull))
 
     def _shifted(self, name: str) -> Tensor:
         """θ + u, the point that the next duplicate is nearest to."""
@@ -152,9 +162,8 @@ class Splitting(Wrapping):
 
     def _set_rho(self, rho: float) -> None:
         if rho != self._rho_now:
-            if rho > 0:
-                for dual in self.duals.values():
-                    dual.mul_(self._rho_now / rho)
+            if rho > 0 and self.duals:
+                torch._foreach_mul_(list(self.duals.values()), self._rho_now / rho)
             self._rho_now = rho
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class StartMemory:
 
     def starts(self, x: Tensor, index: Tensor, eps: float) -> Tensor:
         """Where the attack on each example starts; a random point of the ball at first."""
-        offsets, visited = self._sized(x, int(index.max()) + 1)
+        offsets, visited, index = self._sized(x, index)
         last = offsets[index].to(x.dtype) / 127
         new = 2 * torch.rand_like(x) - 1
         seen = visited[index].view(-1, *[1] * (x.dim() - 1))
@@ -42,23 +42,23 @@ class StartMemory:
 
     def store(self, x: Tensor, adv: Tensor, index: Tensor, eps: float) -> None:
         """Remember where the attack ended."""
-        offsets, visited = self._sized(x, int(index.max()) + 1)
+        offsets, visited, index = self._sized(x, index)
         offsets[index] = ((adv - x) * (127 / eps)).round().clamp(-127, 127).to(torch.int8)
         visited[index] = True
 
-    def _sized(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The memory, on the device of ``x`` and for at least so many examples."""
+    def _sized(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The memory, large enough for the examples, and their index, on the device of ``x``."""
         if self.offsets is None or self.visited is None:
             self.offsets = x.new_zeros((0, *x.shape[1:]), dtype=torch.int8)
             self.visited = x.new_zeros(0, dtype=torch.bool)
         # A resumed run loads the memory to the CPU.
         offsets, visited = self.offsets.to(x.device), self.visited.to(x.device)
-        missing = count - len(visited)
+        missing = int(index.max()) + 1 - len(visited)
         if missing > 0:
             offsets = torch.cat([offsets, offsets.new_zeros((missing, *x.shape[1:]))])
             visited = torch.cat([visited, visited.new_zeros(missing)])
         self.offsets, self.visited = offsets, visited
-        return offsets, visited
+        return offsets, visited, index.to(x.device, non_blocking=True)
 
 
 class CollapseGuard:
@@ -126,7 +126,8 @@ class InnerAttack:
             y: labels (n,), int64.
             scale: of ε, from 0 to 1.
             step: of the stage, which decides when the guard checks.
-            index: which examples the batch contains (n,), int64; for ATTA.
+            index: which examples the batch contains (n,), int64; for ATTA. On the CPU it is read
+                without waiting for a GPU.
 
         Raises:
             ValueError: ATTA without an index.

@@ -39,17 +39,38 @@ from atmc.training.stage import EXAMPLES, Stage
 Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
 Loader = Iterable[Batch]
 
+_LOSSES = 20  # that a GPU computes before they are read
+
 
 @dataclass
 class Progress:
-    """What a step reports."""
+    """What a step reports. To read ``loss`` or ``robust`` is to wait for the GPU, if there is one.
+
+    Args:
+        stage: its name.
+        epoch: of the stage, from 0.
+        step: of the stage, from 1.
+        total_steps: of the stage.
+        loss_value: the loss, a scalar.
+        robust_share: the accuracy on the attacked batch, a scalar.
+    """
 
     stage: str
     epoch: int
     step: int
     total_steps: int
-    loss: float
-    robust: float
+    loss_value: float | Tensor
+    robust_share: float | Tensor
+
+    @property
+    def loss(self) -> float:
+        """The loss."""
+        return float(self.loss_value)
+
+    @property
+    def robust(self) -> float:
+        """The accuracy on the attacked batch."""
+        return float(self.robust_share)
 
 
 def _in_range(model: nn.Module, optimizer: Optimizer) -> bool:
@@ -112,7 +133,8 @@ class Trainer:
         seed: of all randomness.
         checkpoint: file to write checkpoints to and to resume from; None for neither.
         every_seconds: time between checkpoints.
-        on_step: called with a :class:`Progress` after each step.
+        on_step: called with a :class:`Progress` after each step. On a GPU, a step whose loss is no
+            number may be reported, and the error follow up to 20 steps later.
         on_epoch: called with the model, the stage and the epoch after each epoch.
     """
 
@@ -149,6 +171,9 @@ class Trainer:
         if self.steps_per_epoch == 0:
             raise ValueError("the train loader is empty or has no length: give a DataLoader")
         self._device = device_of(model)
+        # Losses that have not been read, with their steps; to read one is to wait for a GPU.
+        self._losses: list[tuple[int, Tensor]] = []
+        self._read_every = 1 if self._device.type == "cpu" else _LOSSES
         # Whether batch norm refuses batches of one example; None until one comes.
         self._refuses_one: bool | None = None
 
@@ -252,14 +277,16 @@ class Trainer:
                         stage.average.update()
                 with _saved_before_errors(save):
                     if self.on_step is not None:
-                        robust = (logits.argmax(1) == y).float().mean().item()
+                        robust = (logits.argmax(1) == y).float().mean()
                         total = stage.total_steps
                         self.on_step(Progress(stage.name, epoch, step, total, loss, robust))
                     if stopped():
                         raise KeyboardInterrupt
                 if time.monotonic() - saved > self.every_seconds:
+                    self._read_losses(stage)
                     save()
                     saved = time.monotonic()
+            self._read_losses(stage)
             if step % self.steps_per_epoch:
                 raise TrainingError("the train loader gave fewer batches than its length")
             if self.on_epoch is not None:
@@ -286,8 +313,8 @@ class Trainer:
             if current < step:
                 continue
             used = batch[:3] if self.attack.kind.remembers else batch[:2]
-            x, y, *index = (t.to(self._device, non_blocking=True) for t in used)
-            yield x, y, index[0] if index else None
+            x, y = (t.to(self._device, non_blocking=True) for t in used[:2])
+            yield x, y, used[2] if len(used) > 2 else None
 
     def _reseed(self, *parts: int) -> None:
         seed_generators(derive(*self.seed, *parts), self._device)
@@ -300,7 +327,7 @@ class Trainer:
         y: Tensor,
         index: Tensor | None,
         step: int,
-    ) -> tuple[float, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Attack the batch and compute the gradients; the loss, and the logits under attack."""
         progress = step / stage.total_steps
         for group in optimizer.param_groups:
@@ -313,10 +340,19 @@ class Trainer:
             loss, logits = self.objective.loss(self.model, x, adv, y)
             penalty = stage.penalty()
             (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._lost(f"the loss is {value}", stage, step + 1)
-        return value, logits
+        loss = loss.detach()
+        self._losses.append((step + 1, loss))
+        if len(self._losses) >= self._read_every:
+            self._read_losses(stage)
+        return loss, logits.detach()
+
+    def _read_losses(self, stage: Stage) -> None:
+        """Refuse the first loss that is no number, of those computed since the last call."""
+        steps, losses = zip(*self._losses, strict=True) if self._losses else ((), ())
+        self._losses.clear()
+        for step, value in zip(steps, torch.stack(losses).tolist() if losses else (), strict=True):
+            if not math.isfinite(value):
+                raise self._lost(f"the loss is {value}", stage, step)
 
     def _too_small(self, x: Tensor) -> bool:
         """Whether to leave out a batch: it has one example, and batch norm refuses it."""
@@ -348,6 +384,7 @@ class Trainer:
         try:
             yield
         except ValueError as error:
+            self._read_losses(stage)
             if _in_range(self.model, optimizer):
                 raise
             raise self._lost("the weights overflow", stage, step) from error

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -76,6 +77,33 @@ def test_lines_off_a_terminal(capsys):
         "file bits 56,789 (after 1.5 s)",
         "levels epoch 1: loss 0.250, clean 0.910, robust 0.760, nonzeros 1,234 (after 2.0 s)",
     ]
+
+
+class Slow:
+    """A loss that is counted when it is read."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def __float__(self):
+        self.reads += 1
+        return 0.5
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_loss_is_read_now_and_then(quiet, monkeypatch):
+    loss = Slow()
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with closing(Display(quiet)) as display:
+            started = time.monotonic()
+            for step in range(1, 1001):
+                display.on_step(Progress("compress", 0, step, 1000, loss, 0.5))
+            most = 3 + (time.monotonic() - started) / 0.1
+            assert loss.reads <= (0 if quiet else most if stream.isatty() else 0)
+            display.on_epoch(EpochFigures("compress", 0, 0.9, 0.75, 1234, 56789, 1.5))
+            assert ("loss 0.50" in stream.getvalue()) is not quiet
+        loss.reads = 0
 
 
 def test_quiet_shows_nothing(terminal, capsys):

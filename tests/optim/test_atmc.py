@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from atmc import projection
 from atmc.factorization.importance import Importance
 from atmc.factorization.layers import factorize, named_factors
 from atmc.optim.atmc import ATMC, cubic
@@ -185,6 +187,85 @@ def test_sgd_step_is_the_formula() -> None:
     for (name, factor), gradient in zip(optimizer.factors.items(), gradients, strict=True):
         moved = before[name] - rate * (gradient + rho * gap[name])
         assert torch.allclose(factor.detach(), moved, atol=1e-6), name
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations of torch for which the host would have to wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if masks or name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2"):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "effect-per-bit"])
+def test_a_step_waits_once_for_a_gpu(
+    importance: Importance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    optimizer = ATMC(
+        model, sgd(model.parameters()), k=30, duplicate_every=4, importance=importance, rho=rising
+    )
+    train(model, optimizer, 0, 4)
+    assert optimizer.duplicates
+    reads, tolist = [], Tensor.tolist
+
+    def read(tensor: Tensor) -> Any:
+        reads.append(tensor.shape)
+        return tolist(tensor)
+
+    def on_device(
+        scores: Tensor, k: int, near: float, around: float, out: Tensor
+    ) -> projection.Selection:
+        return projection._select_on_device(scores, k, out)
+
+    x, y = data(4)
+    loss = F.cross_entropy(model(x), y) + optimizer.penalty()
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr("atmc.optim.atmc.select", on_device)
+    monkeypatch.setattr(Tensor, "tolist", read)
+    with Waits() as waits:
+        optimizer.step()
+    assert (waits.count, len(reads)) == (0, 1)
+    assert optimizer.nonzeros <= 30
+
+
+def rising(step: int) -> float:
+    return 0.1 * step
+
+
+@pytest.mark.parametrize("kept", [None, torch.bfloat16, torch.float64])
+def test_the_decoupled_penalty_moves_each_factor_by_its_groups_rate(
+    kept: torch.dtype | None,
+) -> None:
+    model = network()
+    one, *others = model.parameters()
+    groups = [{"params": [one], "lr": 0.5}, {"params": others, "lr": 0.02}]
+    optimizer = ATMC(
+        model, torch.optim.Adam(groups), k=60, rho=0.7, duplicate_every=1, state_dtype=kept
+    )
+    train(model, optimizer, 0, 2)
+    expected = {}
+    for name, factor in optimizer.factors.items():
+        assert optimizer.duals[name].dtype == (kept or torch.float32)
+        pull = 0.7 * (0.5 if factor is one else 0.02)
+        target = optimizer.duplicates[name].double() - optimizer.duals[name].double()
+        expected[name] = (factor.detach().double() + pull * target) / (1 + pull)
+    with torch.no_grad():
+        optimizer._proximal()
+    for name, factor in optimizer.factors.items():
+        torch.testing.assert_close(factor.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_adam_is_given_the_penalty_decoupled() -> None:

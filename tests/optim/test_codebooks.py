@@ -10,6 +10,7 @@ from atmc import codec
 from atmc.artifact import to_artifact
 from atmc.factorization.layers import dense_part, factorize, named_factors
 from atmc.optim.codebooks import CodebookOptimizer, round_dense_part
+from atmc.quantization.codebooks import round_levels
 
 LEVELS = torch.tensor([-1.5, -0.5, 0.25, 1.0])  # 4-bit integers times 1/4
 
@@ -199,7 +200,9 @@ def test_state_of_another_model() -> None:
         CodebookOptimizer(other, sgd(0.1)).load_state_dict(state)
 
 
-def test_the_dense_part_takes_one_trip_to_the_host_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_and_the_dense_part_take_a_trip_each_to_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = quantized_model()
     optimizer = CodebookOptimizer(model, sgd(0.1), width=8, level_bits=all_bits(model))
     assert len(list(model.parameters())) > 2
@@ -212,4 +215,28 @@ def test_the_dense_part_takes_one_trip_to_the_host_a_step(monkeypatch: pytest.Mo
     backward(model, 0)
     monkeypatch.setattr(Tensor, "cpu", counted)
     optimizer.step()
-    assert len(trips) == 1
+    assert len(trips) == 2
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_levels_are_rounded_factor_by_factor(kind: torch.dtype) -> None:
+    model = quantized_model().to(kind)
+    names = list(named_factors(model))
+    bits = {name: 2 + 2 * index for index, name in enumerate(names[1:])}  # floats in the first
+    optimizer = CodebookOptimizer(model, sgd(0.1), level_bits=bits)
+    for more in (0, 3):
+        x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0), dtype=kind)
+        F.cross_entropy(model(x), x[:, :4].argmax(1)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if more:
+            optimizer.write_finer(more)
+        for name, factor in named_factors(model).items():
+            part: Any = optimizer.parts[name]
+            levels = part.master.detach()
+            if name in bits:
+                integers, exponent = round_levels(levels, min(16, bits[name] + more))
+                levels = integers.to(kind) * 2.0**exponent
+            expected = torch.zeros_like(factor).flatten()
+            for position, code in zip(part.positions, part.codes, strict=True):
+                expected[position] = levels[code]
+            assert torch.equal(factor.detach().flatten(), expected)

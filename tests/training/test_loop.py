@@ -577,6 +577,65 @@ def test_a_loss_that_is_no_number(at: int, value: float, tmp_path: Path) -> None
     assert_same_state(trained(checkpoint, Batches(*examples(), 8)), whole)
 
 
+@pytest.mark.parametrize("at", [0, 2, 3])
+@pytest.mark.parametrize("every", [2, 3, 20])
+def test_losses_that_are_read_late_still_name_their_step(
+    at: int, every: int, tmp_path: Path
+) -> None:
+    """As on a GPU."""
+    checkpoint = tmp_path / "state.pt"
+    steps: list[int] = []
+    trainer = Trainer(
+        *(net(), Bad(at, math.nan), [Sgd(2, 1e-2)], Objective(eps=0)),
+        checkpoint=checkpoint,
+        on_step=lambda progress: steps.append(progress.step),
+    )
+    trainer._read_every = every
+    with pytest.raises(TrainingError, match=rf"loss is nan at step {at + 1} of stage 'sgd'; .* in"):
+        trainer.run()
+    # The window, or the epoch, that the step is in was completed.
+    assert len(steps) == min(every * (at // every + 1) - 1, STEPS)
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["step"] == 0
+
+
+@pytest.mark.parametrize("kind", ["compress", "levels"])
+def test_an_error_of_weights_that_a_lost_loss_explains(kind: str) -> None:
+    model = net()
+    target = Target.of(model, 20_000, 4, None)
+    if kind == "levels":
+        factorize(model)
+    stage = Compress(2, 1e-3, target) if kind == "compress" else LevelStage(2, 1e-3, target)
+    trainer = Trainer(model, Bad(1, math.nan), [stage], Objective(eps=0))
+    trainer._read_every = 20
+    with pytest.raises(TrainingError, match=rf"the loss is nan at step 2 of stage '{kind}'"):
+        trainer.run()
+
+
+def test_losses_are_read_in_windows_and_at_the_end_of_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[int] = []
+    tolist = Tensor.tolist
+
+    def read(tensor: Tensor) -> Any:
+        reads.append(len(tensor))
+        return tolist(tensor)
+
+    monkeypatch.setattr(Tensor, "tolist", read)
+    for every, expected in ((3, [3, 1] * 2), (1, [1] * 8), (20, [4] * 2)):
+        losses: list[training.Progress] = []
+        trainer = Trainer(
+            *(net(), in_memory(), [Sgd(2, 1e-2)], Objective(eps=0)), on_step=losses.append
+        )
+        assert trainer._read_every == 1, "on the CPU each loss is looked at before its step"
+        trainer._read_every = every
+        trainer.run()
+        assert reads == expected
+        assert all(math.isfinite(p.loss) and 0 <= p.robust <= 1 for p in losses)
+        reads.clear()
+
+
 def test_no_checkpoint_is_named_where_there_is_none() -> None:
     with pytest.raises(TrainingError, match=r"step 1 of stage 'sgd': lower the learning rate"):
         trained(None, Bad(0, math.nan))
