@@ -14,8 +14,9 @@ Some arguments mean the same in all of them:
 - ``fast``: let thin convolutions take the faster way; the gradient differs by rounding
 - ``bpda``: let gradients past ReLUs that are off and losers of a max-pool, as
   :mod:`atmc.attacks.bpda` says: stronger where the net's gradients are mostly zero
-- ``compiled``: pass the model through ``torch.compile``, with CUDA graphs on a GPU. The first call
-  takes long; on the CPU the others are slower too for small nets
+- ``compiled``: pass the model through ``torch.compile``; on a GPU all steps are one CUDA graph, for
+  a shape that comes again (:mod:`atmc.attacks.captured`). The first calls take long; on the CPU the
+  others are slower too for small nets. Where it fails, the attack runs as it is, with a warning
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from atmc.attacks.captured import run_compiled
 from atmc.attacks.freezing import frozen
 from atmc.attacks.losses import ExampleLoss, Loss, example_loss
 from atmc.attacks.registry import default_step_size, register, register_training
@@ -55,18 +57,17 @@ def _ascent(
 
 @functools.cache
 def _compiled(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """``_ascent``, compiled; with CUDA graphs where there is CUDA."""
-    mode = "reduce-overhead" if device == "cuda" else None
-    return torch.compile(_ascent, mode=mode)
+    """``_ascent``, compiled; on a GPU for the shapes that are captured."""
+    return torch.compile(_ascent, dynamic=False if device == "cuda" else None)
 
 
 def _gradient(
     model: nn.Module,
     loss: ExampleLoss,
     precision: torch.dtype | None,
-    compiled: bool,
     x: Tensor,
     y: Tensor,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the input, and the logits."""
     x = x.detach().requires_grad_(True)
@@ -74,6 +75,35 @@ def _gradient(
     with torch.enable_grad():
         total, logits = ascent(model, x, y, loss, precision)
     return torch.autograd.grad(total, x)[0], logits.detach()
+
+
+def _compiled_steps(
+    model: nn.Module,
+    loss: ExampleLoss,
+    steps: int,
+    step_size: float,
+    start: Tensor,
+    y: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    precision: torch.dtype | None,
+    fast: bool,
+    bpda: bool,
+) -> Tensor:
+    """Signed steps of a frozen model, as :func:`_ascend` takes them."""
+
+    def run(
+        compiled: bool, adv: Tensor, y: Tensor, low: Tensor, high: Tensor, length: Tensor
+    ) -> Tensor:
+        for _ in range(steps):
+            gradient, _ = _gradient(model, loss, precision, adv, y, compiled)
+            adv = torch.clamp(adv + gradient.sign_().mul_(length), low, high)
+        return adv
+
+    inputs = start, y, low, high, start.new_full((), step_size)
+    settings = loss, steps, precision, fast, bpda
+    return run_compiled(model, partial(run, True), partial(run, False), inputs, settings)
 
 
 def _check(eps: float, steps: int = 1, restarts: int = 1) -> None:
@@ -174,7 +204,7 @@ def pgd(
             "not follow: leave out one of them"
         )
     ascended = example_loss(loss)
-    gradient_of = partial(_gradient, model, ascended, precision, compiled)
+    gradient_of = partial(_gradient, model, ascended, precision)
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     worst = worst_score = None
     with frozen(model, fast, bpda):
@@ -185,7 +215,16 @@ def pgd(
                 adv = torch.clamp(start, low, high)
             elif random_start:
                 adv = torch.clamp(x + _start(x, eps, loss, generator), low, high)
-            adv = _ascend(gradient_of, adv, y, target, (low, high), steps, step, stop_when_fooled)
+            if compiled:
+                adv = _compiled_steps(
+                    *(model, ascended, steps, step, adv, target, low, high),
+                    precision=precision,
+                    fast=fast,
+                    bpda=bpda,
+                )
+            else:
+                box = low, high
+                adv = _ascend(gradient_of, adv, y, target, box, steps, step, stop_when_fooled)
             if restarts == 1:
                 return adv
             with torch.no_grad():
@@ -282,7 +321,15 @@ def n_fgsm(
     start = x + _noise(x, generator) * (noise * eps)
     with frozen(model, fast, bpda):
         target = _target(model, x, y, loss, precision)
-        gradient, _ = _gradient(model, example_loss(loss), precision, compiled, start, target)
+        if compiled:
+            return _compiled_steps(
+                *(model, example_loss(loss), 1, eps, start, target),
+                *(start.new_zeros(()), start.new_ones(())),
+                precision=precision,
+                fast=fast,
+                bpda=bpda,
+            )
+        gradient, _ = _gradient(model, example_loss(loss), precision, start, target)
     return (start + eps * gradient.sign()).clamp(0, 1)
 
 
@@ -319,7 +366,7 @@ def wrm(
     adv = x.detach()
     with frozen(model):
         for t in range(steps):
-            gradient, _ = _gradient(model, example_loss("ce"), precision, False, adv, y)
+            gradient, _ = _gradient(model, example_loss("ce"), precision, adv, y)
             ascent = gamma * gradient - (adv - x)
             adv = torch.clamp(adv + ascent / (t + 1) ** 0.5, 0, 1)
     return adv
