@@ -33,6 +33,7 @@ class _State:
     memory: list[Hashable] | None = None
     moves: int = 0
     last: Hashable = None
+    largest: int = 0  # batch so far
     captured: dict[Hashable, _Captured] = field(default_factory=dict)
     failed: bool = False
 
@@ -45,8 +46,9 @@ def run_compiled(
 ) -> Tensor:
     """The steps of an attack by their compiled form, on a GPU as one CUDA graph.
 
-    Batches are captured when their shape comes twice in a row, so that the last of an epoch runs
-    eagerly. Where anything fails, there is one warning, and the model's attacks run eagerly.
+    A batch smaller than the largest before it is captured only if its shape comes twice in a row:
+    the last of an epoch, and the few examples that a check takes, run eagerly. Where anything
+    fails, there is one warning, and the model's attacks run eagerly.
 
     Args:
         model: frozen, in plain weights.
@@ -95,9 +97,11 @@ def _run_captured(
         if state.moves > _MOVES:
             raise RuntimeError("the model's tensors move in memory from one attack to the next")
     again, state.last = settings == state.last, settings
+    batch = len(inputs[0])
     if settings not in state.captured:
-        if not again:
+        if batch < state.largest and not again:
             return eager(*inputs)
+        state.largest = max(state.largest, batch)
         state.captured[settings] = _Captured(compiled, inputs)
     return state.captured[settings](compiled, inputs)
 
@@ -114,15 +118,19 @@ class _Captured:
         self.inputs = [value.clone() for value in inputs]
         self.graph: torch.cuda.CUDAGraph | None = None
         if self.inputs[0].device.type == "cuda":
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UP):
-                    steps(*self.inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.output = steps(*self.inputs)
+            with torch.cuda.device(self.inputs[0].device):
+                self._capture(steps)
+
+    def _capture(self, steps: Steps) -> None:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                steps(*self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = steps(*self.inputs)
 
     def __call__(self, steps: Steps, inputs: Sequence[Tensor]) -> Tensor:
         """Run the steps, or the graph of them, on other values."""

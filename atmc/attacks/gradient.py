@@ -14,9 +14,9 @@ Some arguments mean the same in all of them:
 - ``fast``: let thin convolutions take the faster way; the gradient differs by rounding
 - ``bpda``: let gradients past ReLUs that are off and losers of a max-pool, as
   :mod:`atmc.attacks.bpda` says: stronger where the net's gradients are mostly zero
-- ``compiled``: pass the model through ``torch.compile``; on a GPU all steps are one CUDA graph, for
-  a shape that comes again (:mod:`atmc.attacks.captured`). The first calls take long; on the CPU the
-  others are slower too for small nets. Where it fails, the attack runs as it is, with a warning
+- ``compiled``: pass the model through ``torch.compile``; on a GPU all steps are one CUDA graph
+  (:mod:`atmc.attacks.captured`). The first call takes long; on the CPU the others are slower too
+  for small nets. Where it fails, the attack runs as it is, with a warning
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_replays_follow_inputs_weights_and_eps(attack: str, factorized: bool, no
             results.append(InnerAttack(objective)(model, x, y, (step + 1) / 5, 1))
         torch.testing.assert_close(*results)
         move(model, step)
-    assert (CAPTURES, REPLAYS) == ([12], [12] * 4)
+    assert (CAPTURES, REPLAYS) == ([12], [12] * 5)
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -105,7 +105,7 @@ def test_without_folding_too_and_for_other_losses() -> None:
             ]
             torch.testing.assert_close(*results)
         move(model, step)
-    assert (CAPTURES, REPLAYS) == ([12, 12], [12] * 10)
+    assert (CAPTURES, REPLAYS) == ([12, 12], [12] * 12)
 
 
 def test_the_last_batch_of_an_epoch_is_not_captured() -> None:
@@ -117,7 +117,11 @@ def test_the_last_batch_of_an_epoch_is_not_captured() -> None:
                 pgd(model, x, y, 0.1, 2, random_start=False, compiled=c) for c in (False, True)
             )
             torch.testing.assert_close(ours, plain)
-    assert (CAPTURES, REPLAYS) == ([12], [12] * 8)
+    assert (CAPTURES, REPLAYS) == ([12], [12] * 9)
+    for _ in range(2):  # a smaller batch that stays
+        x, y = batch(0, 7)
+        pgd(model, x, y, 0.1, 2, compiled=True)
+    assert CAPTURES == [12, 7]
 
 
 def test_the_weights_of_each_attack_lie_where_the_last_ones_lay() -> None:
@@ -132,9 +136,9 @@ def test_the_weights_of_each_attack_lie_where_the_last_ones_lay() -> None:
     model.register_forward_hook(look)
     x, y = batch(0)
     places = []
-    for step in range(2):  # a pass, and a capture
+    for step in range(2):
         with folded(model, x):
-            pgd(model, x, y, 0.1, 1, compiled=True)
+            pgd(model, x, y, 0.1, 1 + step, compiled=True)  # a capture each: a replay has no hooks
             expected = model[0].weight
             assert expected.data_ptr() not in seen[-1]
         assert torch.equal(values[-1], expected)
@@ -161,7 +165,7 @@ def test_memory_that_moves_is_captured_anew_and_then_no_more(
         model[0].weight.data = model[0].weight.data * 1.5
         for _ in range(3):
             same()
-    assert len(CAPTURES) == 2
+    assert len(CAPTURES) == 2  # one for each move
     model[0].weight.data = model[0].weight.data * 1.5
     same()
     model[0].weight.data = model[0].weight.data * 1.5
@@ -170,7 +174,7 @@ def test_memory_that_moves_is_captured_anew_and_then_no_more(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same()
-    assert len(CAPTURES) == 2
+    assert len(CAPTURES) == 3
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
