@@ -2,8 +2,6 @@
 
     python benchmarks/step.py [--json FILE]
 
-With a GPU, also one of resnet18 on inputs of 3 x 32 x 32, PGD-10, against the GPU's bfloat16 rate.
-
 The arithmetic is that of the plain step with dense weights; the machine's rate is that of a
 float32 matrix product of 2048 x 2048 with the same threads, in the same rounds.
 """
@@ -13,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from table import Row, arguments, least, row, show
+from table import arguments, busiest, least, row, show
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 import atmc
 from atmc.factorization.layers import plain_weights
@@ -126,64 +122,14 @@ def trained(attack: str, steps: int, clean: float, x: Tensor, y: Tensor) -> Call
     return run
 
 
-def accelerator(device: str, batch: int, side: int, repeat: int) -> list[Row]:
-    """The ATMC step of resnet18 under PGD-10 in bfloat16, plain and compiled."""
-    torch.manual_seed(0)
-    x = torch.rand(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (batch,), device=device)
-    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    steps = 10
-    with FlopCounterMode(display=False) as counter:
-        atmc.models.create("resnet18").to(device).eval()(x)
-    # One forward and one backward pass per attack step; one forward and two backward in training.
-    flops = counter.get_total_flops() * (2 * steps + 3)
-
-    def make(compiled: bool) -> Callable[[], None]:
-        model = channels_last(atmc.models.create("resnet18").to(device))
-        atmc.factorize(model)
-        inner = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-        optimizer = ATMC(model, inner, k=100_000, duplicate_every=EVERY, importance="effect")
-        goal = Objective(8 / 255, steps, precision=torch.bfloat16, compiled=compiled)
-
-        def run() -> None:
-            for _ in range(EVERY):
-                step(model, optimizer, goal, x, y)
-            synchronize(device)
-
-        return run
-
-    def product() -> None:
-        for _ in range(EVERY):
-            matrix @ matrix
-        synchronize(device)
-
-    routines = {"matrix": product, "eager": make(False), "compiled": make(True)}
-    seconds = {name: value / EVERY for name, value in least(routines, repeat).items()}
-    rate = 2 * side**3 / seconds["matrix"]
-    print(f"{flops / 1e12:.2f} TFLOP a step, bfloat16 products at {rate / 1e12:.1f} TFLOP/s")
-    return [
-        row(f"step-resnet18-{name}", seconds[name], flops / rate, "arithmetic / bf16 rate", "s")
-        for name in ("eager", "compiled")
-    ]
-
-
-def synchronize(device: str) -> None:
-    """Wait for the GPU, if there is one."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def show_profile(precision: torch.dtype | None, x: Tensor, y: Tensor) -> None:
     """Print the operations that take most of the ATMC step, by self time."""
     run = compressed(precision, x, y)
     run()
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        run()
-    found = sorted(recorded.key_averages(), key=lambda each: -each.self_cpu_time_total)
-    whole = sum(each.self_cpu_time_total for each in found)
-    print(f"{precision or torch.float32}: {whole / 1000 / EVERY:.0f} ms a step, of which")
-    for each in found[:10]:
-        print(f"  {each.key:42} {each.self_cpu_time_total / whole:6.1%}")
+    recorded = busiest(run, EVERY, 10)
+    print(f"{precision or torch.float32}: {recorded['ms']:.0f} ms a step, of which")
+    for each in recorded["top"]:
+        print(f"  {each['name']:42} {each['ms'] / recorded['ms']:6.1%}")
 
 
 def main() -> None:
@@ -246,8 +192,6 @@ def main() -> None:
     ]
     peer = "PGD-10, half clean, batch 128, bf16"
     rows += [row(f"train-{name}", training[name], training[dear], peer, "s") for name in cheap]
-    if torch.cuda.is_available():
-        rows += accelerator("cuda", 512, 8192, given.repeat)
     show(rows, given.json)
 
 

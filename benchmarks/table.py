@@ -8,8 +8,11 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 Row = dict[str, str | float]
 
@@ -42,6 +45,44 @@ def least(routines: Mapping[str, Callable[[], object]], repeat: int) -> dict[str
             if round_ > 0:
                 best[name] = min(best[name], time.perf_counter() - started)
     return best
+
+
+def busiest(run: Callable[[], object], steps: int, top: int) -> dict[str, Any]:
+    """Where the time of ``run`` goes: kernels where there is a GPU, else operators.
+
+    Args:
+        run: is called once; does that many steps.
+        steps: the figures are of one of them.
+        top: how many entries are listed, those that take most time by themselves.
+
+    Returns:
+        ``ms`` of all entries together, how many ``calls`` of them, the ``launches`` by the host
+        (None without a GPU), and ``top``: entries with their name, ms and calls.
+    """
+    gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as recorded:
+        run()
+        if gpu:
+            torch.cuda.synchronize()
+    events = recorded.key_averages()
+    entries = [
+        (event.self_device_time_total if gpu else event.self_cpu_time_total, event)
+        for event in events
+        # What torch records around an optimizer's step is no kernel.
+        if (event.device_type == DeviceType.CUDA) is gpu and not event.key.startswith("Optimizer.")
+    ]
+    entries.sort(key=lambda entry: -entry[0])
+    launches = [e.count for e in events if "LaunchKernel" in e.key or "GraphLaunch" in e.key]
+    return {
+        "ms": sum(micros for micros, _ in entries) / 1000 / steps,
+        "calls": sum(event.count for _, event in entries) / steps,
+        "launches": sum(launches) / steps if gpu else None,
+        "top": [
+            {"name": event.key, "ms": micros / 1000 / steps, "calls": event.count / steps}
+            for micros, event in entries[:top]
+        ],
+    }
 
 
 def row(name: str, ours: float, peer: float, peer_name: str, unit: str) -> Row:
