@@ -35,7 +35,7 @@ import tarfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +47,8 @@ import torch
 import atmc
 from atmc.accounting import dense_bits
 from atmc.attacks.registry import attack
-from atmc.data import Dataset
+from atmc.data import Dataset, InMemory
+from atmc.data.streamed import Streamed
 from atmc.engine.compression import EpochFigures
 from atmc.errors import one_line
 from atmc.evaluation import evaluate, predict
@@ -77,6 +78,7 @@ COMPRESSIONS = {  # the method, and the budget as a share of the dense bits
 SHARES = {"dense": 0.4, **dict.fromkeys(COMPRESSIONS, 0.08)}  # of the time
 MOST_EPOCHS, FEWEST_EPOCHS = 100, 3  # of the dense start; of a compression, its levels among them
 EVALUATED = 0.25  # share of the time of a compression
+LOADING = 1.1  # times of a step, with its batch and what comes between steps
 
 ATTACKS = ("fgsm", "pgd-20", "margin-20")
 GRADIENTS = 41  # of an image that all of them leave
@@ -86,6 +88,7 @@ AUTOATTACK_EXAMPLES = 1000
 # that its first part leaves besides: nine targets twice, and 5,000 forward passes.
 FIRST_GRADIENTS, OTHER_GRADIENTS = 100, 4400
 
+PARTS = ("train", "val", "test")
 RESERVE = 20.0  # seconds that stay free, or a twentieth of the time where that is less
 COMPILATION = 60.0  # seconds that are assumed
 MOST_BYTES = 16_000_000  # of artifacts.tar, and of the dense start in 16 bits
@@ -238,7 +241,7 @@ def validation(bench: Bench) -> float:
 def dense(bench: Bench) -> dict[str, Any]:
     """The dense start; its weights are written."""
     measured = bench.result("rates")
-    epoch = measured["dense_step_s"] * bench.steps + validation(bench)
+    epoch = LOADING * measured["dense_step_s"] * bench.steps + validation(bench)
     other = examples(bench) * GRADIENTS * measured["gradient_s"] + 0.05 * bench.share("dense")
     epochs, plan = bench.epochs("dense", epoch, other, fewest=1)
     settings = {**DENSE, "dense_epochs": epochs}
@@ -258,7 +261,7 @@ def compress(bench: Bench, name: str) -> dict[str, Any]:
     if not weights.is_file():
         raise SkippedError(f"needs {weights}: remove phases/dense.json to train it again")
     measured = bench.result("rates")
-    epoch = 1.1 * measured["compress_step_s"] * bench.steps + validation(bench)
+    epoch = LOADING * measured["compress_step_s"] * bench.steps + validation(bench)
     other = 0.25 * bench.share(name)
     for each in COMPRESSIONS:  # the last one that has run tells better
         if seconds := bench.phases.get(each, {}).get("measured"):
@@ -482,7 +485,7 @@ def write_summary(bench: Bench) -> None:
                 too_many.append(path.name)
     write(bench.out / "artifacts.tar", tar.getvalue())
     dataset = bench.dataset
-    counts = {name: len(getattr(dataset, name)) for name in ("train", "val", "test")}
+    counts = {name: len(getattr(dataset, name)) for name in PARTS}
     summary = {
         "minutes": bench.minutes,
         "model": bench.model,
@@ -526,6 +529,17 @@ def unpacked(data: Path, out: Path) -> Path:
     return folder
 
 
+def load(folder: Path) -> Dataset:
+    """The images, read once for all runs, and before the GPU is used: processes are forked."""
+    dataset = atmc.data.load(f"imagefolder:{folder}")
+
+    def read(part: Streamed) -> InMemory:
+        x, y = part.head(None)
+        return InMemory((255 * x).round().byte(), y, part.augmentation)
+
+    return replace(dataset, **{name: read(getattr(dataset, name)) for name in PARTS})
+
+
 def main() -> None:
     """All phases that fit."""
     parser = argparse.ArgumentParser(
@@ -540,10 +554,10 @@ def main() -> None:
     out = options.out.absolute()
     phases = restore(out)
     folder = unpacked(options.data.absolute(), out)
-    dataset = atmc.data.load(f"imagefolder:{folder}")
+    dataset = load(folder)
     device = choose_device("auto")
     bench = Bench(out, dataset, options.model, device, options.minutes, started, phases)
-    bench.log(f"{machine(device)}; done: {', '.join(phases) or 'nothing'}")
+    bench.log(f"{machine(device)}, {len(dataset.train)} images; done: {', '.join(phases) or '–'}")
     for name in PHASES:
         if name not in bench.phases:
             run_phase(bench, name)

@@ -26,6 +26,7 @@ from atmc.methods import Target
 from atmc.methods.atmc import CompressStage
 from atmc.models.sources import channels_last
 from atmc.optim.atmc import ATMC
+from atmc.training.inner_attack import InnerAttack
 from atmc.training.objective import Objective
 
 BATCH, SIDE = 512, 8192  # images of a step; rows of the matrices
@@ -42,13 +43,13 @@ class Loop:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    objective: Objective
+    attack: InnerAttack
     x: Tensor
     y: Tensor
 
     def __call__(self) -> None:
         """Attack, loss, backward, update."""
-        step(self.model, self.optimizer, self.objective, self.x, self.y)
+        step(self.model, self.optimizer, self.attack, self.x, self.y)
 
 
 def loop(
@@ -65,7 +66,7 @@ def loop(
         optimizer = ATMC(
             model, optimizer, k=weights // 100, duplicate_every=EVERY, importance="effect"
         )
-    return Loop(model, optimizer, objective, x, y)
+    return Loop(model, optimizer, InnerAttack(objective), x, y)
 
 
 def batch(count: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -195,7 +196,7 @@ def parts(name: str, trained: Loop, device: torch.device) -> dict[str, float]:
     model = channels_last(atmc.models.create(name).to(device))
     stage = CompressStage(1, 1e-3, Target.of(model, dense_bits(model) // 100, "auto", None))
     stage.total_steps, stage.example, stage.batch_size = 1000, trained.x[:8], BATCH
-    stage.gradients = trained.objective.gradients
+    stage.gradients = trained.attack.objective.gradients
     stage.reshape(model)
     start = milliseconds(lambda: stage.start(model), device)
     return {

@@ -24,6 +24,7 @@ from torch import nn
 import atmc
 from atmc.hardware import keep_freed
 from atmc.optim.atmc import ATMC
+from atmc.training.inner_attack import InnerAttack
 from atmc.training.objective import Objective
 from atmc.training.optimization import adam
 
@@ -55,14 +56,14 @@ def point(weights: int, batch: int, compressed: bool, threads: int) -> dict[str,
     optimizer = inner
     if compressed:
         optimizer = ATMC(model, inner, k=dense // 400, duplicate_every=EVERY, importance="effect")
-    goal = Objective(0.1, STEPS)
+    attack = InnerAttack(Objective(0.1, STEPS))
     x, y = torch.rand(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
 
     for _ in range(EVERY):
-        step(model, optimizer, goal, x, y)
+        step(model, optimizer, attack, x, y)
     started = time.perf_counter()
     for _ in range(EVERY):
-        step(model, optimizer, goal, x, y)
+        step(model, optimizer, attack, x, y)
     seconds = (time.perf_counter() - started) / EVERY
     held = 0
     if isinstance(optimizer, ATMC):

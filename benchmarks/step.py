@@ -32,20 +32,20 @@ EVERY = 10  # steps to a duplicate: as many are timed together
 SIDE = 2048
 
 
-def objective(precision: torch.dtype | None, fast: bool = True) -> Objective:
-    """Half clean, half attacked by PGD-16."""
-    return Objective(EPS, STEPS, clean_weight=0.5, precision=precision, fast=fast)
+def half_clean(precision: torch.dtype | None, fast: bool = True) -> InnerAttack:
+    """PGD-16, for a loss of which half is clean."""
+    return InnerAttack(Objective(EPS, STEPS, clean_weight=0.5, precision=precision, fast=fast))
 
 
 def step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, goal: Objective, x: Tensor, y: Tensor
+    model: nn.Module, optimizer: torch.optim.Optimizer, attack: InnerAttack, x: Tensor, y: Tensor
 ) -> None:
-    """Attack, loss, backward, step, as in the training loop."""
-    adv = InnerAttack(goal)(model, x, y, 1.0, 0)
+    """Attack, loss, backward, step, as in the training loop; without a check for collapse."""
+    adv = attack(model, x, y, 1.0, 1)
     model.train()
     optimizer.zero_grad()
     with plain_weights(model, graph=True):
-        loss, _ = goal.loss(model, x, adv, y)
+        loss, _ = attack.objective.loss(model, x, adv, y)
         if isinstance(optimizer, Splitting):
             loss = loss + optimizer.penalty()
         loss.backward()
@@ -58,8 +58,8 @@ def plain(
     """EVERY adversarial steps of the dense model, in plain PyTorch or by the fast path."""
     model = atmc.models.create("lenet5")
     optimizer = adam(channels_last(model).parameters() if fast else model.parameters(), 1e-4)
-    goal = objective(precision, fast)
-    return lambda: [step(model, optimizer, goal, x, y) for _ in range(EVERY)] and None
+    attack = half_clean(precision, fast)
+    return lambda: [step(model, optimizer, attack, x, y) for _ in range(EVERY)] and None
 
 
 def compressed(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], None]:
@@ -74,8 +74,8 @@ def compressed(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[
         duplicate_every=EVERY,
         importance="effect",
     )
-    goal = objective(precision)
-    return lambda: [step(model, optimizer, goal, x, y) for _ in range(EVERY)] and None
+    attack = half_clean(precision)
+    return lambda: [step(model, optimizer, attack, x, y) for _ in range(EVERY)] and None
 
 
 def pruned(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], None]:
@@ -88,8 +88,8 @@ def pruned(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], 
 
     projections = {name: projection(weight.numel() // 100) for name, weight in weights.items()}
     optimizer = PruningADMM(weights, adam(model.parameters(), 1e-4), projections)
-    goal = objective(precision)
-    return lambda: [step(model, optimizer, goal, x, y) for _ in range(EVERY)] and None
+    attack = half_clean(precision)
+    return lambda: [step(model, optimizer, attack, x, y) for _ in range(EVERY)] and None
 
 
 def arithmetic() -> float:
