@@ -205,7 +205,7 @@ def step(bench: Bench, compiled: bool) -> dict[str, Any]:
     """The table of the step."""
     passes = gpu_step.BATCH / BATCH * (2 * gpu_step.ATTACK_STEPS + 3) / (2 * DENSE["steps"] + 3)
     plain = bench.result("rates")["dense_step_s"] * passes
-    seconds = 4 * plain * gpu_step.EVERY * (gpu_step.ROUNDS + 1)  # both steps, and their parts
+    seconds = 6 * plain * gpu_step.EVERY * (gpu_step.ROUNDS + 1)  # both, parts, and profiles
     bench.require(seconds + (COMPILATION if compiled else 0))
     shape = bench.dataset.input_shape
     return gpu_step.table(bench.model, shape, bench.device, compiled=compiled)
@@ -521,11 +521,11 @@ def unpacked(data: Path, out: Path) -> Path:
         return data
     folder = out.with_name(f"{out.name}-data")
     if not folder.exists():
-        partial_ = out.with_name(f"{out.name}-data.part")
-        shutil.rmtree(partial_, ignore_errors=True)
+        unfinished = out.with_name(f"{out.name}-data.part")
+        shutil.rmtree(unfinished, ignore_errors=True)
         with tarfile.open(data) as archive:
-            archive.extractall(partial_, filter="data")
-        partial_.rename(folder)
+            archive.extractall(unfinished, filter="data")
+        unfinished.rename(folder)
     return folder
 
 

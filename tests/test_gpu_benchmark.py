@@ -22,6 +22,7 @@ from PIL import Image
 
 from atmc import models
 from atmc.attacks import registry
+from atmc.hardware import fast_bfloat16
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NET = "cifar-lenet-w1"
@@ -43,7 +44,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         monkeypatch.setattr(script, name, value)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fast_bfloat16.cache_clear()
     yield script
+    fast_bfloat16.cache_clear()
     for name in names:
         sys.modules.pop(name, None)
         if (module := before[name]) is not None:
@@ -110,7 +113,10 @@ def test_a_run_that_was_cut_goes_on(
     assert summary["left_out"] == {"autoattack-atmc-0.3": "needs the result of atmc-0.3"}
     check_step(summary["phases"])
     check_rows(summary, out)
-    check_command(summary["phases"]["atmc-1"]["command"], out / "artifacts/atmc-1.atmc", tmp_path)
+    for name, file in (("dense", "dense.safetensors"), ("atmc-1", "model.atmc")):
+        written = repeat(summary["phases"][name]["command"], tmp_path / name) / file
+        stored = out / (file if name == "dense" else "artifacts/atmc-1.atmc")
+        assert written.read_bytes() == stored.read_bytes()
 
     # In another folder, from two files, what is done is not done again.
     other = tmp_path / "other"
@@ -183,12 +189,12 @@ def check_rows(summary: dict[str, Any], out: Path) -> None:
             assert row["file_bits"] == 8 * path.stat().st_size <= row["budget_bits"]
 
 
-def check_command(command: str, artifact: Path, folder: Path) -> None:
-    """The command in a row gives the same file."""
+def repeat(command: str, folder: Path) -> Path:
+    """Run the command of a row, in a run folder."""
     program, *words = shlex.split(command)
-    done = CliRunner().invoke(atmc, [*words, "--output", str(folder / "run")])
+    done = CliRunner().invoke(atmc, [*words, "--output", str(folder)])
     assert program == "atmc" and done.exit_code == 0, done.stderr
-    assert (folder / "run/model.atmc").read_bytes() == artifact.read_bytes()
+    return folder
 
 
 def bench(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, minutes: float, passed: float) -> Any:
