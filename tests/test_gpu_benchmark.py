@@ -235,7 +235,7 @@ def test_epochs_follow_from_the_seconds_and_need_a_few(
 def test_rows_are_evaluated_on_as_many_images_as_the_time_is_enough_for(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A quarter of 8 % of the time, at 41 gradients an image, in whole batches of 500.
+    # 15 % of 8 % of the time, at 25 gradients an image, in whole batches of 500.
     assert gpu.examples(bench(gpu, monkeypatch, 8, 0)) == 2000
     assert gpu.examples(bench(gpu, monkeypatch, 80, 0)) == 10_000
     assert gpu.examples(bench(gpu, monkeypatch, 1, 0)) == 500
