@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from atmc.factorization.parametrization import Factorization, Layout, adds_nothing
+from atmc.factorization.parametrization import (
+    Factorization,
+    Layout,
+    adds_nothing,
+    look_again,
+)
 
 Patterns = str | Sequence[str]
 
@@ -245,6 +250,7 @@ def train_factors(model: nn.Module, names: Collection[str] | None = None) -> lis
     for name, factor in named_factors(model).items():
         if name not in names:
             factor.requires_grad_(False).grad = None
+            look_again(factor)
     return list(names)
 
 

@@ -45,6 +45,11 @@ def adds_nothing(factor: Tensor) -> bool:
     return zero
 
 
+def look_again(factor: Tensor) -> None:
+    """Let :func:`adds_nothing` look at the values: some optimizers write without a trace."""
+    _looked_at.pop(factor, None)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a weight of ``shape`` is read as one matrix a group, whose rows are outputs.

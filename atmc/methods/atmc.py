@@ -101,6 +101,7 @@ class CompressStage(Stage):
         empty = fixed_bits(model, width=self.target.width, meta=self.target.meta)
         self.overhead = empty - self._dense_fixed(model)
         self.k_start = self.optimizer.nonzeros
+        self._drop_dead()
         self._aim()
         if not self.chosen and self.shrink == 0:
             self._settle_bits()
@@ -124,15 +125,18 @@ class CompressStage(Stage):
         horizon = self.shrink * self.total_steps
         return cubic(max(self.k_start, self.k_target), self.k_target, horizon)(step)
 
+    def _drop_dead(self) -> None:
+        """Zero what training has cut off from the output."""
+        fold_constant_units(self.model, self.example, self.order)
+        drop_dead_paths(self.model, self.example)
+        self.optimizer.forget_zeros()
+
     @torch.no_grad()
     def _aim(self) -> None:
         """Set k to what the budget holds, entries ranked as they are now.
 
         Every few aims a real file is encoded; it corrects the rate of bits to estimated bits.
         """
-        fold_constant_units(self.model, self.example, self.order)
-        drop_dead_paths(self.model, self.example)
-        self.optimizer.forget_zeros()
         ranks = list(self.optimizer.scores().values())
         bits = list(self.optimizer.bits.values())
         values = self._value_bits()
@@ -179,6 +183,7 @@ class CompressStage(Stage):
     def after_step(self, step: int) -> None:
         """Aim again now and then; choose b where it is ours to choose, once k has settled."""
         if step % self._aim_interval() == 0:
+            self._drop_dead()
             self._aim()
             if not self.chosen and 2 * step >= self.shrink * self.total_steps:
                 # While k still shrinks: what fewer bits save goes to entries not yet cut.
@@ -214,6 +219,7 @@ class CompressStage(Stage):
         Where all nonzeros fit and leave room, codebooks become finer.
         """
         if not self.chosen:
+            self._drop_dead()
             self._settle_bits()
         target, whole = self.target, every_weight(model)
         nonzeros = self.optimizer.nonzeros

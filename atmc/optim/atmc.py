@@ -144,6 +144,7 @@ class ATMC(Splitting):
         self._flat_support = torch.empty(size, dtype=torch.bool, device=device)
         self._scores = _views(self._flat_scores, self.factors)
         self._support = _views(self._flat_support, self.factors)
+        self._scored: list[int] | None = None  # versions of the factors that the scores are of
         self._threshold = 0.0  # of the last projection: the next starts from it
         self._moves = _LEAST_MOVE
         self._centroids: dict[str, Tensor] = {}  # of the last codebooks
@@ -182,7 +183,11 @@ class ATMC(Splitting):
     @torch.no_grad()
     def scores(self) -> dict[str, Tensor]:
         """Scores of the factors as they are now, by name; the next call overwrites them."""
-        return scores(self.weights, self.importance, self._scores)
+        now = [factor._version for weight in self.weights for factor in weight.factors.values()]
+        if self._scored != now:
+            scores(self.weights, self.importance, self._scores)
+            self._scored = now
+        return self._scores
 
     def _best(self, k: int) -> dict[str, Tensor]:
         """Masks of the ``k`` entries that rank best now, by name."""
@@ -207,6 +212,7 @@ class ATMC(Splitting):
         if self.finalized:
             raise RuntimeError("the optimizer is finalized: go on with CodebookOptimizer")
         loss = self.inner.step(closure)
+        self._scored = None  # fused optimizers leave the versions as they are
         with torch.no_grad():
             self._proximal()
             self.steps += 1

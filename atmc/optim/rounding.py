@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atmc.factorization.importance import scores
 from atmc.factorization.layers import FactorizedWeight
-from atmc.quantization.codebooks import quantize, quantized_codebook
+from atmc.quantization.codebooks import quantized_codebook
 from atmc.quantization.rates import FLOAT_BITS, RateDistortion, level_bits
 
 # The squared error of quantization that chosen bits may leave, as a share of all.
@@ -32,10 +32,13 @@ def rounded(
     values = values.detach()
     if bits == FLOAT_BITS:
         return values.clone(), None
-    count = int(torch.count_nonzero(values))
+    positions = values.reshape(-1).nonzero()[:, 0]
+    nonzeros = values.reshape(-1)[positions]
     most = 2**bits if levels is None else min(levels, 2**bits)
-    book = quantized_codebook(values, most, level_bits(bits, count), init, rdo=rdo)
-    return quantize(values, book.levels.to(values), book.codes), book.centroids
+    book = quantized_codebook(nonzeros, most, level_bits(bits, len(nonzeros)), init, rdo=rdo)
+    coded = values.new_zeros(values.shape)
+    coded.view(-1)[positions] = book.levels.to(values)[book.codes]
+    return coded, book.centroids
 
 
 @torch.no_grad()

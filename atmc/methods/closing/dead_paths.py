@@ -28,6 +28,7 @@ from atmc.inference import as_logits, generator_of, in_mode, noise_like, outputs
 
 _TRIALS = 4  # the first with positive values alone: every ReLU is on, nothing cancels
 _EXAMPLES = 4  # of noise
+_PERIOD = 65537  # generic values that differ; a prime
 
 
 def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -102,13 +103,15 @@ def _set_generic(
 
 def _generic(like: Tensor, signed: bool, generator: torch.Generator) -> Tensor:
     """Values of 0.5 to 1.5, of either sign where ``signed``."""
-    values = torch.empty(like.shape, device=generator.device)
+    values = torch.empty(min(like.numel(), _PERIOD), device=generator.device)
     if signed:
         values.uniform_(-1, 1, generator=generator)
         values.add_(values.sign(), alpha=0.5)
     else:
         values.uniform_(0.5, 1.5, generator=generator)
-    return values.to(like)
+    # Of many numbers the same ones come again, at places that nothing else depends on.
+    repeats = -(-like.numel() // max(1, len(values)))
+    return values.repeat(repeats)[: like.numel()].view(like.shape).to(like)
 
 
 @contextlib.contextmanager
