@@ -538,7 +538,7 @@ def test_the_number_of_threads_is_put_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["dead_paths.alive_entries", "constant_units._fold", "unit_order._Probe._outputs"]
+    "where", ["dead_paths.dead_entries", "constant_units._fold", "unit_order._Probe._outputs"]
 )
 def test_running_out_of_memory_changes_no_file_silently(
     where: str, monkeypatch: pytest.MonkeyPatch

@@ -31,10 +31,8 @@ _EXAMPLES = 4  # of noise
 _PERIOD = 65537  # generic values that differ; a prime
 
 
-def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """For every factor, bias and norm that holds a nonzero, by name: what can change the output.
-
-    Entries that are zero now may be marked either way.
+def dead_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """For every factor, bias and norm that holds a nonzero, by name: those that reach no output.
 
     Args:
         model: factorized; it is not changed.
@@ -49,36 +47,36 @@ def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     entries: dict[str, Tensor] = {**factors, **dense}
     support = _support(model, factors, dense)
     nonzero = {name: entries[name].detach() != 0 for name in support}
-    alive = {name: torch.zeros_like(mask) for name, mask in nonzero.items() if bool(mask.any())}
-    if not alive:
-        return alive
+    dead = {name: mask for name, mask in nonzero.items() if bool(mask.any())}
+    if not dead:
+        return dead
     generator = generator_of(x)
     buffers = [getattr(module, "running_mean", None) for module in model.modules()]
     means = [buffer for buffer in buffers if isinstance(buffer, Tensor)]
-    dead = 0
+    count = 0
     with (
         _restored([*(entries[name] for name in support), *means]),
         in_mode(model, training=False),
     ):
-        for name in alive:
+        for name in dead:
             entries[name].requires_grad_(True)
         for trial in range(_TRIALS):
-            signed, before = trial > 0, dead
+            signed, before = trial > 0, count
             _set_generic(entries, support, factors.keys(), means, signed, generator)
             with torch.enable_grad(), plain_weights(model, graph=True), SmoothGradients():
                 logits = as_logits(model(noise_like(x[:_EXAMPLES], generator)))
                 total = (logits * _generic(logits.detach(), signed, generator)).sum()
                 gradients = torch.autograd.grad(
-                    total, [entries[name] for name in alive], allow_unused=True
+                    total, [entries[name] for name in dead], allow_unused=True
                 )
-            for name, gradient in zip(alive, gradients, strict=True):
+            for mask, gradient in zip(dead.values(), gradients, strict=True):
                 if gradient is not None:
-                    alive[name] |= gradient != 0
-            dead = int(sum(torch.count_nonzero(nonzero[name] & ~alive[name]) for name in alive))
+                    mask &= gradient == 0
+            count = int(sum(torch.count_nonzero(mask) for mask in dead.values()))
             # Of most models the second trial says what the first has said.
-            if dead == 0 or (signed and dead == before):
+            if count == 0 or (signed and count == before):
                 break
-    return alive
+    return dead
 
 
 @torch.no_grad()
@@ -92,11 +90,12 @@ def _set_generic(
 ) -> None:
     """Write random values where entries may be nonzero."""
     for name, mask in support.items():
-        values = _generic(entries[name], signed, generator).mul_(mask)
+        values = entries[name].copy_(_generic(entries[name], signed, generator))
         if name in factors:  # unit rows: signals neither grow nor vanish
             size = mask.sum(-1, keepdim=True).clamp(min=1).to(values)
-            values.div_(size.sqrt() if signed else size)
-        entries[name].copy_(values)
+            values.mul_(mask / (size.sqrt() if signed else size))
+        else:
+            values.mul_(mask)
     for mean in means:
         mean.copy_(_generic(mean, signed, generator).neg_().mul_(mean != 0))
 
@@ -180,10 +179,8 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     """
     drop_dead_biases(model)
     try:
-        alive = alive_entries(model, x)
-        tensors = {**live_factors(model), **dense_part(model)}
-        alive = {name: mask for name, mask in alive.items() if bool((tensors[name] * ~mask).any())}
-        if not alive:
+        dead = {name: mask for name, mask in dead_entries(model, x).items() if bool(mask.any())}
+        if not dead:
             return
         noise = noise_like(x[:_EXAMPLES], generator_of(x, 1))
         before = [outputs(model, inputs) for inputs in (x, noise)]
@@ -191,9 +188,10 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
         if out_of_memory(error):
             raise
         return
-    backup = {name: tensors[name].clone() for name in alive}
-    for name, mask in alive.items():
-        tensors[name].mul_(mask)
+    tensors = {**live_factors(model), **dense_part(model)}
+    backup = {name: tensors[name].clone() for name in dead}
+    for name, mask in dead.items():
+        tensors[name].masked_fill_(mask, 0)
     after = [outputs(model, inputs) for inputs in (x, noise)]
     if not all(same(a, b) for a, b in zip(before, after, strict=True)):
         for name, value in backup.items():

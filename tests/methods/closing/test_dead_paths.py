@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from atmc import models
 from atmc.factorization.layers import factorize, factorized_weights, named_factors
-from atmc.methods.closing.dead_paths import alive_entries, drop_dead_paths
+from atmc.methods.closing.dead_paths import dead_entries, drop_dead_paths
 
 
 class Net(nn.Module):
@@ -28,6 +28,10 @@ class Net(nn.Module):
 
 
 X = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def alive_entries(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return {name: ~dead for name, dead in dead_entries(model, x).items()}
 
 
 def net() -> Net:
