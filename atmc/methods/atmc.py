@@ -39,7 +39,7 @@ _MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to a
 _TRIALS, _SAME_RATE = 4, 0.02
 _FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 3, 50, 10  # in a stage
 _DUPLICATE = 0.5  # of what an aim takes
-_STATE = ("k_target", "chosen", "rate", "aims")
+_STATE = ("k_start", "k_target", "chosen", "rate", "aims")
 _ROUNDS = 10  # of the closing loop
 
 
@@ -283,7 +283,7 @@ class CompressStage(Stage):
         return {"nonzeros": sum(counts), "file_bits": round(total)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The aim and what it rests on, and whether b has been chosen."""
+        """k, the aim and what it rests on, and whether b has been chosen."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

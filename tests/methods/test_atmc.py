@@ -111,6 +111,15 @@ def test_k_is_a_cubic_from_the_dense_count_to_the_target(shrink: float) -> None:
         assert stage.k_at(step) == round(stage.k_target + span * left**3)
     assert stage.k_at(0) == (stage.k_start if shrink else stage.k_target)
     assert stage.k_at(round(100 * shrink)) == stage.k_at(100) == stage.k_target
+    # A resumed stage starts on a model that is pruned already.
+    resumed = CompressStage(1, 1e-2, stage.target)
+    resumed.shrink, resumed.total_steps, resumed.example = shrink, 100, stage.example
+    with torch.no_grad():
+        model.wide.parametrizations.weight.original0[:20] = 0
+        model.wide.parametrizations.weight.original1[:20] = 0
+    resumed.start(model)
+    resumed.load_state_dict(stage.state_dict())
+    assert [resumed.k_at(step) for step in range(101)] == [stage.k_at(s) for s in range(101)]
     # A budget that holds more than the dense count is no reason to shrink from below.
     stage.k_target = stage.k_start + 50
     assert {stage.k_at(step) for step in range(101)} == {stage.k_start + 50}
