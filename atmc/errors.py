@@ -56,6 +56,10 @@ class ModelError(AtmcError, ValueError):
     """A model cannot classify the examples."""
 
 
+class ProcessError(AtmcError, RuntimeError):
+    """Another process of a run has ended."""
+
+
 class PythonPathError(AtmcError, ValueError):
     """There is no function at a Python path."""
 

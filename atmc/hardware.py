@@ -7,6 +7,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -53,10 +54,16 @@ def room_for_data(device: torch.device) -> int:
     """The bytes that examples may take of a device's memory, which a model needs too: a quarter.
 
     It is a quarter of what is free on a GPU now, and of all memory of the machine, or of the
-    container.
+    container, which the processes of ``torchrun`` share.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _host_memory()
-    return int(_DATA_SHARE * free)
+    if device.type == "cuda":
+        return int(_DATA_SHARE * torch.cuda.mem_get_info(device)[0])
+    return int(_DATA_SHARE * _host_memory() / local_processes())
+
+
+def local_processes() -> int:
+    """The number of processes that ``torchrun`` has started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _host_memory() -> int:
@@ -68,6 +75,17 @@ def _host_memory() -> int:
         with contextlib.suppress(OSError, ValueError):  # no container, or "max"
             sizes.append(int(Path(file).read_text()))
     return min(sizes)
+
+
+@contextlib.contextmanager
+def forked_generators() -> Iterator[None]:
+    """Inside, torch's global generators may be used; their states come back after it.
+
+    Those of the host and of the current GPU: torch's own ``fork_rng`` takes memory on all GPUs.
+    """
+    used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(used):
+        yield
 
 
 @functools.cache
@@ -93,11 +111,22 @@ def keep_freed() -> bool:
 def choose_device(name: str) -> torch.device:
     """The device "cpu" or "cuda"; for "auto" the GPU where there is one.
 
+    Each of the processes that ``torchrun`` starts on a machine has a GPU to itself.
+
     Raises:
-        RunError: there is no GPU.
+        RunError: there is no GPU, or none for this process.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     elif name == "cuda" and not torch.cuda.is_available():
         raise RunError(f"there is no CUDA device: use {argument('device', 'cpu')}")
+    if name == "cuda" and local_processes() > 1:
+        number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_processes() > count:
+            raise RunError(
+                f"there are {local_processes()} processes for {count} GPU: start one a GPU, or use "
+                f"{argument('device', 'cpu')}"
+            )
+        torch.cuda.set_device(number)
+        return torch.device(name, number)
     return torch.device(name)

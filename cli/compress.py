@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from atmc import distributed
 from atmc.engine.compression import run
 from atmc.engine.folder import CONFIG, new_folder
 from atmc.engine.inputs import Inputs
 from atmc.engine.settings import Settings, read_config
+from atmc.hardware import local_processes
 
 from .errors import Interrupted
 from .options import path, settings
@@ -45,9 +47,11 @@ def command(
     values = {} if config is None else read_config(config)
     values |= {key: value for key, value in options.items() if value is not None}
     chosen = Settings.of(values)
-    folder = new_folder(chosen.resolved()) if output is None else output
+    if output is None:
+        output = distributed.from_first(lambda: new_folder(chosen.resolved()))
+    folder, first = output, distributed.is_first()
     try:
-        with closing(Display(quiet)) as display:
+        with closing(Display(quiet or not first)) as display:
             result = run(
                 chosen,
                 Inputs(),
@@ -60,10 +64,13 @@ def command(
     except KeyboardInterrupt:
         if not (folder / CONFIG).is_file():
             raise
+        local = local_processes()
+        atmc = "atmc" if local == 1 else f"torchrun --nproc-per-node {local} -m atmc_cli"
         raise Interrupted(
-            f"interrupted: go on with 'atmc compress --output {folder} --resume'"
+            f"interrupted: go on with '{atmc} compress --output {folder} --resume'"
         ) from None
-    _show(result.report, folder)
+    if first:
+        _show(result.report, folder)
 
 
 def _show(report: dict[str, Any], folder: Path) -> None:

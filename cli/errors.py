@@ -67,10 +67,20 @@ def _explain(error: BaseException) -> tuple[str, int]:
     return f"{type(error).__name__}: {error} {unforeseen}", MENDABLE
 
 
+def several() -> bool:
+    """Whether ``torchrun`` has started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def report(error: BaseException) -> int:
-    """Print ``error`` as one line on stderr; returns the exit code."""
+    """Print ``error`` as one line on stderr, in one process alone; returns the exit code."""
     if os.environ.get("ATMC_TRACEBACK") and isinstance(error, Exception):
         raise error
     message, code = explain(error)
+    if several():
+        from atmc.distributed import leave
+
+        if not leave(error):
+            return code
     click.echo(f"Error: {message}", err=True)
     return code

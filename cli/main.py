@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ import click
 from atmc import __version__
 from atmc import messages as wording
 
-from .errors import report
+from .errors import report, several
 
 # Name of a command (and of its file) to its line in `atmc --help`.
 COMMANDS = {
@@ -36,6 +37,8 @@ class CommandLine(click.Group):
         """Import the command of that name; None where there is none."""
         if cmd_name not in COMMANDS:
             return None
+        if several() and cmd_name != "compress":
+            raise click.UsageError(f"{cmd_name} runs in one process: start it without torchrun")
         command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
         return command
 
@@ -47,10 +50,9 @@ class CommandLine(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit; an error becomes one line, which names options."""
         kwargs["standalone_mode"] = False  # click would print errors itself
-        with wording.options():
+        with wording.options(), wording.on_stderr(), _processes():
             try:
-                with wording.on_stderr():
-                    code = super().main(*args, **kwargs)
+                code = super().main(*args, **kwargs)
                 sys.stdout.flush()
             except BrokenPipeError:
                 # The reader has left (`| head`): Python must not flush into the closed pipe.
@@ -59,6 +61,15 @@ class CommandLine(click.Group):
             except (Exception, KeyboardInterrupt) as error:
                 sys.exit(report(error))
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _processes() -> contextlib.AbstractContextManager[None]:
+    """Joins the processes of ``torchrun``, where it has started several."""
+    if not several():
+        return contextlib.nullcontext()
+    from atmc import distributed
+
+    return distributed.joined()
 
 
 @click.group(

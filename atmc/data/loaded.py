@@ -10,12 +10,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from atmc.data.base import Dataset, Examples, Plan
 from atmc.data.in_memory import InMemory
 from atmc.data.pixels import check_pixels, not_finite
 from atmc.data.streamed import seeded
 from atmc.errors import DataError
+from atmc.hardware import forked_generators
 
 AnyLoader = Iterable[Sequence[Tensor] | Mapping[str, Tensor]]
 # The names of the parts of a batch that is a mapping.
@@ -96,6 +98,12 @@ def refuse_iterator(loader: object, what: str) -> None:
         raise ValueError(f"{what} is of type {type(loader).__name__}: give one of batches (x, y)")
     if isinstance(loader, Iterator):
         raise ValueError(f"{what} is gone after one pass: give a DataLoader, or a list of batches")
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+        raise ValueError(
+            f"{what} has a DistributedSampler: leave it out, and give all processes the same whole "
+            "batches, of which each takes its share"
+        )
 
 
 class Repeated:
@@ -152,7 +160,7 @@ class Checked:
     def first(self) -> tuple[Tensor, ...]:
         """The first batch of a pass; a ValueError where there is none, or it is not valid."""
         refuse_iterator(self.loader, self.what)
-        with torch.random.fork_rng():
+        with forked_generators():
             batch = next(iter(self.loader), None)
         if batch is None:
             raise ValueError(f"{self.what} is empty: give batches (x, y)")
@@ -256,7 +264,7 @@ class Loaded(Examples):
         shapes: dict[tuple[int, ...], None] = {}
         try:
             refuse_iterator(loader, what)
-            with torch.random.fork_rng(), seeded(_seed()):
+            with forked_generators(), seeded(_seed()):
                 for batch in self._loader:
                     x, y = batch[:2]
                     shapes[tuple(x.shape[1:])] = None

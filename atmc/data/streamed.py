@@ -32,6 +32,7 @@ from atmc.data.base import Examples, Loader, Plan
 from atmc.data.in_memory import InMemory, NumberedBatches
 from atmc.data.pixels import Augmentation, check_images
 from atmc.errors import DataError, one_line
+from atmc.hardware import local_processes
 
 _MOST_WORKERS = 8
 _PROBED, _CHECKED_AT_A_TIME = 256, 64
@@ -268,7 +269,7 @@ def _workers(count: int) -> int:
     """
     if count <= _FEW or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 0
-    return min(_MOST_WORKERS, _cores())
+    return min(_MOST_WORKERS, max(1, _cores() // local_processes()))
 
 
 def _cores() -> int:

@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from atmc import methods
+from atmc import distributed, methods
 from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
 from atmc.attacks import frozen, pgd
@@ -27,7 +28,7 @@ from atmc.engine.settings import Settings
 from atmc.errors import AtmcError, RunError, SettingsError
 from atmc.evaluation import Attack, attack, evaluate, predict
 from atmc.files import write
-from atmc.hardware import choose_device
+from atmc.hardware import choose_device, forked_generators
 from atmc.messages import argument
 from atmc.models import sources
 from atmc.models.initialize import initialize
@@ -127,6 +128,10 @@ def compress(
 
     Everything that can be refused is refused before any training, and before the folder is touched.
 
+    In a script that ``torchrun`` has started, its processes train together: each on its share of
+    every batch; all must have the same loaders. The first alone writes the folder, evaluates, and
+    calls `on_step` and `on_epoch`; all return the same result.
+
     Args:
         model: any module that takes inputs in [0, 1] (normalization inside it) and returns logits;
             it is not changed. Or a function, or class, that needs no arguments and returns one; or
@@ -159,6 +164,7 @@ def compress(
         BudgetError: the budget is below the smallest possible file; with that size.
         AtmcError: invalid settings, data, model or folder, or a loss that is not finite;
             :mod:`atmc.errors` has the kinds.
+        ProcessError: another of the processes has ended.
         KeyboardInterrupt: after a checkpoint, where there is a folder.
     """
     if isinstance(dataset, str):
@@ -193,7 +199,10 @@ def run(
     """:func:`compress` with its settings and objects checked by their types."""
     settings = inputs.named(settings)
     threads = torch.get_num_threads()
-    with RunFolder(folder, resume=resume, overwrite=overwrite) as place:
+    with (
+        distributed.joined(),
+        RunFolder(folder, resume=resume, overwrite=overwrite) as place,
+    ):
         settings, report = place.take_up(settings, inputs.facts)
         if report is not None:
             return _finished(place, report, inputs.model or settings.start.model)
@@ -212,7 +221,7 @@ def _finished(place: RunFolder, report: dict[str, Any], model: Model | str | Non
         )
     return Result(
         report,
-        artifact.read_bytes(),
+        distributed.from_first(artifact.read_bytes),
         lambda: read_model(artifact, model)[0],
         lambda: read_model(dense, model)[0],
     )
@@ -230,23 +239,20 @@ def _run(
     device = choose_device(settings.run.device)
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
-    data = inputs.data or load_data(settings)
+    data = inputs.data or distributed.first_before_others(lambda: load_data(settings))
     settings = data.complete(settings)
     chosen = _attacks(settings, attacks)
-    net = _initial(settings, data.num_classes, inputs)
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(settings.run.seed))  # lazy layers draw their weights
-        data.prepare(net, _title(settings))
+    net = _initial(settings, data, inputs)
     plain = copy_model(net)
     _take_weights(net, settings, inputs, place)
-    settings = _recorded(settings, net, device)
+    settings = distributed.from_first(functools.partial(_recorded, settings, net, device))
     meta = inputs.meta or sources.meta(_name(settings), data.num_classes)
     net = net.to(device)
 
     try:
         loader = data.train(settings, device)
         job = Job(net, loader, settings, meta, place.checkpoints, on_step)
-        data.check(net, _title(settings))
+        distributed.from_first(lambda: data.check(net, _title(settings)))
         job.check_least()
     except AtmcError:
         raise
@@ -258,22 +264,27 @@ def _run(
 
     place.claim(data.record(settings), inputs.facts)
     with place.events() as events:
-        job.on_epoch = _watch(data.val(device), settings.attack.eps, on_epoch, events)
+        if distributed.is_first():
+            job.on_epoch = _watch(data.val(device), settings.attack.eps, on_epoch, events)
         train_seconds = _dense_phase(job, place)
         dense = copy_model(job.model).cpu()
         artifact = job.compress()
     place.write(ARTIFACT, lambda: artifact)
 
-    started = time.monotonic()
     decoded = from_artifact(decode(artifact, plain), plain)
     decoded = decoded.to(memory_format=job.memory_format)
-    accuracies = _test(decoded, data.test(settings, device), chosen, settings, device)
-    seconds = {
-        "train": train_seconds,
-        "compress": job.seconds["compress"],
-        "evaluate": time.monotonic() - started,
-    }
-    report = _report(job, data, accuracies, seconds)
+
+    def evaluated() -> dict[str, Any]:
+        started = time.monotonic()
+        accuracies = _test(decoded, data.test(settings, device), chosen, settings, device)
+        seconds = {
+            "train": train_seconds,
+            "compress": job.seconds["compress"],
+            "evaluate": time.monotonic() - started,
+        }
+        return _report(job, data, accuracies, seconds)
+
+    report = distributed.from_first(evaluated)
     place.write(REPORT, lambda: report)
     return Result(report, artifact, lambda: decoded, lambda: dense)
 
@@ -318,26 +329,35 @@ def _attacks(settings: Settings, attacks: Sequence[str | Attack] | None) -> list
     return [attack(each, eps=eps) if isinstance(each, str) else each for each in attacks]
 
 
-def _initial(settings: Settings, num_classes: int | None, inputs: Inputs) -> nn.Module:
-    with torch.random.fork_rng():
+def _initial(settings: Settings, data: Data, inputs: Inputs) -> nn.Module:
+    """The model before any training, the same in all processes."""
+    with forked_generators():
         torch.manual_seed(derive(settings.run.seed))
         try:
             if inputs.model is not None:
                 model = inputs.build()
             else:
-                model = sources.build(_name(settings), num_classes)
+                model = sources.build(_name(settings), data.num_classes)
         except AtmcError:
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
         if settings.start.init is not None:
             initialize(model, settings.start.init)
+        torch.manual_seed(derive(settings.run.seed))  # lazy layers draw their weights
+        data.prepare(model, _title(settings))
+    distributed.broadcast(model.state_dict().values())
     return model
 
 
 def _take_weights(net: nn.Module, settings: Settings, inputs: Inputs, place: RunFolder) -> None:
     """Load the weights before the dense start, or in its place, where there are any."""
     dense = place.file(DENSE) if place.resume else None
+    distributed.from_first(lambda: _load(net, settings, inputs, dense))
+    distributed.broadcast(net.state_dict().values())
+
+
+def _load(net: nn.Module, settings: Settings, inputs: Inputs, dense: Path | None) -> None:
     if dense is not None:  # first: the file of the weights may no longer exist
         load_weights(net, dense)
     elif settings.start.weights is not None:
@@ -385,7 +405,8 @@ def _dense_phase(job: Job, place: RunFolder) -> float | None:
         place.write(DENSE, lambda: weights_bytes(job.model))
     else:
         times = place.file(DENSE_TIMES)
-        phase = {} if times is None else json.loads(times.read_text())
+        text = "{}" if times is None else distributed.from_first(times.read_text)
+        phase = json.loads(text)
     job.collapses = int(phase.get("collapses", 0))
     return float(phase.get("seconds", 0.0))
 
@@ -442,7 +463,7 @@ def _test(
     home = next((p.device for p in model.parameters()), device)
     model.to(device)
     try:
-        with torch.random.fork_rng():  # the loader may draw its order
+        with forked_generators():  # the loader may draw its order
             torch.manual_seed(derive(settings.run.seed))
             return evaluate(model, batches, attacks, seed=settings.run.seed)
     finally:

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atmc import distributed
 from atmc.engine import folder_lock
 from atmc.engine.folder_lock import check_free, locked
 from atmc.engine.settings import Settings, read_config, write_config
@@ -37,6 +38,7 @@ _REPLACED = (
     *(DENSE_TIMES, FACTS),
 )
 _FILES = (CONFIG, *_REPLACED)
+_PROCESSES = "processes"  # a fact of runs by several
 _EVENTS = ".atmc"  # suffix of the TensorBoard files of runs
 # Some settings in the config of every run, null where they do not apply. A config written by hand
 # for `atmc compress`, or by another program, lacks some of them.
@@ -135,12 +137,17 @@ def differing(path: Path, facts: dict[str, Any]) -> str | None:
     """The first fact that differs from those in a file; None where none does, or without a file."""
     if not path.is_file():
         return None
+    known = _facts(path)
+    return next((key for key, value in facts.items() if known.get(key) != value), None)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """The facts in a file; none where it is missing or damaged."""
     try:
         stored = json.loads(path.read_text())
-    except ValueError:
+    except (OSError, ValueError):
         stored = None
-    known = stored if isinstance(stored, dict) else {}
-    return next((key for key, value in facts.items() if known.get(key) != value), None)
+    return stored if isinstance(stored, dict) else {}
 
 
 def run_files(folder: Path) -> list[Path]:
@@ -167,6 +174,9 @@ def _contents(folder: Path) -> list[Path]:
 class RunFolder:
     """The folder of one run, which may be none: then nothing is written, and nothing resumed.
 
+    Of several processes the first alone reads and writes it; all have what it reads, and its
+    errors.
+
     Args:
         path: of the folder; None for none.
         resume: go on with the run in it.
@@ -190,9 +200,13 @@ class RunFolder:
                 named = argument("resume" if resume else "overwrite", True)
                 raise SettingsError(f"{named} needs a folder: name that of the run")
             return
-        if not resume:
+        distributed.from_first(self._check)
+
+    def _check(self) -> None:
+        assert self.path is not None
+        if not self.resume:
             check_free(self.path)
-        check(self.path, resume, overwrite)
+        check(self.path, self.resume, self.overwrite)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -216,6 +230,12 @@ class RunFolder:
         """
         if self.path is None or not self.resume:
             return settings, None
+        return distributed.from_first(lambda: self._take_up(settings, facts))
+
+    def _take_up(
+        self, settings: Settings, facts: Callable[[], dict[str, Any]]
+    ) -> tuple[Settings, dict[str, Any] | None]:
+        assert self.path is not None
         resumed, report = _resumed(self.path, settings, facts())
         if report is None:
             self._take(self.path)
@@ -229,8 +249,11 @@ class RunFolder:
             FolderInUseError: another process works in it.
             RunError: another has worked in it since.
         """
-        if self.path is None:
-            return
+        if self.path is not None:
+            distributed.from_first(lambda: self._claim(settings, facts))
+
+    def _claim(self, settings: Settings, facts: Callable[[], dict[str, Any]]) -> None:
+        assert self.path is not None
         if not self.resume:
             self._take(self.path)
         for folder in (self.path, self.path / CHECKPOINTS):
@@ -240,7 +263,10 @@ class RunFolder:
             self._clear(self.path, settings.start.weights)
         write(self.path / CONFIG, write_config(settings).encode())
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
-        if known := facts():
+        known = facts()
+        if distributed.size() > 1:
+            known[_PROCESSES] = distributed.size()
+        if known:
             write(self.path / FACTS, as_json(known))
 
     @staticmethod
@@ -260,19 +286,21 @@ class RunFolder:
 
     def file(self, name: str) -> Path | None:
         """One of its files; None where it does not exist."""
-        path = None if self.path is None else self.path / name
-        return path if path is not None and path.is_file() else None
+        if self.path is None:
+            return None
+        path = self.path / name
+        return path if distributed.from_first(path.is_file) else None
 
     def write(self, name: str, content: Callable[[], bytes | dict[str, Any]]) -> None:
         """Write the bytes or JSON that a function returns as one of its files, in one step."""
-        if self.path is not None:
+        if self.path is not None and distributed.is_first():
             value = content()
             write(self.path / name, value if isinstance(value, bytes) else as_json(value))
 
     @contextlib.contextmanager
     def events(self) -> Iterator[SummaryWriter | None]:
         """A TensorBoard writer, whose files are known as a run's by their names."""
-        if self.path is None:
+        if self.path is None or not distributed.is_first():
             yield None
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -314,4 +342,12 @@ def _resumed(
     root = stored.data.data_root if sources[0] is None else sources[0]
     stored = stored.replace({"data_root": root, "download": sources[1] or stored.data.download})
     report = folder / REPORT
-    return stored, json.loads(report.read_text()) if report.is_file() else None
+    if report.is_file():
+        return stored, json.loads(report.read_text())
+    processes = _facts(folder / FACTS).get(_PROCESSES, 1)
+    if processes != distributed.size():
+        raise RunError(
+            f"the run in {folder} is by {processes} processes, not by {distributed.size()}: start "
+            f"as many, or {without}"
+        )
+    return stored, None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atmc import codec
+from atmc import codec, distributed
 from atmc.accounting import dense_bits, empty_artifact
 from atmc.artifact import decode, from_artifact
 from atmc.attacks import fgsm
@@ -21,7 +21,7 @@ from atmc.data import Loader
 from atmc.engine.settings import Settings
 from atmc.errors import BudgetError
 from atmc.factorization.layers import never_factorized
-from atmc.hardware import keep_freed, out_of_memory
+from atmc.hardware import forked_generators, keep_freed, out_of_memory
 from atmc.inference import outputs
 from atmc.messages import warn
 from atmc.methods import Schedule, Target, get
@@ -105,10 +105,12 @@ class Job:
     @cached_property
     def _examples(self) -> tuple[Tensor, Tensor]:
         """The first x and y of a pass, on the model's device; a loader may take long to start."""
-        with torch.random.fork_rng():
+        with forked_generators():
             x, y = next(iter(self.loader))[:2]
         device = next(self.model.parameters()).device
-        return x[:EXAMPLES].to(device), y[:EXAMPLES].to(device)
+        examples = x[:EXAMPLES].to(device), y[:EXAMPLES].to(device)
+        distributed.broadcast(examples)
+        return examples
 
     def lay_out(self) -> None:
         """Lay convolutions out as processors and GPUs run them fastest, where the model allows it.

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from atmc.data import Dataset
 from atmc.data.loaded import Checked
 from atmc.errors import ModelError, one_line
+from atmc.hardware import forked_generators
 from atmc.inference import PROBABILITIES, are_probabilities, as_logits, main_output, run
 from atmc.messages import warn
 from atmc.models.preparation import copy_model, tensors_of
@@ -132,7 +133,7 @@ class _Trial:
         """The output of the model; in training mode that of a copy."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         try:
-            with torch.random.fork_rng():
+            with forked_generators():
                 model = copy_model(self.model) if training else self.model
                 return run(model, self.x.to(device), training)
         except Exception as error:  # a model may refuse inputs in any way

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atmc import distributed
 from atmc.attacks.folding import folded
 from atmc.attacks.freezing import frozen
 from atmc.attacks.registry import TrainingAttack, training_attack
@@ -41,9 +42,14 @@ class StartMemory:
         return (x + eps * torch.where(seen, last, new)).clamp(0, 1)
 
     def store(self, x: Tensor, adv: Tensor, index: Tensor, eps: float) -> None:
-        """Remember where the attack ended."""
+        """Remember where the attack ended, in all processes.
+
+        Each remembers all examples: another process may be the next to visit one.
+        """
+        ends = ((adv - x) * (127 / eps)).round().clamp(-127, 127).to(torch.int8)
+        ends, index = distributed.gathered(ends), distributed.gathered(index)
         offsets, visited, index = self._sized(x, index)
-        offsets[index] = ((adv - x) * (127 / eps)).round().clamp(-127, 127).to(torch.int8)
+        offsets[index] = ends
         visited[index] = True
 
     def _sized(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,6 +114,7 @@ class InnerAttack:
         self.kind = training_attack(objective.train_attack)
         self.memory = StartMemory()
         self.guard = CollapseGuard()
+        self._visit: tuple[Tensor, Tensor, Tensor, float] | None = None  # of this step
 
     def __call__(
         self,
@@ -165,7 +172,8 @@ class InnerAttack:
             under_pgd = self._run(pgd, model, some_x, some_y, scale)
             right_under_pgd = self._right(model, under_pgd, some_y)
             right_under_cheap = self._right(model, adv[:CHECK_EXAMPLES], some_y)
-            if self.guard.collapsed(right_under_pgd, right_under_cheap):
+            counts = distributed.total([right_under_pgd, right_under_cheap])
+            if self.guard.collapsed(*map(int, counts)):
                 return self._run(pgd, model, x, y, scale)
         return adv
 
@@ -198,8 +206,14 @@ class InnerAttack:
             **settings,
         )
         if kind.remembers and index is not None:
-            self.memory.store(x, adv, index, eps)
+            self._visit = x, adv, index, eps
         return adv
+
+    def remember(self) -> None:
+        """Let the memory have the last attack, once its step cannot fail any more."""
+        if self._visit is not None:
+            self.memory.store(*self._visit)
+            self._visit = None
 
     @torch.no_grad()
     def _right(self, model: nn.Module, x: Tensor, y: Tensor) -> int:

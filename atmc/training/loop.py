@@ -2,6 +2,9 @@
 
 All randomness is derived from (seed, stage, epoch, step), so that a run that was stopped at
 any step boundary continues to the same bytes as one that was not.
+
+Several processes (:mod:`atmc.distributed`) share each batch and average their gradients. All have
+the same state after each step; what is random in attack and loss is of each process.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -24,10 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from atmc import distributed
 from atmc.data.pixels import check_pixels
-from atmc.errors import TrainingError
+from atmc.errors import ProcessError, TrainingError
 from atmc.factorization.layers import plain_weights
 from atmc.files import read, write
+from atmc.hardware import forked_generators
 from atmc.inference import device_of, run, seed_generators
 from atmc.messages import argument, warn
 from atmc.models.preparation import copy_model
@@ -40,6 +46,26 @@ Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
 Loader = Iterable[Batch]
 
 _LOSSES = 20  # that a GPU computes before they are read
+
+
+@dataclass
+class _Share:
+    """What this process takes of a batch; x is empty where the batch is too small for all."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor | None  # of the examples, for ATTA
+    batch_size: int  # of all processes together
+
+    @property
+    def smallest(self) -> int:
+        """Examples in the smallest share."""
+        return self.batch_size // distributed.size()
+
+    @property
+    def weight(self) -> float:
+        """What the mean over this share counts in the mean over all shares."""
+        return len(self.x) * distributed.size() / self.batch_size
 
 
 @dataclass
@@ -92,6 +118,10 @@ def derive(*parts: int) -> int:
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Ctrl-C sets a flag that the loop reads between steps; a second one stops at once."""
+    if distributed.size() > 1:
+        with distributed.unstopped() as stopped:
+            yield stopped
+        return
     pressed = False
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -126,16 +156,16 @@ class Trainer:
     Args:
         model: changed in place.
         loader: yields (x, y) with x in [0, 1], or (x, y, index) where the attack remembers each
-            example; one pass is an epoch.
+            example; one pass is an epoch. Several processes share each batch.
         stages: run in order.
         objective: the loss and its attack.
         optimization: how the stages descend; None for Adam on one cycle, and nothing else.
         seed: of all randomness.
         checkpoint: file to write checkpoints to and to resume from; None for neither.
         every_seconds: time between checkpoints.
-        on_step: called with a :class:`Progress` after each step. On a GPU, a step whose loss is no
-            number may be reported, and the error follow up to 20 steps later.
-        on_epoch: called with the model, the stage and the epoch after each epoch.
+        on_step: called with a :class:`Progress` after each step, in the first process. On a GPU, a
+            step whose loss is no number may be reported, and the error follow up to 20 steps later.
+        on_epoch: called with the model, the stage and the epoch after each epoch, likewise.
     """
 
     def __init__(
@@ -186,11 +216,13 @@ class Trainer:
             TrainingError: the loss or the weights have become NaN or infinite, and the last good
                 checkpoint stays; a checkpoint that is damaged or of another run; a loader that
                 gives fewer batches than its length.
+            ProcessError: another process has ended, or differs from the first.
             KeyboardInterrupt: after a checkpoint, as before any exception of `on_step` or
                 `on_epoch`.
         """
-        with torch.random.fork_rng(), _interruptible() as stopped:
+        with forked_generators(), _interruptible() as stopped:
             state = self._load()
+            distributed.broadcast(self.model.state_dict().values())
             torch.manual_seed(derive(*self.seed))
             example, batch_size = self._examples()
             for index, stage in enumerate(self.stages):
@@ -202,6 +234,7 @@ class Trainer:
                 stage.batch_size, stage.gradients = batch_size, self.objective.gradients
                 stage.optimization = self.optimization
                 optimizer, step = self._start(stage, state)
+                self._compare(stage, optimizer, step)
                 self._run_stage(index, stage, optimizer, step, stopped)
                 with self._finite(stage, optimizer, stage.total_steps):
                     if stage.average is not None:
@@ -215,9 +248,15 @@ class Trainer:
         x = next(iter(self.loader))[0]
         if self.objective.attacked:
             check_pixels(x, "the train loader")
-        batch_size = len(x)
+        batch_size, smallest = len(x), len(x) // distributed.size()
         x = x[:EXAMPLES].to(self._device)
-        if self._too_small(x):
+        distributed.broadcast([x])
+        if smallest == 0:
+            raise ValueError(
+                f"the train loader gives batches of {batch_size}, fewer examples than there are "
+                f"processes ({distributed.size()}): give larger ones"
+            )
+        if self._too_small(x, smallest):
             raise ValueError(
                 "the train loader gives batches of one example, on which batch norm cannot be "
                 "trained: give larger ones"
@@ -261,14 +300,17 @@ class Trainer:
 
         if step == 0:
             save()  # so that there is a good state to name, however soon the loss is lost
+        training_pass = self._training_pass(stage) if step < stage.total_steps else None
         while step < stage.total_steps:
+            assert training_pass is not None
             epoch = step // self.steps_per_epoch
-            for x, y, example_index in self._batches(index, step):
-                if self._too_small(x):
+            for batch in self._batches(index, step):
+                if self._too_small(batch.x, batch.smallest):
                     step += 1
                     stage.after_step(step)
                     continue
-                loss, logits = self._backward(stage, optimizer, x, y, example_index, step)
+                with self._restored(save):
+                    loss, robust = self._backward(training_pass, stage, optimizer, batch, step)
                 with self._finite(stage, optimizer, step + 1):
                     optimizer.step()
                     step += 1
@@ -276,8 +318,7 @@ class Trainer:
                     if stage.average is not None:
                         stage.average.update()
                 with _saved_before_errors(save):
-                    if self.on_step is not None:
-                        robust = (logits.argmax(1) == y).float().mean()
+                    if self.on_step is not None and distributed.is_first():
                         total = stage.total_steps
                         self.on_step(Progress(stage.name, epoch, step, total, loss, robust))
                     if stopped():
@@ -289,18 +330,20 @@ class Trainer:
             self._read_losses(stage)
             if step % self.steps_per_epoch:
                 raise TrainingError("the train loader gave fewer batches than its length")
-            if self.on_epoch is not None:
-                with _saved_before_errors(save), stage.averaged():
-                    self.on_epoch(self.model, stage, epoch)
-                    if stopped():
-                        raise KeyboardInterrupt
+            self._compare(stage, optimizer, step)
+            with _saved_before_errors(save):
+                if self.on_epoch is not None and distributed.is_first():
+                    with stage.averaged():
+                        self.on_epoch(self.model, stage, epoch)
+                if stopped():
+                    raise KeyboardInterrupt
         self.seconds[stage.name] = before + time.monotonic() - started
 
-    def _batches(self, stage: int, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """What is left of the epoch from a step on: inputs, labels, and indices for ATTA.
+    def _batches(self, stage: int, step: int) -> Iterator[_Share]:
+        """This process's share of what is left of the epoch from a step on.
 
         Each batch is drawn under its step's seed, skipped ones too: a loader may take its order,
-        or what it does to a batch, from the global generator.
+        or what it does to a batch, from the global generator. All processes draw the same ones.
         """
         epoch, skipped = divmod(step, self.steps_per_epoch)
         self._reseed(stage, epoch)
@@ -313,38 +356,57 @@ class Trainer:
             if current < step:
                 continue
             used = batch[:3] if self.attack.kind.remembers else batch[:2]
-            x, y = (t.to(self._device, non_blocking=True) for t in used[:2])
-            yield x, y, used[2] if len(used) > 2 else None
+            shares = [distributed.share(part) for part in used]
+            x, y = (part.to(self._device, non_blocking=True) for part in shares[:2])
+            if distributed.size() > 1:
+                self._reseed(stage, epoch, current, 1 + distributed.rank())
+            yield _Share(x, y, shares[2] if len(shares) > 2 else None, len(batch[0]))
 
     def _reseed(self, *parts: int) -> None:
         seed_generators(derive(*self.seed, *parts), self._device)
 
+    def _training_pass(self, stage: Stage) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """Loss with penalty, loss, and logits under attack; gradients are of all processes."""
+
+        def run(x: Tensor, adv: Tensor, y: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+            loss, logits = self.objective.loss(self.model, x, adv, y)
+            penalty = stage.penalty()
+            total = loss if weight == 1 else weight * loss
+            return (total if penalty is None else total + penalty), loss.detach(), logits.detach()
+
+        return distributed.averaging(self.model, run)
+
     def _backward(
         self,
+        training_pass: Callable[..., tuple[Tensor, Tensor, Tensor]],
         stage: Stage,
         optimizer: Optimizer,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor | None,
+        batch: _Share,
         step: int,
     ) -> tuple[Tensor, Tensor]:
-        """Attack the batch and compute the gradients; the loss, and the logits under attack."""
+        """Attack the batch and compute the gradients; loss and accuracy under attack."""
         progress = step / stage.total_steps
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * stage.lr_scale(progress)
-        adv = self.attack(self.model, x, y, stage.eps_scale(progress), step, index)
+        x, y = batch.x, batch.y
+        adv = self.attack(self.model, x, y, stage.eps_scale(progress), step, batch.index)
         self.model.train()
         optimizer.zero_grad()
         # Until the gradients are there: a checkpointed layer runs again in the backward pass.
-        with plain_weights(self.model, graph=True):
-            loss, logits = self.objective.loss(self.model, x, adv, y)
-            penalty = stage.penalty()
-            (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
-        loss = loss.detach()
+        with plain_weights(self.model, graph=True), distributed.collective():
+            total, loss, logits = training_pass(x, adv, y, batch.weight)
+            total.backward()  # type: ignore[no-untyped-call]
+        distributed.broadcast(self.model.buffers())  # statistics of norms: those of the first
+        right = (logits.argmax(1) == y).float().mean()
+        if distributed.size() > 1:
+            figures = torch.stack([loss.float(), right]).tolist()
+            sums = distributed.total([batch.weight * figure for figure in figures])
+            loss, right = torch.tensor(sums) / distributed.size()
         self._losses.append((step + 1, loss))
         if len(self._losses) >= self._read_every:
             self._read_losses(stage)
-        return loss, logits.detach()
+        self.attack.remember()
+        return loss, right
 
     def _read_losses(self, stage: Stage) -> None:
         """Refuse the first loss that is no number, of those computed since the last call."""
@@ -354,15 +416,53 @@ class Trainer:
             if not math.isfinite(value):
                 raise self._lost(f"the loss is {value}", stage, step)
 
-    def _too_small(self, x: Tensor) -> bool:
-        """Whether to leave out a batch: it has one example, and batch norm refuses it."""
-        if len(x) > 1:
+    @contextmanager
+    def _restored(self, save: Callable[[], None]) -> Iterator[None]:
+        """Inside, a step before the weights move; where another process ends, all is as before it.
+
+        Then the state is saved.
+        """
+        if distributed.size() == 1:
+            yield
+            return
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        guard = copy(self.attack.guard)
+        try:
+            yield
+        except BaseException:
+            if not distributed.broken():
+                raise
+            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+            self.attack.guard = guard
+            save()
+            raise
+
+    def _compare(self, stage: Stage, optimizer: Optimizer, step: int) -> None:
+        """Refuse to go on where processes have come to differ."""
+        if distributed.size() == 1:
+            return
+        state = (self.steps_per_epoch, self.model.state_dict(), optimizer.state_dict())
+        others = distributed.differing((*state, stage.state_dict(), step))
+        if others:
+            raise ProcessError(
+                f"the state of process {others[0]} differs from that of the first after {step} "
+                f"steps of stage {stage.name!r}: go on with {argument('resume', True)} from the "
+                "last checkpoint; if that happens again, use processes on machines of one kind"
+            )
+
+    def _too_small(self, x: Tensor, smallest: int) -> bool:
+        """Whether to leave out a batch: a share has no example, or one that batch norm refuses."""
+        if smallest > 1:
             return False
+        if smallest == 0:
+            warn("batches of fewer examples than there are processes are left out")
+            return True
         if self._refuses_one is None:
             self._refuses_one = False
             if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
                 try:
-                    run(copy_model(self.model), x, training=True)
+                    run(copy_model(self.model), x[:1], training=True)
                 except ValueError:
                     self._refuses_one = True
                     warn(
@@ -398,14 +498,17 @@ class Trainer:
             raise self._refused("is of another run", error) from error
 
     def _save(self, index: int, step: int, stage: Stage, optimizer: Optimizer) -> None:
+        if self.checkpoint is None or not distributed.is_first():
+            return
         # Weights that are lost show in the loss a step later: until then the old state stays.
-        if self.checkpoint is None or not _in_range(self.model, optimizer):
+        if not _in_range(self.model, optimizer):
             return
         buffer = io.BytesIO()
         state = {
             "stage": index,
             "step": step,
             "steps_per_epoch": self.steps_per_epoch,
+            "processes": distributed.size(),
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "extra": stage.state_dict(),
@@ -417,22 +520,37 @@ class Trainer:
         write(self.checkpoint, buffer.getvalue())
 
     def _load(self) -> dict[str, Any] | None:
-        if self.checkpoint is None or not self.checkpoint.exists():
+        content = distributed.from_first(self._read)
+        if content is None:
             return None
         try:
-            data = io.BytesIO(read(self.checkpoint))
+            data = io.BytesIO(content)
             state = dict(torch.load(data, map_location="cpu", weights_only=True))
             batches = state["steps_per_epoch"]
             self.stages[state["stage"]]
         except Exception as error:
             raise self._refused("cannot be read", error) from error
+        again = f"start again with {argument('overwrite', True)}"
         if batches != self.steps_per_epoch:
             raise TrainingError(
                 f"the checkpoint {self.checkpoint} is of a loader of {batches} batches, the one "
-                f"given has {self.steps_per_epoch}: give that one, or start again with "
-                f"{argument('overwrite', True)}"
+                f"given has {self.steps_per_epoch}: give that one, or {again}"
+            )
+        processes = state.get("processes", 1)  # checkpoints of version 0.1 have none
+        if processes != distributed.size():
+            raise TrainingError(
+                f"the checkpoint {self.checkpoint} is of a run by {processes} processes, not by "
+                f"{distributed.size()}: start as many, or {again}"
             )
         return state
+
+    def _read(self) -> bytes | None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        try:
+            return read(self.checkpoint)
+        except OSError as error:
+            raise self._refused("cannot be read", error) from error
 
     def _refused(self, why: str, error: Exception) -> TrainingError:
         return TrainingError(
