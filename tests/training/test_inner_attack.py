@@ -155,7 +155,10 @@ def test_atta_grows_as_strong_as_pgd_by_single_steps() -> None:
         model.eval()
         return float(F.cross_entropy(model(adv), y).detach())
 
-    losses = [loss(attack(model, x, y, 1.0, step, index)) for step in range(1, 9)]
+    losses = []
+    for step in range(1, 9):
+        losses.append(loss(attack(model, x, y, 1.0, step, index)))
+        attack.remember()
     several = loss(InnerAttack(Objective(eps=0.2, steps=8))(model, x, y, 1.0, 0))
     assert losses[-1] > losses[0] and losses[-1] > 0.98 * several
 

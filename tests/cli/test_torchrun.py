@@ -1,0 +1,98 @@
+"""``python -m atmc_cli compress`` in two processes, with the environment that torchrun sets."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from torch.distributed import TCPStore
+
+from .conftest import TINY, contents, error, process_environment
+
+
+@pytest.fixture
+def two():
+    """Start both processes of ``torchrun --nproc-per-node 2 -m atmc_cli compress``."""
+    stores = []  # where processes meet; torchrun has it in a process of its own
+
+    def start(*options):
+        stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        return pair(stores[-1].port, *options)
+
+    return start
+
+
+def pair(port, *options):
+    shared = process_environment() | {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        **{"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"},
+        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "atmc_cli", "compress", *options, "--device", "cpu"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+
+
+def ended(processes):
+    """The exit codes, and what each has printed on stdout and stderr."""
+    printed = [process.communicate(timeout=120) for process in processes]
+    return [process.returncode for process in processes], printed
+
+
+def test_a_budget_that_is_refused_is_told_once(two, here):
+    codes, printed = ended(two(*TINY, "--budget-bits", "10", "--output", "new"))
+    assert codes == [1, 1], printed
+    assert [stdout for stdout, _ in printed] == ["", ""]
+    (line,) = "".join(stderr for _, stderr in printed).splitlines()
+    assert re.fullmatch(r"Error: a budget of 10 bits is too small: .* is \d+ bits .*", line)
+    assert contents(here) == {}
+
+
+def test_ctrl_c_ends_both_with_a_checkpoint_and_both_go_on(two, atmc, here):
+    options = (*TINY, "--epochs", "4", "--output", "cut")
+    running = two(*options)
+    for line in running[0].stderr:
+        if line.startswith("compress epoch 1"):
+            # The terminal sends the signal to all processes, and torchrun once more.
+            for process in 2 * running:
+                process.send_signal(signal.SIGINT)
+            break
+    codes, printed = ended(running)
+    assert codes == [130, 130], printed
+    assert [stdout for stdout, _ in printed] == ["", ""]
+    # By the first process, or by the other where the first is slow.
+    lines = "".join(stderr for _, stderr in printed).splitlines()
+    assert [line for line in lines if not line.startswith("compress epoch ")] == [
+        "Error: interrupted: go on with "
+        "'torchrun --nproc-per-node 2 -m atmc_cli compress --output cut --resume'"
+    ]
+    before = contents(here / "cut")
+    assert "checkpoints/compress.pt" in before
+    assert error(atmc("compress", "--output", "cut", "--resume"), 1) == (
+        "the run in cut is by 2 processes, not by 1: start as many, or start another run without "
+        "--resume"
+    )
+    assert contents(here / "cut") == before
+
+    codes, ((stdout, stderr), other) = ended(two("--output", "cut", "--resume"))
+    assert (codes, other) == ([0, 0], ("", "")), stderr
+    assert "compress epoch 4:" in stderr and "compress epoch 1:" not in stderr
+    report = json.loads((here / "cut" / "report.json").read_text())
+    bits = 8 * (here / "cut" / "model.atmc").stat().st_size
+    assert report["size"]["file_bits"] == bits <= report["budget_bits"]
+    assert f"{bits:,} bits" in stdout
+
+
+def test_other_commands_are_of_one_process(atmc, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = error(atmc("inspect", "model.atmc"), 2)
+    assert line.startswith("inspect runs in one process: start it without torchrun")
