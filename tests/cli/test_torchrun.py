@@ -44,7 +44,11 @@ def pair(port, *options):
 
 def ended(processes):
     """The exit codes, and what each has printed on stdout and stderr."""
-    printed = [process.communicate(timeout=120) for process in processes]
+    try:
+        printed = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [process.returncode for process in processes], printed
 
 
