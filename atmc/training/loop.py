@@ -244,7 +244,7 @@ class Trainer:
                 state = None
 
     def _examples(self) -> tuple[Tensor, int]:
-        """A few inputs of the first batch, on the model's device, and how many it has."""
+        """A few inputs of the first batch, on the device, and how many a process takes of it."""
         x = next(iter(self.loader))[0]
         if self.objective.attacked:
             check_pixels(x, "the train loader")
@@ -261,7 +261,7 @@ class Trainer:
                 "the train loader gives batches of one example, on which batch norm cannot be "
                 "trained: give larger ones"
             )
-        return x, batch_size
+        return x, smallest
 
     def _start(self, stage: Stage, state: dict[str, Any] | None) -> tuple[Optimizer, int]:
         """The stage's optimizer, and its first step; both as in the checkpoint, if there is one."""
