@@ -47,7 +47,8 @@ class CompressStage(Stage):
     """ADMM under the budget: k shrinks as a cubic, levels are pulled in as ρ rises.
 
     k follows the *file*: every few steps the accountant says how many of the entries, as they
-    rank now, the budget holds.
+    rank now, the budget holds. Trained are the carriers of W and whatever other factor holds a
+    nonzero at the start: none from the identity start.
 
     Args:
         epochs: length.
@@ -304,7 +305,7 @@ class ProjectStage(CompressStage):
 
 @register("atmc")
 def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
-    """All three kinds of compression under attack; then the levels."""
+    """Pruning and quantization as one problem, of the factors that hold something; then levels."""
     return [
         CompressStage(schedule.epochs, schedule.lr, target, schedule.state_dtype),
         LevelStage(schedule.level_epochs, schedule.lr / 2, target),
