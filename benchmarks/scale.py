@@ -1,6 +1,6 @@
 """What the compress stage takes besides its steps, for the networks that the papers are about.
 
-    python benchmarks/scale.py [--json FILE] [--before FILE] [--steps N]
+    python benchmarks/scale.py [--json FILE] [--before FILE] [--steps N] [--net NAME]
 
 A whole stage of `atmc` at 1 % of the dense bits, from random weights, on random pictures, N-FGSM
 and batch 128 for resnet18 (3 x 32 x 32), batch 32 for convnext_tiny (3 x 64 x 64). The peer of a
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="rows of an earlier run, as peers")
     parser.add_argument("--steps", type=int, default=40, help="of the stage")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--net", choices=NETS, action="append", help="one of them, or more")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed()
@@ -118,6 +119,8 @@ def main() -> None:
     earlier = {each["name"]: each["ours"] for each in before}
     rows: list[Row] = []
     for net, (build, batch, side) in NETS.items():
+        if options.net and net not in options.net:
+            continue
         for part, measured in stage_seconds(build, batch, side, options.steps).items():
             name, bar = f"{part}-{net}", SHARE if part == "share" else BARS.get(part, measured)
             title = "before" if name in earlier else "its bar" if bar != measured else "–"

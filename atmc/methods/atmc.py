@@ -40,7 +40,7 @@ _TRIALS, _SAME_RATE = 4, 0.02
 _FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 3, 50, 10  # in a stage
 _DUPLICATE = 0.5  # of what an aim takes
 _STATE = ("k_start", "k_target", "chosen", "rate", "aims")
-_ROUNDS = 10  # of the closing loop
+_ROUNDS, _NOTHING = 10, 0.001  # of the closing loop; share of the budget that may stay unused
 
 
 class CompressStage(Stage):
@@ -255,8 +255,8 @@ class CompressStage(Stage):
                 fits, taken = k, bits
             else:
                 over, excess = k, bits
-            # The next entry would not fit, or nothing lies between.
-            if over - fits <= 1 or limit - taken < taken / max(1, fits):
+            # Nothing lies between; or what is left of the budget is an entry, or next to nothing.
+            if over - fits <= 1 or limit - taken < max(taken / max(1, fits), limit * _NOTHING):
                 break
             if fits == 0:  # files grow about as k does
                 k = min(int(0.999 * over * limit / excess), over - 1)
