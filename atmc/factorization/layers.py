@@ -286,7 +286,7 @@ def defactorize(model: nn.Module) -> nn.Module:
     formed: dict[nn.Parameter, nn.Parameter] = {}
     for module, name, weight in list(_slots(model)):
         if weight.U not in formed:
-            W = getattr(module, name).detach()
+            W = getattr(module, name).detach().clone()  # it may share the memory of a factor
             trained = any(factor.requires_grad for factor in weight.factors.values())
             formed[weight.U] = nn.Parameter(W, requires_grad=trained)
         leave_plain(module, name, formed[weight.U])

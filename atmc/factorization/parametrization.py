@@ -38,6 +38,8 @@ def adds_nothing(factor: Tensor) -> bool:
     """
     if factor.requires_grad or factor.is_meta or torch.compiler.is_compiling():
         return False
+    if factor.is_inference():  # without a version
+        return not bool(torch.count_nonzero(factor))
     version, zero = _looked_at.get(factor, (-1, False))
     if version != factor._version:
         zero = not bool(torch.count_nonzero(factor))

@@ -299,6 +299,26 @@ def test_factors_that_are_not_trained_and_empty_take_no_part(layer: nn.Module) -
     assert list(live_factors(model)) == [weight.carrier]
 
 
+def test_a_plain_module_shares_no_memory_with_its_factors() -> None:
+    model = factorize(nn.Linear(6, 4))
+    train_factors(model)
+    V = named_factors(model)["weight.V"]
+    defactorize(model)
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        V.add_(1.0)
+    assert torch.equal(model.weight, before)
+
+
+def test_factors_that_are_made_in_inference_mode() -> None:
+    layer = nn.Linear(6, 4)
+    with torch.inference_mode():
+        model = factorize(copy.deepcopy(layer))
+        train_factors(model)
+        named_factors(model)["weight.C"][0, 0] = 2.0
+        assert torch.equal(model.weight - layer.weight, named_factors(model)["weight.C"])
+
+
 def test_train_factors_of_other_names_than_the_carriers() -> None:
     model = factorize(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), rank=2)
     names = [name for name in named_factors(model) if not name.endswith("C")]
