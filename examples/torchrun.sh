@@ -7,8 +7,7 @@
 # processes. PROCESSES sets their number; THREADS those of each on the CPU.
 set -e
 
-gpus=$(python -c "import torch; print(torch.cuda.device_count())")
-processes=${PROCESSES:-$((gpus > 0 ? gpus : 2))}
+processes=${PROCESSES:-$(python -c "import torch; print(torch.cuda.device_count() or 2)")}
 export OMP_NUM_THREADS="${THREADS:-1}"
 
 # --batch-size is that of all processes together: each takes its share of every batch.

@@ -3,15 +3,17 @@
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 from atmc_cli.main import main
 from click.testing import CliRunner
 
-# A second of training: every stage, few steps.
+# Less than a second of training: every stage, few steps.
 TINY = (
     *("--budget-bits", "6kB", "--dense-epochs", "1", "--epochs", "1", "--level-epochs", "1"),
-    *("--batch-size", "256", "--steps", "2", "--eval-steps", "3", "--threads", "1"),
+    *("--batch-size", "128", "--steps-per-epoch", "2", "--steps", "2", "--eval-steps", "3"),
+    *("--threads", "1"),
 )
 # Runs the command in a process of its own, whatever the script folder is called.
 PROCESS = (sys.executable, "-c", "from atmc_cli.main import main; main()")
@@ -44,6 +46,16 @@ def finished(tmp_path_factory, atmc):
     result = atmc("compress", *TINY, "--output", folder)
     assert result.exit_code == 0, result.stderr
     return folder, result
+
+
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory):
+    """Data for a process of its own: it need not import scikit-learn, as for the digits."""
+    x = np.random.default_rng(0).random((512, 8, 8), np.float32)
+    y = (10 * x[:, 0, 0]).astype(int)
+    path = tmp_path_factory.mktemp("noise") / "noise.npz"
+    np.savez(path, x_train=x[:384], y_train=y[:384], x_test=x[384:], y_test=y[384:])
+    return {"dataset": f"npz:{path}", "model": "digits-cnn", "eps": 0.1}
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """``atmc compress``: the run folder, the report, configs, resume, and every bad input."""
 
 import json
+import multiprocessing
+import os
 import platform
 import re
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 import yaml
+from atmc_cli.main import main
 
 from .conftest import PROCESS, TINY, contents, error, process_environment
 
@@ -110,23 +114,27 @@ def test_weights_skip_the_dense_stage_and_an_option_wins_over_the_config(atmc, r
     assert json.loads((folder / "report.json").read_text())["seconds"]["train"] is None
 
 
-def started(*options):
-    """``atmc compress`` in a process of its own."""
-    return subprocess.Popen(
-        [*PROCESS, "compress", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=process_environment(),
-    )
+def forked(*options):
+    """``atmc compress`` in a fork of this process, which has imported all it needs; its stderr."""
+    read, write = os.pipe()
+
+    def run():
+        sys.stderr = os.fdopen(write, "w", buffering=1)
+        main(["compress", *map(str, options)])
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    os.close(write)
+    return process, os.fdopen(read)
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory, atmc, finished):
+def four(tmp_path_factory, atmc, finished, noise):
     """The config of a run of four epochs, long enough to be stopped, and its artifact."""
     run, folder = finished[0], tmp_path_factory.mktemp("four")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config |= {"epochs": 4, "weights": str(run / "dense.safetensors")}
+    config |= {**noise, "epochs": 4, "batch_size": 32, "steps_per_epoch": None}
+    config["weights"] = str(run / "dense.safetensors")
     (folder / "four.yaml").write_text(yaml.safe_dump(config))
     whole = atmc("compress", "--config", folder / "four.yaml", "--output", folder / "whole")
     assert whole.exit_code == 0, whole.stderr
@@ -135,7 +143,13 @@ def four(tmp_path_factory, atmc, finished):
 
 
 def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, four, here):
-    process = started("--config", four[0], "--output", "cut")
+    process = subprocess.Popen(
+        [*PROCESS, "compress", "--config", four[0], "--output", "cut"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=process_environment(),
+    )
     for line in process.stderr:
         if line.startswith("compress epoch 2"):
             process.send_signal(signal.SIGINT)
@@ -165,9 +179,9 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(atmc, four, here):
 
 
 def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, four, here):
-    process = started("--config", four[0], "--output", "one")
+    process, stderr = forked("--config", four[0], "--output", "one")
     try:
-        for line in process.stderr:
+        for line in stderr:
             if line.startswith("compress epoch 1"):
                 break
         refusal = f"one is in use by process {process.pid} on {platform.node()}: wait until it ends"
@@ -177,7 +191,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, f
         assert not (here / "one" / "report.json").exists()
     finally:
         process.kill()
-        process.communicate()
+        process.join()
     assert (here / "one" / ".atmc.lock").exists()
     resumed = atmc("compress", "--output", "one", "--resume")
     assert resumed.exit_code == 0, resumed.stderr
@@ -187,15 +201,15 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_taken_over(atmc, f
 
 def test_two_that_replace_a_run_at_once_are_not_mixed(run, here):
     shutil.copytree(run, here / "old")
-    processes = [
-        started(*TINY, "--output", "old", "--overwrite", "--seed", seed) for seed in ("1", "2")
-    ]
-    stderrs = [process.communicate(timeout=120)[1] for process in processes]
-    done = [process.returncode == 0 for process in processes]
-    assert any(done)
-    for process, stderr, finished in zip(processes, stderrs, done, strict=True):
-        if not finished:
-            assert (process.returncode, len(stderr.splitlines())) == (1, 1), stderr
+    running = [forked(*TINY, "--output", "old", "--overwrite", "--seed", seed) for seed in (1, 2)]
+    ended = []
+    for process, stderr in running:
+        process.join(timeout=120)
+        ended.append((process.exitcode, stderr.read()))
+    assert 0 in [code for code, _ in ended], ended
+    for code, stderr in ended:
+        if code != 0:
+            assert (code, len(stderr.splitlines())) == (1, 1), stderr
             assert stderr.startswith("Error: old is in use by process ")
     config = yaml.safe_load((here / "old" / "config.yaml").read_text())
     report = json.loads((here / "old" / "report.json").read_text())

@@ -1,15 +1,25 @@
-"""``python -m atmc_cli compress`` in two processes, with the environment that torchrun sets."""
+"""``python -m atmc_cli compress`` in two processes: by torchrun, or in the environment it sets."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
 
 from .conftest import TINY, contents, error, process_environment
+
+EXAMPLE = Path(__file__).parents[2] / "examples/torchrun.sh"
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture
+def tiny(noise):
+    return (*TINY, *(word for key, value in noise.items() for word in (f"--{key}", str(value))))
 
 
 @pytest.fixture
@@ -52,8 +62,8 @@ def ended(processes):
     return [process.returncode for process in processes], printed
 
 
-def test_a_budget_that_is_refused_is_told_once(two, here):
-    codes, printed = ended(two(*TINY, "--budget-bits", "10", "--output", "new"))
+def test_a_budget_that_is_refused_is_told_once(two, tiny, here):
+    codes, printed = ended(two(*tiny, "--budget-bits", "10", "--output", "new"))
     assert codes == [1, 1], printed
     assert [stdout for stdout, _ in printed] == ["", ""]
     (line,) = "".join(stderr for _, stderr in printed).splitlines()
@@ -61,8 +71,8 @@ def test_a_budget_that_is_refused_is_told_once(two, here):
     assert contents(here) == {}
 
 
-def test_ctrl_c_ends_both_with_a_checkpoint_and_both_go_on(two, atmc, here):
-    options = (*TINY, "--epochs", "4", "--output", "cut")
+def test_ctrl_c_ends_both_with_a_checkpoint_and_both_go_on(two, tiny, atmc, here):
+    options = (*tiny, "--epochs", "4", "--output", "cut")
     running = two(*options)
     for line in running[0].stderr:
         if line.startswith("compress epoch 1"):
@@ -87,13 +97,20 @@ def test_ctrl_c_ends_both_with_a_checkpoint_and_both_go_on(two, atmc, here):
     )
     assert contents(here / "cut") == before
 
-    codes, ((stdout, stderr), other) = ended(two("--output", "cut", "--resume"))
-    assert (codes, other) == ([0, 0], ("", "")), stderr
-    assert "compress epoch 4:" in stderr and "compress epoch 1:" not in stderr
+    resumed = subprocess.run(
+        ["sh", EXAMPLE, "--output", "cut", "--resume", "--device", "cpu"],
+        env=process_environment() | {"PATH": PATH, "PROCESSES": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    epochs = re.findall(r"^\w+ epoch \d(?=:)", resumed.stderr, re.MULTILINE)
+    assert "compress epoch 1" not in epochs and len(epochs) == len(set(epochs))
+    assert epochs[-2:] == ["compress epoch 4", "levels epoch 1"]
     report = json.loads((here / "cut" / "report.json").read_text())
     bits = 8 * (here / "cut" / "model.atmc").stat().st_size
     assert report["size"]["file_bits"] == bits <= report["budget_bits"]
-    assert f"{bits:,} bits" in stdout
+    assert resumed.stdout.count(f"{bits:,} bits") == 1
 
 
 def test_other_commands_are_of_one_process(atmc, monkeypatch):
