@@ -1,10 +1,12 @@
 """The notebooks run from top to bottom, so that they stay true."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
 
 # As `dense_epochs=12` in a call and `epochs: 10` in a config: what a cell does is the same in two.
@@ -18,15 +20,25 @@ def test_there_are_notebooks():
     ]
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One for all of them, which imports everything once."""
+    manager, client = start_new_kernel(kernel_name="python3")
+    client.stop_channels()
+    yield manager
+    manager.shutdown_kernel()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path):
+def test_notebook_runs(path, kernel):
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.source = EPOCHS.sub(_few, cell.source)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # the names of the last one
     # A failing cell raises CellExecutionError, which shows the cell and its traceback.
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=600, km=kernel).execute()
 
 
 def _few(match: re.Match[str]) -> str:
