@@ -4,7 +4,9 @@ import gc
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +41,16 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test writes need not outlast a power cut."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Data for other processes: they need not import scikit-learn, as for the digits."""
+    x = np.random.default_rng(0).random((512, 8, 8), np.float32)
+    y = (10 * x[:, 0, 0]).astype(int)
+    path = tmp_path_factory.mktemp("noise") / "noise.npz"
+    np.savez(path, x_train=x[:384], y_train=y[:384], x_test=x[384:], y_test=y[384:])
+    return {"dataset": f"npz:{path}", "eps": 0.1}
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import sys
 
-import numpy as np
 import pytest
 import torch
 from atmc_cli.main import main
@@ -46,16 +45,6 @@ def finished(tmp_path_factory, atmc):
     result = atmc("compress", *TINY, "--output", folder)
     assert result.exit_code == 0, result.stderr
     return folder, result
-
-
-@pytest.fixture(scope="session")
-def noise(tmp_path_factory):
-    """Data for a process of its own: it need not import scikit-learn, as for the digits."""
-    x = np.random.default_rng(0).random((512, 8, 8), np.float32)
-    y = (10 * x[:, 0, 0]).astype(int)
-    path = tmp_path_factory.mktemp("noise") / "noise.npz"
-    np.savez(path, x_train=x[:384], y_train=y[:384], x_test=x[384:], y_test=y[384:])
-    return {"dataset": f"npz:{path}", "model": "digits-cnn", "eps": 0.1}
 
 
 @pytest.fixture

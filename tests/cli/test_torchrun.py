@@ -19,7 +19,8 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 @pytest.fixture
 def tiny(noise):
-    return (*TINY, *(word for key, value in noise.items() for word in (f"--{key}", str(value))))
+    data = (word for key, value in noise.items() for word in (f"--{key}", str(value)))
+    return (*TINY, *data, "--model", "digits-cnn")
 
 
 @pytest.fixture

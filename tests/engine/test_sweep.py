@@ -334,9 +334,11 @@ def test_a_second_sweep_in_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_point_that_another_process_runs_is_left_to_it(jobs: int, tmp_path: Path) -> None:
+def test_a_point_that_another_process_runs_is_left_to_it(
+    jobs: int, noise: dict[str, Any], tmp_path: Path
+) -> None:
     text = "points: [{method: dense}, {method: dense, seed: 1}, {method: l0, budget_bits: 40000}]"
-    plan = plan_of(tmp_path, text)
+    plan = plan_of(tmp_path, text, **noise, model="digits-cnn")
     folder = tmp_path / "runs/starts/robust-s0"
     with locked(folder):
         before = sorted(folder.iterdir())
@@ -375,7 +377,7 @@ def test_an_interrupted_run_stops_the_sweep(
     assert not (tmp_path / "runs/starts/robust-s0/failure.json").exists()
 
 
-def test_several_jobs_at_a_time(tmp_path: Path) -> None:
+def test_several_jobs_at_a_time(noise: dict[str, Any], tmp_path: Path) -> None:
     """Two processes, a run each; what a process leaves is what the sweep tells."""
     plan = plan_of(
         tmp_path,
@@ -384,6 +386,8 @@ points:
   - {method: dense}
   - {method: l0, budget_bits: [40000, 100]}
 """,
+        **noise,
+        model="digits-cnn",
     )
     result = sweep(plan, tmp_path / "runs", jobs=2)
     assert [outcome.status for outcome in result] == ["done", "done", "unreachable"]
@@ -408,11 +412,13 @@ def net():
 """
 
 
-def test_a_killed_process_takes_no_other_run_with_it(tmp_path: Path) -> None:
+def test_a_killed_process_takes_no_other_run_with_it(
+    noise: dict[str, Any], tmp_path: Path
+) -> None:
     """The second of two that build their models finds the mark of the first."""
     (tmp_path / "own.py").write_text(KILLED.format(mark=str(tmp_path / "mark")))
     points = f"points: [{{method: dense, model: {tmp_path}/own.py:net, seed: [0, 1]}}]"
-    outcomes = sweep(plan_of(tmp_path, points), tmp_path / "runs", jobs=2)
+    outcomes = sweep(plan_of(tmp_path, points, **noise), tmp_path / "runs", jobs=2)
     assert sorted(statuses(outcomes).values()) == ["done", "failed"]
     (killed,) = [outcome for outcome in outcomes if outcome.status == "failed"]
     assert killed.error == "its process ended with status -9"
@@ -431,11 +437,12 @@ def ctrl_c() -> Iterator[None]:
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("where", ["run", "callback"])
 def test_ctrl_c_stops_the_processes_at_a_checkpoint(
-    where: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    where: str, noise: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In whatever code of the sweep it arrives; no process outlives the sweep."""
     long = "dense_epochs: 1000\npoints: [{method: dense, seed: [1, 2]}, "
-    plan = plan_of(tmp_path, long + "{method: dense, seed: 0, dense_epochs: 1}]")
+    text = long + "{method: dense, seed: 0, dense_epochs: 1}]"
+    plan = plan_of(tmp_path, text, **noise, model="digits-cnn")
     runs = tmp_path / "runs"
 
     def on_outcome(outcome: Outcome) -> None:

@@ -97,11 +97,13 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected(
+    noise: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """The files of the point that is killed, and of its start, from a sweep without Ray."""
     folder = tmp_path_factory.mktemp("expected")
     (folder / "mark").touch()
-    plan = {**QUICK, "threads": 1, "points": POINTS[:1]}
+    plan = {**QUICK, **noise, "threads": 1, "points": POINTS[:1]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Trainer, "_save", loop.Trainer._save)
         patch.setattr(loop.Trainer, "every_seconds", None, raising=False)
@@ -121,6 +123,7 @@ def test_a_point_whose_worker_is_killed_goes_on(
     shared: bool,
     cluster: str,
     expected: dict[str, bytes],
+    noise: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,7 +131,7 @@ def test_a_point_whose_worker_is_killed_goes_on(
     if not shared:  # the workers find another process in the folder than they are told
         elsewhere = SimpleNamespace(this=lambda: Process(1, "elsewhere", None))
         monkeypatch.setattr(on_ray, "Process", elsewhere)
-    plan, runs = {**QUICK, "points": POINTS}, tmp_path / "runs"
+    plan, runs = {**QUICK, **noise, "points": POINTS}, tmp_path / "runs"
     with pytest.warns(AtmcWarning, match=f"^{NAMES[1]} has lost its worker and goes on with anot"):
         outcomes = sweep(plan, runs, model=net(tmp_path), engine="ray")
     assert [(outcome.point.name, outcome.status) for outcome in outcomes] == list(
@@ -172,10 +175,11 @@ def ctrl_c() -> Iterator[None]:
 
 @needs_ray
 @pytest.mark.usefixtures("cluster", "ctrl_c")
-def test_ctrl_c_stops_the_runs_at_a_checkpoint(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_runs_at_a_checkpoint(noise: dict[str, Any], tmp_path: Path) -> None:
     """Two runs; a third, which waits, does not begin."""
     points = [{"method": "dense", "seed": [0, 1, 2]}]
-    plan = make_plan({**QUICK, "dense_epochs": 1000, "points": points})
+    settings = {**QUICK, **noise, "model": "digits-cnn", "dense_epochs": 1000}
+    plan = make_plan({**settings, "points": points})
     files: dict[Path, int] = {}
 
     def interrupt() -> None:
