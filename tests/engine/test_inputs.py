@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -423,25 +424,40 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("interactive", [False, True])
-def test_jobs_of_a_script_and_of_none(tmp_path: Path, interactive: bool) -> None:
-    """What lives in the main module reaches other processes from a script, from nowhere else."""
+def test_jobs_of_a_script(tmp_path: Path) -> None:
+    """What lives in its main module reaches other processes."""
     (tmp_path / "own_of_jobs.py").write_text(OWN)
     quick = {key: value for key, value in POINTS.items() if key != "points"}
     text = MAIN.format(folder=str(tmp_path), output=str(tmp_path / "runs"), quick=quick)
     (tmp_path / "main.py").write_text(text)
-    command = ["-c", text] if interactive else [str(tmp_path / "main.py")]
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, str(tmp_path / "main.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     lines = done.stdout.splitlines()
-    if not interactive:
-        assert lines[:2] == ["done None"] * 2 and len(lines) == 3, done.stderr
-        assert lines[2].startswith("unreachable a budget of 100 bits is too small"), lines
-    else:
-        failed = "failed another process cannot take what is given (Can't get attribute 'mine'"
-        assert lines[0] == "done None" and len(lines) == 3
-        assert all(line.startswith(failed) for line in lines[1:]), lines
+    assert lines[:2] == ["done None"] * 2 and len(lines) == 3, done.stderr
+    assert lines[2].startswith("unreachable a budget of 100 bits is too small"), lines
+
+
+def test_jobs_of_a_main_module_without_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an interactive session: what lives in it reaches no other process."""
+    main: Any = types.ModuleType("__main__")
+    main.net = Net
+    exec("def mine():\n    return net()", vars(main))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    points = {**POINTS, "points": [{"method": "l0", "budget_bits": [4000, 100]}]}
+    first, *others = sweep(make_plan(points, model=main.mine, dataset=mine()), tmp_path, jobs=2)
+    assert (first.status, len(others)) == ("done", 2)
+    for outcome in others:
+        assert outcome.status == "failed"
+        assert str(outcome.error).startswith(
+            "another process cannot take what is given (Can't get attribute 'mine'"
+        )
 
 
 def test_what_no_other_process_can_take(tmp_path: Path) -> None:
