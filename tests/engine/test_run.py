@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from atmc import data, hardware, models
 from atmc.data import Dataset, streamed
@@ -34,6 +35,8 @@ from atmc.errors import (
 from atmc.evaluation.accuracy import evaluation_batch
 from atmc.factorization.layers import defactorize
 from atmc.methods.atmc import CompressStage
+from atmc.models import registry
+from atmc.models.lenet import DigitsCNN
 from atmc.models.preparation import copy_model
 from atmc.training.optimization import Average
 
@@ -52,14 +55,28 @@ TINY: dict[str, Any] = {
 }
 
 
-# The weights of digits-cnn at 32 bits each, counted by hand.
-DENSE_BITS = 32 * (32 * 9 + 64 * 32 * 9 + 128 * 1024 + 10 * 128)
+class Narrow(nn.Module):
+    """The model of the digits with half its channels and units."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1, stride=2)
+        self.fc1 = nn.Linear(32 * 4 * 4, 64)
+        self.fc2 = nn.Linear(64, num_classes)
+
+    forward = DigitsCNN.forward
+
+
+# Its weights at 32 bits each, counted by hand.
+DENSE_BITS = 32 * (16 * 9 + 32 * 16 * 9 + 64 * 512 + 10 * 64)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_examples() -> Iterator[None]:
-    """The digits, but only as many as a tiny run needs."""
+    """The digits and their model, but only as much of them as a tiny run needs."""
     whole = data.load
+    narrow = dataclasses.replace(registry._ZOO["digits-cnn"], build=Narrow)
 
     def few(name: str, data_root: str | None = None, **how: Any) -> Dataset:
         d = whole(name, data_root, **how)
@@ -70,6 +87,7 @@ def few_examples() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", few)
+        patch.setitem(registry._ZOO, "digits-cnn", narrow)
         yield
 
 
