@@ -2,10 +2,9 @@
 
 import csv
 import shutil
-import subprocess
 import sys
 
-from .conftest import contents, error, process_environment
+from .conftest import contents, error
 
 
 def test_a_real_run(atmc, run, tmp_path):
@@ -45,25 +44,12 @@ def test_what_cannot_be(atmc, run, here):
     assert contents(here) == {"file": b""}
 
 
-def test_a_missing_package(run, tmp_path):
-    code = (
-        "import sys, importlib.metadata as m; found = m.version\n"
-        "def version(name):\n"
-        "    if name == 'plotly': raise m.PackageNotFoundError(name)\n"
-        "    return found(name)\n"
-        "m.version = version\n"
-        "sys.modules['plotly'] = None\n"
-        "from atmc_cli.main import main; main(sys.argv[1:], prog_name='atmc')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "report", str(run), "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=process_environment(),
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr == "Error: a report needs plotly: pip install 'atmc[report]'\n"
+def test_a_missing_package(atmc, run, here, hide, monkeypatch):
+    hide("plotly")
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    line = error(atmc("report", run, "--output", "out"), 1)
+    assert line == "a report needs plotly: pip install 'atmc[report]'"
+    assert contents(here) == {}
 
 
 OWN = """
