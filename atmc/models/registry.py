@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from atmc.models import from_torchvision
@@ -187,11 +187,20 @@ class _Meta(TorchFunctionMode):
         {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
         | {torch.empty_strided}
     )
+    # Of a tensor without values they change nothing, and take seconds for a large model.
+    _FILLS = frozenset(
+        {nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_}
+        | {nn.init.kaiming_normal_, Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_}
+    )
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func in self._FILLS:
+            filled: Tensor = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
         if func in self._SIZED and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)

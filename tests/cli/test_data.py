@@ -13,7 +13,7 @@ from atmc.files import read
 
 from .conftest import TINY, contents, error
 
-COLOURS = ("--model", "cifar-lenet-w1", "--budget-bits", "100kB", *TINY[2:])
+COLOURS = ("--model", "cifar-lenet-w1", "--budget-bits", "20kB", *TINY[2:])
 
 
 def write_pictures(folder, counts, size=32):

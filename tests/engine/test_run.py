@@ -558,7 +558,7 @@ def pictures(tmp_path: Path) -> dict[str, Any]:
             image = Image.fromarray(pixels.astype(np.uint8))
             image.save(tmp_path / "pictures" / name / f"{number}.png")
     overrides = {"dataset": f"imagefolder:{tmp_path}/pictures", "model": "cifar-lenet-w1"}
-    return {**overrides, "method": "l0", "budget_bits": 800_000, "batch_size": 16, "epochs": 2}
+    return {**overrides, "method": "l0", "budget_bits": 160_000, "batch_size": 16, "epochs": 2}
 
 
 def test_augmented_and_streamed_runs_resume_to_the_same_bytes(

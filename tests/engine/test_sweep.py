@@ -412,9 +412,7 @@ def net():
 """
 
 
-def test_a_killed_process_takes_no_other_run_with_it(
-    noise: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_killed_process_takes_no_other_run_with_it(noise: dict[str, Any], tmp_path: Path) -> None:
     """The second of two that build their models finds the mark of the first."""
     (tmp_path / "own.py").write_text(KILLED.format(mark=str(tmp_path / "mark")))
     points = f"points: [{{method: dense, model: {tmp_path}/own.py:net, seed: [0, 1]}}]"

@@ -97,9 +97,7 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def expected(
-    noise: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, bytes]:
+def expected(noise: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the point that is killed, and of its start, from a sweep without Ray."""
     folder = tmp_path_factory.mktemp("expected")
     (folder / "mark").touch()
