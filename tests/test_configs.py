@@ -139,15 +139,15 @@ def test_the_smallest_budget_is_accepted(
 def test_compression_trains(paper: str, method: str, tmp_path: Path) -> None:
     """A narrow net, in as large a share of its dense size; the full one takes a minute to start."""
     chosen, narrow = points(paper, method)[-1], PAPERS[paper]
-    nets = [
-        models.create(str(name), num_classes=CLASSES[chosen["dataset"]])
+    classes = CLASSES[chosen["dataset"]]
+    sizes = [
+        dense_bits(models.shapes(str(name), num_classes=classes))
         for name in (narrow, chosen["model"])
     ]
-    sizes = [dense_bits(net) for net in nets]
     assert chosen["budget_bits"] is not None
     budget = chosen["budget_bits"] * sizes[0] // sizes[1]
     weights = tmp_path / "weights.pt"
-    torch.save(nets[0].state_dict(), weights)
+    torch.save(models.create(narrow, num_classes=classes).state_dict(), weights)
     seen: list[Progress] = []
     with pytest.raises(StopError):
         run(
