@@ -15,7 +15,6 @@ from atmc import messages as wording
 from atmc.data import DataError
 from atmc.engine.folder import check
 from atmc.engine.settings import FIELDS, Settings
-from atmc.engine.sweep import make_plan, sweep
 from atmc.errors import SettingsError
 from atmc.exporters.write import ExportError, check_path
 from atmc.messages import argument, options
@@ -105,16 +104,6 @@ def test_what_is_said_of_a_file(tmp_path: Path) -> None:
     python, command = messages(lambda: check_path(tmp_path / "a"), ExportError)
     assert python.endswith("a exists: give another output, or overwrite=True")
     assert command.endswith("a exists: give another --output, or --overwrite")
-
-
-def test_the_processes_of_a_sweep_say_it_likewise(tmp_path: Path) -> None:
-    settings = {"dataset": "mnist", "data_root": str(tmp_path / "none")}
-    plan = make_plan({**settings, "points": [{"method": "dense", "seed": [0, 1]}]})
-    with options():
-        outcomes = sweep(plan, tmp_path / "runs", jobs=2)
-    for outcome in outcomes:
-        assert outcome.error.endswith("as --data-root, or get the files with --download")
-    assert len(outcomes) == 2
 
 
 def test_the_library_writes_no_option_itself() -> None:

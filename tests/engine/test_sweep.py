@@ -17,10 +17,11 @@ import pytest
 
 from atmc.engine.folder_lock import locked
 from atmc.engine.settings import write_config
-from atmc.engine.sweep import Outcome, Plan, read_plan, sweep
+from atmc.engine.sweep import Outcome, Plan, make_plan, read_plan, sweep
 from atmc.engine.sweep import point as module
 from atmc.engine.sweep.plan import check
 from atmc.errors import FolderInUseError, RunError, SettingsError
+from atmc.messages import options
 
 QUICK = """
 dataset: digits
@@ -395,6 +396,16 @@ points:
     assert [outcome.status for outcome in sweep(plan, tmp_path / "runs", jobs=2)] == [
         *("kept", "kept", "unreachable")
     ]
+
+
+def test_processes_name_options_where_the_command_sweeps(tmp_path: Path) -> None:
+    settings = {"dataset": "mnist", "data_root": str(tmp_path / "none")}
+    plan = make_plan({**settings, "points": [{"method": "dense", "seed": [0, 1]}]})
+    with options():
+        outcomes = sweep(plan, tmp_path / "runs", jobs=2)
+    for outcome in outcomes:
+        assert str(outcome.error).endswith("as --data-root, or get the files with --download")
+    assert len(outcomes) == 2
 
 
 KILLED = """
