@@ -112,6 +112,9 @@ def test_ctrl_c_ends_both_with_a_checkpoint_and_both_go_on(two, tiny, atmc, here
     bits = 8 * (here / "cut" / "model.atmc").stat().st_size
     assert report["size"]["file_bits"] == bits <= report["budget_bits"]
     assert resumed.stdout.count(f"{bits:,} bits") == 1
+    keys = [line.split("  ")[0] for line in resumed.stdout.splitlines()]
+    assert len(keys) == len(set(keys)), resumed.stdout  # the other process prints nothing
+    assert not re.search(r"^(Error|Warning|Traceback)", resumed.stderr, re.MULTILINE)
 
 
 def test_other_commands_are_of_one_process(atmc, monkeypatch):
