@@ -109,6 +109,12 @@ class Examples(ABC):
         """The first `count` examples; all of them where there are fewer, or `count` is None."""
         return self if count is None or count >= len(self) else self.take(slice(count))
 
+    def spread(self, count: int) -> Examples:
+        """`count` examples at even distances, of every class its share if they are in order."""
+        if count >= len(self):
+            return self
+        return self.take(torch.arange(count) * len(self) // count)
+
     def head(self, count: int | None) -> tuple[Tensor, Tensor]:
         """The x and y of :meth:`first`, in memory, as :meth:`batches` gives them."""
         part = self.first(count)

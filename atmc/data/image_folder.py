@@ -23,7 +23,8 @@ def load_image_folder(path: Path, image_size: int | None) -> Parts:
     It has the folders `train` and `test` (or `val` in its place), and may have `val` beside `test`,
     each with a folder a class. Or it has the folders of the classes alone, of which a tenth is held
     out as the test part. The validation part is held out from the training images likewise where it
-    has no folder. Classes are numbered by the order of their names.
+    has no folder. Classes are numbered by the order of their names. The validation and test parts
+    have their classes mixed, so that the first images have of each its share.
 
     With an image size the shorter side of each image is scaled to it and the middle square cut out;
     without one all must have the same size. Where all images as bytes fit into a quarter of the
@@ -46,6 +47,8 @@ def load_image_folder(path: Path, image_size: int | None) -> Parts:
         images = parts[part]
         images.transform, images.size = transform, size
         images.check()
+        if part != "train":
+            images = images.interleaved()
         return Streamed(images, len(classes), augmentation=augmentation, cache=cache, trusted=True)
 
     return Parts(

@@ -23,8 +23,9 @@ def load_imagenet(folder: Path, download: bool, image_size: int | None) -> Parts
 
     Where there are none, torchvision unpacks the archives beside them (which takes a while, once).
     The images in `val` are the test part; the validation part is held out from the training images,
-    10 a class. Images have their shorter side scaled to 8/7 of the image size, which is 224 by
-    default, and the middle square cut out; training crops at random, and mirrors.
+    10 a class; both have their classes mixed. Images have their shorter side scaled to 8/7 of the
+    image size, which is 224 by default, and the middle square cut out; training crops at random,
+    and mirrors.
     """
     # imported here, so that nothing else needs torchvision
     from torchvision.transforms import RandomResizedCrop
@@ -52,8 +53,8 @@ def load_imagenet(folder: Path, download: bool, image_size: int | None) -> Parts
             augmentation=Augmentation(flip=True),
             trusted=True,
         ),
-        val=Streamed(val, count, trusted=True),
-        test=Streamed(test, count, trusted=True),
+        val=Streamed(val.interleaved(), count, trusted=True),
+        test=Streamed(test.interleaved(), count, trusted=True),
         num_classes=count,
     )
 

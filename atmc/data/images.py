@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from atmc.data.splits import hold_out
+from atmc.data.splits import hold_out, interleaved
 from atmc.data.streamed import for_each
 from atmc.errors import DataError, one_line
 from atmc.messages import argument
@@ -90,6 +90,13 @@ class ImageFiles:
             paths += map(os.fsencode, images)
             labels += [label] * len(images)
         return cls(np.array(paths), np.array(labels), transform)
+
+    def interleaved(self) -> ImageFiles:
+        """The same files in an order in which the first ones have of each class its share."""
+        order = interleaved(self.labels)
+        files = ImageFiles(self.paths[order], self.labels[order], self.transform)
+        files.size = self.size
+        return files
 
     def split(self, count: int | None = None) -> tuple[ImageFiles, ImageFiles]:
         """All but `count` files, and those, of every class its share; a tenth where None."""

@@ -298,6 +298,10 @@ class Loaded(Examples):
         part._count = len(self) if count is None else min(len(self), count)
         return part
 
+    def spread(self, count: int) -> Loaded:
+        """The same as :meth:`first`: the others would have to be read."""
+        return self.first(count)
+
     def check(self, where: str, classes: int) -> None:
         """Refuse labels out of range; the rest is checked when the instance is created."""
         if self.highest >= classes:

@@ -30,6 +30,28 @@ def stratified(
     return np.sort(np.delete(by_class, taken)), np.sort(by_class[taken])
 
 
+def interleaved(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """An order, always the same, in which the first n examples have of each class its share.
+
+    >>> labels = np.array([0, 0, 0, 0, 1, 1])
+    >>> labels[interleaved(labels)].tolist()
+    [0, 1, 0, 0, 1, 0]
+
+    Args:
+        labels: of shape (n,).
+
+    Returns:
+        The indices 0 to n - 1, each once.
+    """
+    order = np.random.RandomState(0).permutation(len(labels))
+    mixed = labels[order]
+    place = np.empty(len(labels))
+    for label in np.unique(mixed):
+        members = np.flatnonzero(mixed == label)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return order[np.argsort(place, kind="stable")]
+
+
 def hold_out(
     total: int, labels: NDArray[np.int64] | None = None, count: int | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from atmc.inference import (
     run,
 )
 
+_ENOUGH, _FEW = 10, 0.8  # examples a class, of which most classes should be; share of them
 _EXAMPLES, _VALUES = 500, 2**23  # of a batch at the most
 
 
@@ -87,6 +88,7 @@ def _evaluate(
     clean = total = worst = classes = 0
     survivors = [0] * len(attacks)
     warnings: list[str] = []
+    labels: set[int] = set()
     for number, (x, y, *_) in enumerate(batches):
         x, y = x.to(device), y.to(device)
         if total == 0:
@@ -103,10 +105,16 @@ def _evaluate(
         clean += int(correct.sum())
         worst += int(unbroken.sum())
         total += len(y)
+        labels.update(y.tolist())
         if on_batch is not None:
             on_batch(total)
     if total == 0:
         raise ValueError("there are no examples to evaluate on")
+    if total >= _ENOUGH * classes and len(labels) <= _FEW * classes:
+        warnings.append(
+            f"the {total:,} examples are of {len(labels)} of the {classes} classes: their "
+            "accuracies are not those of all; mix the classes, or evaluate on all examples"
+        )
     accuracy: dict[str, float | None] = {"clean": clean / total, "fgsm": None, "pgd": None}
     rows = []
     for attack, count in zip(attacks, survivors, strict=True):

@@ -110,6 +110,14 @@ def test_tensors_are_at_hand():
         built.name = "other"
 
 
+def test_spread_takes_of_each_class_its_share_where_they_are_in_order():
+    labels = torch.arange(3).repeat_interleave(40)
+    examples = InMemory(torch.rand(120, 1, 4, 4), labels)
+    assert examples.spread(12).head(None)[1].bincount().tolist() == [4, 4, 4]
+    assert len(examples.spread(120)) == len(examples.spread(500)) == 120
+    assert len(examples.spread(119)) == 119
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_first_and_take_are_some_of_the_examples(dtype):
     examples = part(10, dtype=dtype)

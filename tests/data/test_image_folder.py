@@ -41,10 +41,12 @@ def test_train_and_test_folders(tmp_path):
     assert loaded.train.augmentation == Augmentation(padding=1, flip=True)
     assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (27, 3, 7)
     assert loaded.class_names == ("ant", "cat")
-    # ants come before cats, each in the order of their files
+    # the classes are mixed, with the right label for each image
     by_name = dict(sorted(test.items()))
-    assert torch.equal(loaded.x_test, as_tensor(by_name))
-    assert loaded.y_test.tolist() == [0] * 4 + [1] * 3
+    same = (as_tensor(by_name).flatten(1)[:, None] == loaded.x_test.flatten(1)[None]).all(2)
+    assert same.sum(0).eq(1).all() and same.sum(1).eq(1).all()
+    assert loaded.y_test[same.int().argmax(1)].tolist() == [0] * 4 + [1] * 3
+    assert loaded.y_test.tolist() == [0, 1, 0, 1, 0, 1, 0]
     # of both parts together each training image is one, with its label
     whole = as_tensor(dict(sorted(train.items()))).flatten(1)
     ours = torch.cat([loaded.x_train, loaded.x_val]).flatten(1)
@@ -92,6 +94,19 @@ def test_class_folders_alone_are_split_the_same_way_every_time(tmp_path):
         assert torch.equal(getattr(again, name), getattr(loaded, name))
 
 
+def test_the_first_images_of_a_part_are_of_all_classes(tmp_path):
+    for part, count in (("train", 20), ("val", 20), ("test", 40)):
+        write_images(tmp_path / part, {"a": count, "b": 2 * count, "c": count})
+    loaded = load(tmp_path)
+    for part in (loaded.val, loaded.test):
+        for count in (4, 8, 20, 41):
+            counts = part.head(count)[1].bincount(minlength=3).tolist()
+            assert all(
+                abs(n - share * count) <= 1
+                for n, share in zip(counts, (0.25, 0.5, 0.25), strict=True)
+            )
+
+
 def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch):
     write_images(tmp_path, {"a": 20, "b": 20})
     cached = load(tmp_path)
@@ -123,7 +138,8 @@ def test_other_sizes_are_brought_to_one(tmp_path):
     loaded = load(tmp_path, image_size=8)
     assert loaded.input_shape == (3, 8, 8)
     (pixels,) = wide.values()
-    assert torch.equal(loaded.x_test[0] * 255, torch.tensor(pixels[:, 6:14]).permute(2, 0, 1))
+    (image,) = loaded.x_test[loaded.y_test == 0]
+    assert torch.equal(image * 255, torch.tensor(pixels[:, 6:14]).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("size", [(9, 30), (30, 9), (5, 5), (7, 8)])
@@ -180,7 +196,8 @@ def test_the_same_pixels_however_images_are_read(tmp_path, monkeypatch, workers)
             pixels = np.array(center_square(image.convert("RGB"), 11, 11))
         return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
-    assert torch.equal(cached.x_test, torch.stack(list(map(alone, tests))))
+    ours, theirs = cached.x_test.flatten(1), torch.stack(list(map(alone, tests))).flatten(1)
+    assert torch.equal(ours.unique(dim=0), theirs.unique(dim=0)) and len(ours) == len(theirs) == 30
     ours = torch.cat([cached.x_train, cached.x_val]).flatten(1)
     theirs = torch.stack(list(map(alone, written))).flatten(1)
     assert torch.equal(ours.unique(dim=0), theirs.unique(dim=0)) and len(ours) == len(theirs) == 80

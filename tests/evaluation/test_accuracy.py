@@ -272,3 +272,14 @@ def test_transfer_is_all_steps_of_pgd_on_the_source() -> None:
     for wrong in ({"name": "transfer"}, {"name": "pgd", "source": transfer.source}):
         with pytest.raises(ValueError, match="transfer needs a source"):
             attack(**wrong, eps=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("labels", "warned"), [([0] * 30, True), ([0, 1] * 15, False), ([0] * 19, False)]
+)
+def test_examples_of_few_classes_are_no_sample(labels: list[int], warned: bool) -> None:
+    x, y = torch.rand(len(labels), 2), torch.tensor(labels)
+    warnings = evaluate(Threshold(), [(x[:10], y[:10]), (x[10:], y[10:])], [])["warnings"]
+    assert len(warnings) == warned
+    if warned:
+        assert warnings[0].startswith("the 30 examples are of 1 of the 2 classes: their accuracies")
