@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,11 +110,12 @@ class Examples(ABC):
         """The first `count` examples; all of them where there are fewer, or `count` is None."""
         return self if count is None or count >= len(self) else self.take(slice(count))
 
-    def spread(self, count: int) -> Examples:
-        """`count` examples at even distances, of every class its share if they are in order."""
+    def sample(self, count: int) -> Examples:
+        """`count` examples from all over, always the same ones; all where there are fewer."""
         if count >= len(self):
             return self
-        return self.take(torch.arange(count) * len(self) // count)
+        order = np.random.RandomState(0).permutation(len(self))  # whatever the version of torch
+        return self.take(torch.from_numpy(np.sort(order[:count])))
 
     def head(self, count: int | None) -> tuple[Tensor, Tensor]:
         """The x and y of :meth:`first`, in memory, as :meth:`batches` gives them."""

@@ -298,7 +298,7 @@ class Loaded(Examples):
         part._count = len(self) if count is None else min(len(self), count)
         return part
 
-    def spread(self, count: int) -> Loaded:
+    def sample(self, count: int) -> Loaded:
         """The same as :meth:`first`: the others would have to be read."""
         return self.first(count)
 

@@ -105,7 +105,7 @@ class _DatasetData:
 
     def val(self, device: torch.device) -> Loader | None:
         """The batches to evaluate on after each epoch; None for no evaluation."""
-        part = self.dataset.val.spread(_VALIDATION_EXAMPLES)
+        part = self.dataset.val.sample(_VALIDATION_EXAMPLES)
         return part.batches(evaluation_batch(self.input_shape), device=device)
 
     def test(self, settings: Settings, device: torch.device) -> Loader | None:

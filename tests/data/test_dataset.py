@@ -110,12 +110,13 @@ def test_tensors_are_at_hand():
         built.name = "other"
 
 
-def test_spread_takes_of_each_class_its_share_where_they_are_in_order():
-    labels = torch.arange(3).repeat_interleave(40)
-    examples = InMemory(torch.rand(120, 1, 4, 4), labels)
-    assert examples.spread(12).head(None)[1].bincount().tolist() == [4, 4, 4]
-    assert len(examples.spread(120)) == len(examples.spread(500)) == 120
-    assert len(examples.spread(119)) == 119
+@pytest.mark.parametrize("labels", [torch.arange(3).repeat_interleave(400), torch.arange(1200) % 3])
+def test_a_sample_is_from_all_over_whatever_the_order(labels):
+    examples = InMemory(torch.rand(1200, 1, 4, 4), labels)
+    counts = examples.sample(120).head(None)[1].bincount(minlength=3)
+    assert counts.sum() == 120 and counts.min() > 25
+    assert torch.equal(examples.sample(120).head(None)[0], examples.sample(120).head(None)[0])
+    assert len(examples.sample(1200)) == len(examples.sample(5000)) == 1200
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
