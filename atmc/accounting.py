@@ -15,12 +15,15 @@ from atmc import codec
 from atmc.artifact import DENSE_WIDTHS, to_artifact
 from atmc.errors import BudgetError
 from atmc.factorization.layers import (
+    dense_part,
     factorize,
     factorized_weights,
     named_factors,
+    named_state,
     plain_weights,
     weight_names,
 )
+from atmc.factorization.norms import fold_statistics, folded_statistics, statistics_names
 from atmc.models.preparation import copy_model
 from atmc.quantization.rates import CHOICES, factor_bits
 
@@ -50,10 +53,27 @@ def _empty(model: nn.Module) -> nn.Module:
     empty = copy_model(model)
     if not factorized_weights(empty):
         factorize(empty)
+    fold_statistics(empty)
     with torch.no_grad():
         for factor in named_factors(empty).values():
             factor.zero_()
     return empty
+
+
+def _largest_bits(empty: nn.Module, width: int, meta: dict[str, Any] | None) -> int:
+    """The most bits of a file of an empty model, whatever values the dense part has."""
+    constant = set(statistics_names(empty))
+    places = [i for i, name in enumerate(named_state(empty)) if name in constant]
+    artifact = to_artifact(empty, width=width, meta=meta)
+    return codec.largest_bits(artifact, [width], places)[width]
+
+
+def stored_dense_part(model: nn.Module) -> dict[str, Tensor]:
+    """What of the dense part takes bits in a file, as it is stored but for rounding, by name."""
+    constant = set(statistics_names(model))
+    values = dense_part(model)
+    folded = {name: v for name, v in folded_statistics(model).items() if name in values}
+    return {name: v for name, v in (values | folded).items() if name not in constant}
 
 
 def empty_artifact(
@@ -65,7 +85,7 @@ def empty_artifact(
 
 def fixed_bits(model: nn.Module, *, width: int, meta: dict[str, Any] | None = None) -> int:
     """Upper bound of the file with every factor zero, whatever values the dense part has."""
-    return codec.largest_bits(empty_artifact(model, width, meta), [width])[width]
+    return _largest_bits(_empty(model), width, meta)
 
 
 def smallest_bits(model: nn.Module, *, meta: dict[str, Any] | None = None) -> int:
@@ -91,7 +111,7 @@ def dense_width(
         BudgetError: no file fits; the message gives the smallest budget that does.
     """
     empty = _empty(model)
-    fixed = codec.largest_bits(to_artifact(empty, meta=meta), DENSE_WIDTHS)
+    fixed = {width: _largest_bits(empty, width, meta) for width in DENSE_WIDTHS}
     least = fixed[min(DENSE_WIDTHS)]
     if budget_bits < least:
         raise BudgetError(

@@ -18,11 +18,13 @@ from torch.nn.parameter import is_lazy
 from atmc import codec, models
 from atmc.errors import BudgetError
 from atmc.factorization.layers import FactorizedWeight, factorized_weights, named_state
+from atmc.factorization.norms import folded_statistics, statistics_names
 from atmc.files import read, write
 from atmc.messages import argument
 from atmc.models.preparation import initialize_lazy, make_plain
 
 DENSE_WIDTHS = (8, 6, 5, 4)
+_LEAST = 2  # bits a value
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -89,6 +91,9 @@ def to_artifact(
 ) -> codec.Artifact:
     """The content of the file of a factorized model.
 
+    Running statistics of batch norms are stored in their scales and shifts
+    (:mod:`atmc.factorization.norms`): the decoded model is the same in eval mode alone.
+
     Args:
         model: factorized; the artifact has its dense part rounded.
         width: bits a value of the dense part.
@@ -99,7 +104,8 @@ def to_artifact(
         ValueError: a model without factors, or one that holds NaN, infinity or complex numbers.
     """
     entries = []
-    state = named_state(model)
+    state = named_state(model) | folded_statistics(model)
+    constant = set(statistics_names(model))
     if not any(isinstance(value, FactorizedWeight) for value in state.values()):
         raise ValueError("the model has no factors: call atmc.factorize(model) first")
     for name, value in state.items():
@@ -107,7 +113,8 @@ def to_artifact(
         if isinstance(value, FactorizedWeight):
             content = _weight(value)
         elif value.is_floating_point():
-            content = codec.quantize_dense(_array(value), width)
+            # Zeros and ones are exact at any width, and shortest at the least.
+            content = codec.quantize_dense(_array(value), _LEAST if name in constant else width)
         elif value.is_complex():
             raise ValueError(f"{name} is complex: a file holds real numbers only")
         else:
@@ -153,6 +160,8 @@ def save(
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
     """Read an artifact into a plain module: no factors, nothing of atmc inside.
+
+    It is for eval mode: running statistics of batch norms are in their scales and shifts.
 
     Args:
         path: the artifact.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,9 @@ def dense_fixed_bits(size: int, width: int) -> int:
     return 23 + size * width + -(-size // 512)
 
 
-def largest_bits(artifact: Artifact, widths: Sequence[int]) -> dict[int, int]:
+def largest_bits(
+    artifact: Artifact, widths: Sequence[int], constants: Collection[int] = ()
+) -> dict[int, int]:
     """The most bits of any file that differs from ``artifact``'s in its dense part only, by width.
 
     Shapes and all else stay; every factor must be zero. Safe: for each :class:`DenseTensor` the
@@ -117,6 +119,7 @@ def largest_bits(artifact: Artifact, widths: Sequence[int]) -> dict[int, int]:
     Args:
         artifact: of an empty model.
         widths: bits a value that the dense part may have.
+        constants: places of entries of the dense part that do not differ; their width stays.
     """
     costs = encode_metered(artifact)[1]
     dense: list[int] = []
@@ -125,7 +128,7 @@ def largest_bits(artifact: Artifact, widths: Sequence[int]) -> dict[int, int]:
         if isinstance(value, FactorizedWeight):
             if any(factor.nonzeros for factor in value.factors.values()):
                 raise ValueError("largest_bits: give an artifact whose factors are all zero")
-        elif isinstance(value, DenseTensor):
+        elif isinstance(value, DenseTensor) and index not in constants:
             dense.append(value.codes.size)
             costs.pop(((index, ""), "dense"), None)
     fixed = math.fsum(costs.values())

@@ -16,6 +16,7 @@ from atmc.factorization.layers import (
     plain_weights,
     train_factors,
 )
+from atmc.factorization.norms import estimate_statistics, fold_statistics
 from atmc.factorization.parametrization import Factorization, Identity, Layout
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "Layout",
     "defactorize",
     "dense_part",
+    "estimate_statistics",
     "factorize",
     "factorized_weights",
+    "fold_statistics",
     "is_factorized",
     "live_factors",
     "named_factors",

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from atmc import codec
-from atmc.accounting import fixed_bits
+from atmc.accounting import fixed_bits, stored_dense_part
 from atmc.factorization.importance import Importance
-from atmc.factorization.layers import dense_part, factorize, train_factors
+from atmc.factorization.layers import factorize, train_factors
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.constant_units import fold_constant_units
 from atmc.methods.closing.dead_paths import drop_dead_paths
@@ -111,12 +111,13 @@ class CompressStage(Stage):
     def _dense_fixed(self, model: nn.Module) -> int:
         return sum(
             codec.dense_fixed_bits(tensor.numel(), self.target.width)
-            for tensor in dense_part(model).values()
+            for tensor in stored_dense_part(model).values()
         )
 
     def _dense_now(self) -> int:
         """Bits of the dense part as it is now, masks of zeros included."""
-        arrays = [t.detach().cpu().float().numpy() for t in dense_part(self.model).values()]
+        values = stored_dense_part(self.model).values()
+        arrays = [tensor.detach().cpu().float().numpy() for tensor in values]
         tensors = [codec.quantize_dense(array, self.target.width) for array in arrays]
         entries = tuple(codec.Entry(None, tensor) for tensor in tensors)
         return 8 * len(codec.encode(codec.Artifact({}, entries)))

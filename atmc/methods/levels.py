@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from atmc.factorization.layers import dense_part, factorize, live_factors, train_factors
+from atmc.factorization.layers import (
+    dense_part,
+    factorize,
+    live_factors,
+    plain_weights,
+    train_factors,
+)
+from atmc.factorization.norms import estimate_statistics, fold_statistics, foldable_norms
+from atmc.inference import in_mode
 from atmc.methods.closing.target import UNBOUNDED, Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
 from atmc.optim.codebooks import CodebookOptimizer, round_dense_part
@@ -19,6 +27,7 @@ from atmc.quantization.rates import FLOAT_BITS, level_bits
 from atmc.training.optimization import Average
 from atmc.training.stage import Stage
 
+_BATCHES = 16  # from which the statistics of norms are estimated
 _FINER = (1, 2, 4)  # bits that a level may have more than it was trained at, where there is room
 
 
@@ -26,6 +35,8 @@ class LevelStage(Stage):
     """Positions and codes fixed: levels, biases and norms alone are trained.
 
     Levels have no weight decay: there are few, each fitted to the many entries that share it.
+    Batch norms are as the file has them: their statistics, estimated at the start, are in their
+    scales and shifts, which are trained and rounded.
     """
 
     name = "levels"
@@ -42,6 +53,10 @@ class LevelStage(Stage):
         """Adam on the masters."""
         self.model = model
         train_factors(model)
+        if not self.resumed:
+            with in_mode(model, training=False), plain_weights(model):
+                estimate_statistics(model, self.sample(_BATCHES))
+            fold_statistics(model)
         floats = self.target.bits == FLOAT_BITS
         bits: Mapping[str, int] = {} if floats else _level_bits(model)
         self.optimizer = CodebookOptimizer(
@@ -51,6 +66,12 @@ class LevelStage(Stage):
             level_bits=dict(bits),
         )
         return self.optimizer
+
+    def set_mode(self, model: nn.Module) -> None:
+        """Training mode, but for norms whose statistics are in their scales."""
+        model.train()
+        for norm in foldable_norms(model).values():
+            norm.eval()
 
     def new_average(self, model: nn.Module) -> Average:
         """Of the masters, which are rounded as after any step, and of the running statistics."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from atmc.codec import quantize_dense
 from atmc.factorization.layers import dense_part, live_factors, named_factors
+from atmc.factorization.norms import fold_statistics
 from atmc.optim.splitting import Wrapping
 from atmc.quantization.codebooks import round_levels
 
@@ -96,7 +97,12 @@ def _write_rounded(tensors: Sequence[Tensor], values: Sequence[Tensor], width: i
 
 
 def round_dense_part(model: nn.Module, width: int) -> None:
-    """Round biases, norms and float buffers to what the file can hold, in place."""
+    """Bring biases, norms and float buffers to what the file can hold, in place.
+
+    Batch norms then have their running statistics in their scales and shifts, and compute the same
+    in eval mode alone (:mod:`atmc.factorization.norms`).
+    """
+    fold_statistics(model)
     tensors = list(dense_part(model).values())
     _write_rounded(tensors, tensors, width)
 
@@ -114,8 +120,10 @@ class CodebookOptimizer(Wrapping):
             has more than 256 distinct values, keeps floats.
 
     Zeros stay zeros: of factors, since positions are fixed, and of biases.
-    Running statistics of norms move as the model is run in training mode; round them with
-    :func:`round_dense_part` at the end.
+    A file has no running statistics of batch norms: call
+    :func:`atmc.factorization.fold_statistics` before it, and leave norms in eval mode; or they move
+    as the model is run in training mode, and :func:`round_dense_part` folds and rounds them at the
+    end.
     """
 
     def __init__(

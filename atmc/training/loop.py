@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from atmc import distributed
+from atmc.attacks import pgd
 from atmc.data.pixels import check_pixels
 from atmc.errors import ProcessError, TrainingError
 from atmc.factorization.layers import plain_weights
@@ -45,6 +47,7 @@ from atmc.training.stage import EXAMPLES, Stage
 Batch = tuple[Tensor, ...]  # (x, y), or (x, y, index)
 Loader = Iterable[Batch]
 
+_SAMPLE_STEPS = 3  # of PGD on the inputs that a stage asks for
 _LOSSES = 20  # that a GPU computes before they are read
 
 
@@ -233,6 +236,8 @@ class Trainer:
                 stage.example = example
                 stage.batch_size, stage.gradients = batch_size, self.objective.gradients
                 stage.optimization = self.optimization
+                stage.resumed = state is not None
+                stage.sample = partial(self._sample, index)
                 optimizer, step = self._start(stage, state)
                 self._compare(stage, optimizer, step)
                 self._run_stage(index, stage, optimizer, step, stopped)
@@ -262,6 +267,20 @@ class Trainer:
                 "trained: give larger ones"
             )
         return x, smallest
+
+    def _sample(self, stage: int, count: int) -> list[Tensor]:
+        """Inputs of the first batches of a stage, on the device; every second one attacked."""
+        self._reseed(stage, 0)
+        batches = []
+        for number, batch in enumerate(islice(iter(self.loader), count)):
+            x, y = (part.to(self._device) for part in batch[:2])
+            if not bool(torch.isfinite(x).all()):
+                continue  # the step that meets it will say so
+            if number % 2 and self.objective.attacked:
+                x = pgd(self.model, x, y, self.objective.eps, _SAMPLE_STEPS)
+            batches.append(x)
+        distributed.broadcast(batches)
+        return batches
 
     def _start(self, stage: Stage, state: dict[str, Any] | None) -> tuple[Optimizer, int]:
         """The stage's optimizer, and its first step; both as in the checkpoint, if there is one."""
@@ -390,7 +409,7 @@ class Trainer:
             group["lr"] = stage.lr * stage.lr_scale(progress)
         x, y = batch.x, batch.y
         adv = self.attack(self.model, x, y, stage.eps_scale(progress), step, batch.index)
-        self.model.train()
+        stage.set_mode(self.model)
         optimizer.zero_grad()
         # Until the gradients are there: a checkpointed layer runs again in the backward pass.
         with plain_weights(self.model, graph=True), distributed.collective():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,6 +38,8 @@ class Stage:
         self.batch_size = 1
         self.gradients = 1  # passes of the batch, forward and backward, in a step
         self.optimization = Optimization()
+        self.resumed = False  # whether start() has the model of a checkpoint
+        self.sample: Callable[[int], list[Tensor]] = lambda count: []  # inputs, in batches
         # From start() to finish(), of stages that take one:
         self.average: Average | None = None
 
@@ -46,6 +49,10 @@ class Stage:
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of this stage."""
         return self.optimization.build(model, self.lr)
+
+    def set_mode(self, model: nn.Module) -> None:
+        """Bring the model into the mode in which it is trained."""
+        model.train()
 
     def new_average(self, model: nn.Module) -> Average | None:
         """The average of the weights, from now on; None for a stage that takes none.
