@@ -53,7 +53,7 @@ class LevelStage(Stage):
         """Adam on the masters."""
         self.model = model
         train_factors(model)
-        if not self.resumed:
+        if foldable_norms(model) and not self.resumed:
             with in_mode(model, training=False), plain_weights(model):
                 estimate_statistics(model, self.sample(_BATCHES))
             fold_statistics(model)
