@@ -54,8 +54,9 @@ class LevelStage(Stage):
         self.model = model
         train_factors(model)
         if foldable_norms(model) and not self.resumed:
-            with in_mode(model, training=False), plain_weights(model):
-                estimate_statistics(model, self.sample(_BATCHES))
+            if self.total_steps > 0:  # a model that nothing trains stays as it is
+                with in_mode(model, training=False), plain_weights(model):
+                    estimate_statistics(model, self.sample(_BATCHES))
             fold_statistics(model)
         floats = self.target.bits == FLOAT_BITS
         bits: Mapping[str, int] = {} if floats else _level_bits(model)

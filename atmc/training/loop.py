@@ -274,8 +274,8 @@ class Trainer:
         batches = []
         for number, batch in enumerate(islice(iter(self.loader), count)):
             x, y = (part.to(self._device) for part in batch[:2])
-            if not bool(torch.isfinite(x).all()):
-                continue  # the step that meets it will say so
+            if len(x) == 1 or not bool(torch.isfinite(x).all()):
+                continue  # norms have no statistics of it, or the step that meets it will say so
             if number % 2 and self.objective.attacked:
                 x = pgd(self.model, x, y, self.objective.eps, _SAMPLE_STEPS)
             batches.append(x)

@@ -75,7 +75,7 @@ def test_folded_norms_do_what_norms_in_training_did() -> None:
     Trainer(model, batches(), [MaskedStage(2, 1e-2, target)], Objective(0.0)).run()
     reference = network()
     reference.load_state_dict(defactorize(model).state_dict())
-    Trainer(factorize(model), batches(), [LevelStage(0, 1e-2, target)], Objective(0.0)).run()
+    Trainer(factorize(model), batches(), [LevelStage(1, 0.0, target)], Objective(0.0)).run()
     decoded = from_artifact(decode(fit(model, target), network()), network()).eval()
     x = torch.cat([x for x, _ in batches()])
     reference.train()
