@@ -235,7 +235,7 @@ class CompressStage(Stage):
         fold_constant_units(model, self.example, self.order)
         drop_dead_paths(model, self.example)
         self.order.sort(model)
-        round_dense_part(model, target.width)
+        round_dense_part(model, target.width, fold=False)
         data = fit(model, target, self.order.sort)
         target.outcome.bits = 8 * len(data)
         target.outcome.reason = reason(target, whole, "weights", finest=True)

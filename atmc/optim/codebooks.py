@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from atmc.codec import quantize_dense
 from atmc.factorization.layers import dense_part, live_factors, named_factors
-from atmc.factorization.norms import fold_statistics
+from atmc.factorization.norms import fold_statistics, folded_statistics
 from atmc.optim.splitting import Wrapping
 from atmc.quantization.codebooks import round_levels
 
@@ -96,14 +96,21 @@ def _write_rounded(tensors: Sequence[Tensor], values: Sequence[Tensor], width: i
         tensor.detach().copy_(part.view(tensor.shape))
 
 
-def round_dense_part(model: nn.Module, width: int) -> None:
+def round_dense_part(model: nn.Module, width: int, *, fold: bool = True) -> None:
     """Bring biases, norms and float buffers to what the file can hold, in place.
 
     Batch norms then have their running statistics in their scales and shifts, and compute the same
     in eval mode alone (:mod:`atmc.factorization.norms`).
+
+    Args:
+        model: any.
+        width: bits a value.
+        fold: False leaves those batch norms as they are, for statistics that are still to come.
     """
-    fold_statistics(model)
-    tensors = list(dense_part(model).values())
+    if fold:
+        fold_statistics(model)
+    later = {} if fold else folded_statistics(model)
+    tensors = [tensor for name, tensor in dense_part(model).items() if name not in later]
     _write_rounded(tensors, tensors, width)
 
 

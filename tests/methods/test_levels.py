@@ -73,6 +73,8 @@ def test_folded_norms_do_what_norms_in_training_did() -> None:
     model = network()
     target = Target.of(model, 2**30, 32, None)
     Trainer(model, batches(), [MaskedStage(2, 1e-2, target)], Objective(0.0)).run()
+    first = next(iter(foldable_norms(model).values())).running_mean
+    assert first is not None and first.any()  # nothing is folded yet
     reference = network()
     reference.load_state_dict(defactorize(model).state_dict())
     Trainer(factorize(model), batches(), [LevelStage(1, 0.0, target)], Objective(0.0)).run()
