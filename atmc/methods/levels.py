@@ -53,7 +53,8 @@ class LevelStage(Stage):
         """Adam on the masters."""
         self.model = model
         train_factors(model)
-        if foldable_norms(model) and not self.resumed:
+        self.norms = list(foldable_norms(model).values())
+        if self.norms and not self.resumed:
             if self.total_steps > 0:  # a model that nothing trains stays as it is
                 with in_mode(model, training=False), plain_weights(model):
                     estimate_statistics(model, self.sample(_BATCHES))
@@ -71,7 +72,7 @@ class LevelStage(Stage):
     def set_mode(self, model: nn.Module) -> None:
         """Training mode, but for norms whose statistics are in their scales."""
         model.train()
-        for norm in foldable_norms(model).values():
+        for norm in self.norms:
             norm.eval()
 
     def new_average(self, model: nn.Module) -> Average:
