@@ -1,9 +1,13 @@
-"""Each example runs, on a schedule that is shorter; of torchrun.sh see cli/test_torchrun.py."""
+"""Each example runs, on a schedule that is shorter."""
 
 import copy
 import dataclasses
 import json
+import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +83,35 @@ def test_lottery_ticket(
     ]
     small = library.load(tmp_path / "lenet-w1-warmup-0.4.atmc")
     assert small.get_parameter("conv1.weight").shape[0] == 2
+
+
+def test_torchrun(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    short = ("--dense-epochs", "1", "--epochs", "1", "--level-epochs", "1", "--steps", "1")
+    done = subprocess.run(
+        [
+            *(
+                "sh",
+                EXAMPLES / "torchrun.sh",
+                *short,
+                "--batch-size",
+                "256",
+                "--budget-bits",
+                "6kB",
+            ),
+            *("--device", "cpu", "--output", tmp_path / "run"),
+        ],
+        env=os.environ | {"PATH": path, "PROCESSES": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if re.match(r"\w+ epoch \d", line)]
+    assert [line.split(":")[0] for line in lines] == [
+        *("dense epoch 1", "compress epoch 1", "levels epoch 1")
+    ]
+    bits = 8 * (tmp_path / "run/model.atmc").stat().st_size
+    assert bits <= 48_000 and done.stdout.count(f"{bits:,} bits") == 1
 
 
 def tickets(small: str, large: str) -> tuple[nn.Module, nn.Module, nn.Module]:
