@@ -12,10 +12,17 @@ import torch
 
 from atmc import extras
 
+_LONGEST = ("test_guide.py", "test_notebooks.py")  # a single test of each takes half a minute
+
 
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: many tests wait for what they start."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first: at the end, a core would wait for the other's."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 def pytest_collection_finish() -> None:
