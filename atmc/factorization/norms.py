@@ -2,7 +2,9 @@
 
 In eval mode a norm computes γ (x - μ) / √(σ² + ε) + β: of four numbers a channel two matter. A file
 stores these two, γ √(1 + ε) / √(σ² + ε) and β - γ μ / √(σ² + ε), beside a mean of 0 and a variance
-of 1, which take next to nothing.
+of 1, which take next to nothing. A channel that never varies, such as one whose weights are all
+pruned, is its shift alone: its scale would be some 300 γ, and all scales of a norm are rounded in
+steps of a share of the largest.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _STATISTICS = ("running_mean", "running_var")
+_CONSTANT = 1e-6  # of ε: such a variance is rounding, and makes an output vary by γ / 1000
 
 
 def foldable_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
@@ -46,13 +49,14 @@ def statistics_names(model: nn.Module) -> list[str]:
 def folded_statistics(model: nn.Module) -> dict[str, Tensor]:
     """Scales, shifts and statistics of :func:`foldable_norms` as a file stores them, by name.
 
-    Those of a norm whose mean is 0 and whose variance is 1 do not change.
+    Those of a norm whose mean is 0 and whose variance is 1 do not change. The scale of a channel
+    without variance is 0.
     """
     values: dict[str, Tensor] = {}
     for name, norm in foldable_norms(model).items():
         mean, variance = (cast(Tensor, getattr(norm, part)).double() for part in _STATISTICS)
         ratio = math.sqrt(1 + norm.eps) / (variance.clamp(min=0) + norm.eps).sqrt()
-        scale = norm.weight.double() * ratio
+        scale = norm.weight.double() * ratio * (variance > _CONSTANT * norm.eps)
         shift = norm.bias.double() - scale * mean / math.sqrt(1 + norm.eps)
         parts = {"weight": scale, "bias": shift}
         parts |= {"running_mean": torch.zeros_like(mean), "running_var": torch.ones_like(variance)}

@@ -1,7 +1,6 @@
 import copy
-import math
+from typing import cast
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from atmc.factorization.norms import (
     folded_statistics,
     statistics_names,
 )
+from atmc.optim.codebooks import round_dense_part
 
 
 def network() -> nn.Sequential:
@@ -70,14 +70,19 @@ def test_norms_that_cannot_be_folded_are_left_alone() -> None:
 
 
 @torch.no_grad()
-def test_a_channel_without_variance_is_finite() -> None:
-    norm = nn.BatchNorm1d(2).eval()
-    norm.running_var.zero_()  # type: ignore[union-attr]
-    x = torch.randn(4, 2)
-    before = norm(x)
-    fold_statistics(norm)
-    assert torch.allclose(norm(x), before, rtol=1e-4)
-    assert float(norm.weight[0]) == pytest.approx(math.sqrt((1 + norm.eps) / norm.eps))
+def test_a_channel_that_never_varies_is_its_shift() -> None:
+    """Its scale, 300 times that of others, would leave the others few of the values of a file."""
+    model, x = network(), 2 * torch.rand(20, 3, 8, 8)
+    cast(nn.Conv2d, model[0]).weight[2] = 0
+    estimate_statistics(model, [x, 2 * torch.rand(20, 3, 8, 8)])
+    before = model(x)
+    scales = folded_statistics(model)["1.weight"]
+    assert scales[2] == 0 and (scales != 0).sum() == 5 and float(scales.abs().max()) < 20
+    fold_statistics(model)
+    assert torch.allclose(model(x), before, atol=1e-5)
+    written = copy.deepcopy(model)
+    round_dense_part(written, 6)
+    assert (written(x) - before).std() < 0.1 * before.std()
 
 
 @torch.no_grad()
