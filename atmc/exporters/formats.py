@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from atmc.compaction.check import Runner
 from atmc.errors import SettingsError
 from atmc.extras import require
 from atmc.messages import argument
 
-Runner = Callable[[Tensor], Tensor]
 Writer = Callable[[nn.Module, tuple[int, ...], dict[str, str]], bytes]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atmc.exporters.check import failing_as, quiet
-from atmc.exporters.formats import Runner, other_formats, register
+from atmc.compaction.check import Runner, failing_as, quiet
+from atmc.exporters.formats import other_formats, register
 from atmc.exporters.torch_export import trace_program
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"

@@ -7,8 +7,8 @@ from functools import partial
 from safetensors.torch import load, save
 from torch import nn
 
-from atmc.exporters.check import outputs
-from atmc.exporters.formats import Runner, register
+from atmc.compaction.check import Runner, outputs
+from atmc.exporters.formats import register
 from atmc.models.preparation import copy_model
 
 

@@ -7,8 +7,8 @@ import io
 import torch
 from torch import Tensor, nn
 
-from atmc.exporters.check import failing_as, outputs, quiet, random_input
-from atmc.exporters.formats import Runner, other_formats, register
+from atmc.compaction.check import Runner, failing_as, outputs, quiet, random_input
+from atmc.exporters.formats import other_formats, register
 from atmc.messages import argument
 
 

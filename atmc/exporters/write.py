@@ -1,7 +1,7 @@
 """The decoded model of a file, written in another format.
 
 Every file is read back and compared with the model before it takes its place. A compact one has
-no dead channels, and is otherwise the same model (:mod:`atmc.exporters.compact.compaction`).
+no dead channels, and is otherwise the same model (:mod:`atmc.compaction.compaction`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from atmc import codec, models
+from atmc.compaction import compaction
+from atmc.compaction.check import Runner, largest_difference
+from atmc.compaction.cost import count, latencies
 from atmc.engine.model_files import read_model, run_record
 from atmc.errors import ExportError, SettingsError
 from atmc.exporters import formats
-from atmc.exporters.check import largest_difference
-from atmc.exporters.compact import compaction
-from atmc.exporters.cost import count, latencies
-from atmc.exporters.formats import Format, Runner
+from atmc.exporters.formats import Format
 from atmc.files import write
 from atmc.messages import argument
 from atmc.models.sources import Model, is_python_path

@@ -14,16 +14,17 @@ from torch import nn
 
 from atmc import codec, models
 from atmc.artifact import from_artifact, save
+from atmc.compaction import compact
+from atmc.compaction.check import Runner
+from atmc.compaction.cost import count
 from atmc.engine.model_files import ModelFile
 from atmc.errors import ExportError, MissingExtraError, RunError, SettingsError
 from atmc.exporters import formats
-from atmc.exporters.compact import compact
-from atmc.exporters.cost import count
-from atmc.exporters.formats import FORMATS, Runner
+from atmc.exporters.formats import FORMATS
 from atmc.exporters.write import Source, check_path, export, read_source, write_model
 from atmc.factorization.layers import factorize, named_factors
 
-from .export_builders import emptied, lively
+from ..compaction.compaction_builders import emptied, lively
 
 SHAPE = (3, 4, 4)
 

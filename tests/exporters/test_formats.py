@@ -15,14 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from atmc.compaction import compact
+from atmc.compaction.cost import latencies
 from atmc.errors import ExportError
-from atmc.exporters.compact import compact
-from atmc.exporters.cost import latencies
 from atmc.exporters.onnx import load_onnx, to_onnx
 from atmc.exporters.safetensors import load_tensors, to_safetensors
 from atmc.exporters.torch_export import load_program, to_program, trace_program
 
-from .export_builders import emptied, lively
+from ..compaction.compaction_builders import emptied, lively
 
 SHAPE = (2, 6, 6)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from atmc.exporters.compact.layers import LAYERS
+from atmc.compaction.layers import LAYERS
 
 
 class Kind(Enum):

@@ -1,4 +1,4 @@
-"""Comparison of an exported file with the model, and the errors and output of exporters."""
+"""Comparison of what was made of a model with the model, and what is said where that fails."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from atmc.errors import ExportError
 from atmc.messages import argument
+
+Runner = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-4
 _BATCHES = (1, 3, 8)  # a batch of one is the case that exporters get wrong
@@ -59,7 +61,7 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def largest_difference(
-    run: Callable[[Tensor], Tensor],
+    run: Runner,
     model: nn.Module,
     input_shape: tuple[int, ...],
     title: str,
@@ -68,10 +70,10 @@ def largest_difference(
     """The largest absolute difference of an output, on noise in batches of 1, 3 and 8.
 
     Args:
-        run: an export of the model: (n, *input_shape) to outputs.
+        run: what was made of the model: (n, *input_shape) to outputs.
         model: plain, in eval mode.
         input_shape: of one input.
-        title: of the export, for messages.
+        title: of what was made, for messages.
         advice: what to do instead, for messages.
 
     Raises:

@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from torch import Tensor, fx, nn
 
-from atmc.exporters.check import failing_as
+from atmc.compaction.check import failing_as
 from atmc.messages import argument
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from atmc import codec
 from atmc.artifact import from_artifact, sparse, to_artifact
-from atmc.exporters.compact import compact
-from atmc.exporters.cost import count
+from atmc.compaction import compact
+from atmc.compaction.cost import count
 from atmc.factorization.layers import factorize, named_factors
 
-from ..export_builders import assert_same, lively, weights
+from .compaction_builders import assert_same, lively, weights
 
 SHAPE = (3, 9, 9)
 

@@ -15,16 +15,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from atmc.exporters.check import random_input
-from atmc.exporters.compact.channels import (
+from atmc.compaction.channels import (
     EXAMPLES,
     Channels,
     LayerChannels,
     Structure,
     per_channel,
 )
-from atmc.exporters.compact.layers import Layer, blocks
-from atmc.exporters.compact.operations import Kind, is_product
+from atmc.compaction.check import random_input
+from atmc.compaction.layers import Layer, blocks
+from atmc.compaction.operations import Kind, is_product
 
 _UNIFORM = 1e-9  # of the largest: the same, but for the order of sums in float64
 

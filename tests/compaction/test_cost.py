@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atmc import models
-from atmc.exporters.cost import count
+from atmc.compaction.cost import count
 
 
 def slow(layer: nn.Module, x: Tensor) -> int:

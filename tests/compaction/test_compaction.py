@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from atmc import codec, models
 from atmc.artifact import from_artifact, to_artifact
+from atmc.compaction import compact
 from atmc.errors import ExportError
-from atmc.exporters.compact import compact
 from atmc.factorization.layers import factorize, factorized_weights
 from atmc.methods.admm import LayerSets
 
-from ..export_builders import assert_same, emptied, lively, randomly_emptied, weights
+from .compaction_builders import assert_same, emptied, lively, randomly_emptied, weights
 
 
 def plain(padding: int = 0, bias: bool = True) -> nn.Sequential:
@@ -676,7 +676,7 @@ def test_a_model_that_would_not_say_the_same_is_refused(monkeypatch: pytest.Monk
             next(module.parameters()).mul_(1.01)
         return False
 
-    monkeypatch.setattr("atmc.exporters.compact.compaction.fold_constants", wrong)
+    monkeypatch.setattr("atmc.compaction.compaction.fold_constants", wrong)
     with pytest.raises(ExportError, match="the compact model differs from the model by"):
         compact(lively(plain()), (2, 8, 8))
 

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import skip_init
 
 from atmc import codec
-from atmc.exporters.compact.layers import CONVOLUTIONS, Layer, replace_weight
-from atmc.exporters.compact.trace import used_once
+from atmc.compaction.layers import CONVOLUTIONS, Layer, replace_weight
+from atmc.compaction.trace import used_once
 
 
 class Pair(NamedTuple):

@@ -17,11 +17,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 
+from atmc.compaction.check import failing_as, random_input
+from atmc.compaction.layers import Layer, blocks
+from atmc.compaction.operations import Kind, argument_of, kind_of, name_of, places
+from atmc.compaction.trace import advice, used_once
 from atmc.errors import ExportError
-from atmc.exporters.check import failing_as, random_input
-from atmc.exporters.compact.layers import Layer, blocks
-from atmc.exporters.compact.operations import Kind, argument_of, kind_of, name_of, places
-from atmc.exporters.compact.trace import advice, used_once
 
 EXAMPLES = 2  # of the batch that tells shapes; 1 could be taken for a dimension to broadcast
 

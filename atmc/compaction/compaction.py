@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from atmc import codec
+from atmc.compaction.channels import Structure, stated_sizes
+from atmc.compaction.check import largest_difference, outputs, random_input
+from atmc.compaction.constants import fold_constants
+from atmc.compaction.layers import blocks, shrink
+from atmc.compaction.operations import Kind
+from atmc.compaction.thin import join_costly, split
+from atmc.compaction.trace import advice, trace
 from atmc.errors import ExportError
-from atmc.exporters.check import largest_difference, outputs, random_input
-from atmc.exporters.compact.channels import Structure, stated_sizes
-from atmc.exporters.compact.constants import fold_constants
-from atmc.exporters.compact.layers import blocks, shrink
-from atmc.exporters.compact.operations import Kind
-from atmc.exporters.compact.thin import join_costly, split
-from atmc.exporters.compact.trace import advice, trace
 from atmc.factorization.layers import named_state
 from atmc.models.preparation import copy_model
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from atmc.compaction.check import allowed, first_line, largest_difference, outputs, quiet
 from atmc.errors import ExportError
-from atmc.exporters.check import allowed, first_line, largest_difference, outputs, quiet
 
 
 def test_the_tolerance() -> None:

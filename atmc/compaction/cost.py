@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from atmc.exporters.check import quiet, random_input
-from atmc.exporters.formats import Runner
+from atmc.compaction.check import Runner, quiet, random_input
 
 _WARM_UP = 10
 _LEAST, _MOST = 10, 200  # repetitions of each
