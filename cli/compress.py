@@ -18,7 +18,7 @@ from atmc.hardware import local_processes
 from .errors import Interrupted
 from .options import path, settings
 from .progress import Display
-from .tables import accuracy_pairs, show_pairs, show_warnings
+from .tables import accuracy_pairs, printable, show_pairs, show_warnings
 
 
 @click.command("compress")
@@ -88,9 +88,24 @@ def _show(report: dict[str, Any], folder: Path) -> None:
     pairs += [
         ("paper bits", f"{size['paper_bits']:,}"),
         ("nonzeros", f"{size['nonzeros']:,}"),
+        *_cost_pairs(report.get("cost")),
         *accuracy_pairs(report),
         ("seconds", ", ".join(seconds)),
         ("run folder", str(folder)),
     ]
     show_pairs(pairs)
     show_warnings(report)
+
+
+def _cost_pairs(cost: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the network costs once ``atmc export --compact`` has made it smaller."""
+    if cost is None:  # reports of earlier versions do not have it
+        return []
+    dense, compact = cost["dense"], cost["compact"]
+    if compact is None:
+        count = "" if dense is None else f"{dense['multiply_adds']:,}; "
+        return [("multiply-adds", f"{count}not compacted: {printable(cost['error'])}")]
+    text = f"{compact['multiply_adds']:,} of {dense['multiply_adds']:,} by export --compact"
+    if compact["latency_ms"] is not None:
+        text += f"  (latency {compact['latency_ms']:.3g} of {dense['latency_ms']:.3g} ms)"
+    return [("multiply-adds", text)]

@@ -88,19 +88,19 @@ def largest_difference(
         except Exception as error:  # runtimes raise errors of any kind
             raise ExportError(
                 f"the {title} does not run on a batch of {examples} ({first_line(error)}), "
-                f"so nothing was written: {advice}"
+                f"so it is refused: {advice}"
             ) from error
         if actual.shape != expected.shape:
             raise ExportError(
                 f"the {title} gives outputs of shape {tuple(actual.shape)}, the model "
-                f"{tuple(expected.shape)}, so nothing was written: {advice}"
+                f"{tuple(expected.shape)}, so it is refused: {advice}"
             )
         difference = float((actual - expected).abs().max())
         limit = allowed(float(expected.abs().max()))
         if not difference <= limit:  # NaN included
             raise ExportError(
                 f"the {title} differs from the model by {difference:.2g}, {limit:.2g} is allowed, "
-                f"so nothing was written: {advice}"
+                f"so it is refused: {advice}"
             )
         worst = max(worst, difference)
     return worst

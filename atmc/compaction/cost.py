@@ -7,18 +7,22 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from atmc.compaction.check import Runner, quiet, random_input
+from atmc import codec
+from atmc.compaction.check import Runner, first_line, quiet, random_input
+from atmc.compaction.compaction import compact
+from atmc.hardware import forked_generators
+from atmc.models.preparation import copy_model
 
 _WARM_UP = 10
-_LEAST, _MOST = 10, 200  # repetitions of each
-_SECONDS = 3.0  # after which the least number is enough
+_LEAST, _MOST = 5, 100  # repetitions of each
+_SECONDS = 0.5  # of timing at the end of a run
 
 
 class Cost(NamedTuple):
@@ -79,22 +83,72 @@ def _trilinear_operations(
     return operations
 
 
-def latencies(runners: Sequence[Runner], input_shape: tuple[int, ...]) -> list[float]:
-    """The median time of a batch of one, in milliseconds, of each runner.
+@torch.no_grad()
+def latencies(runners: Sequence[Runner], x: Tensor, seconds: float = 3.0) -> list[float]:
+    """The median time of a pass over ``x``, in milliseconds, of each runner.
 
     They take turns, so that the load of the machine is shared among them.
+
+    Args:
+        runners: what is timed.
+        x: the input, such as a batch of one.
+        seconds: after which the least number of repetitions is enough.
     """
-    x = torch.rand(1, *input_shape)
-    for runner in runners:
-        for _ in range(_WARM_UP):
-            runner(x)
-    seconds: list[list[float]] = [[] for _ in runners]
     start = time.perf_counter()
-    for repetition in range(_MOST):
-        if repetition >= _LEAST and time.perf_counter() - start > _SECONDS:
+    for _ in range(_WARM_UP):
+        _turn(runners, x)
+        if time.perf_counter() - start > seconds / 4:
             break
-        for runner, series in zip(runners, seconds, strict=True):
-            before = time.perf_counter()
-            runner(x)
-            series.append(time.perf_counter() - before)
-    return [1000 * statistics.median(series) for series in seconds]
+    start, turns = time.perf_counter(), []
+    for repetition in range(_MOST):
+        if repetition >= _LEAST and time.perf_counter() - start > seconds:
+            break
+        turns.append(_turn(runners, x))
+    return [1000 * statistics.median(series) for series in zip(*turns, strict=True)]
+
+
+def _turn(runners: Sequence[Runner], x: Tensor) -> list[float]:
+    """The seconds that each runner takes once, one after the other."""
+    times = []
+    for runner in runners:
+        before = time.perf_counter()
+        runner(x)
+        times.append(time.perf_counter() - before)
+    return times
+
+
+def measure(
+    model: nn.Module, input_shape: tuple[int, ...], artifact: codec.Artifact
+) -> dict[str, Any]:
+    """The cost of one example before and after compaction, as report.json has it.
+
+    Latencies are medians of a batch of one in PyTorch, on the processor, with torch's present
+    number of threads. Nothing is raised: a model of any kind can be compressed, and not any can be
+    traced or counted.
+
+    Args:
+        model: plain, as decoded, on the processor; it is not changed.
+        input_shape: of one input.
+        artifact: that it was decoded from.
+
+    Returns:
+        ``{"dense", "compact", "thin", "error"}``: ``"dense"`` is the model as it is, and
+        ``"compact"`` what :func:`atmc.compaction.compact` makes of it, each with ``"parameters"``,
+        ``"multiply_adds"`` and ``"latency_ms"``; ``"thin"`` lists the layers that became two. What
+        cannot be measured is None, and ``"error"`` says why, else None.
+    """
+    report: dict[str, Any] = dict.fromkeys(("dense", "compact", "thin", "error"))
+    try:
+        with forked_generators(), quiet():
+            dense = copy_model(model).eval().to(memory_format=torch.contiguous_format)
+            report["dense"] = count(dense, input_shape)._asdict() | {"latency_ms": None}
+            smaller, thin = compact(dense, input_shape, artifact)
+            report["compact"] = count(smaller, input_shape)._asdict() | {"latency_ms": None}
+            report["thin"] = list(thin)
+            x = random_input(dense, input_shape, 1)
+            times = latencies((dense, smaller), x, _SECONDS)
+            for name, latency in zip(("dense", "compact"), times, strict=True):
+                report[name]["latency_ms"] = latency
+    except Exception as error:  # users' models raise errors of any kind
+        report["error"] = first_line(error)
+    return report

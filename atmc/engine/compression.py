@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from atmc import distributed, methods
+from atmc import codec, distributed, methods
 from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
 from atmc.attacks import frozen, pgd
@@ -271,29 +271,36 @@ def _run(
         artifact = job.compress()
     place.write(ARTIFACT, lambda: artifact)
 
-    decoded = from_artifact(decode(artifact, plain), plain)
+    stored = decode(artifact, plain)
+    decoded = from_artifact(stored, plain)
     decoded = decoded.to(memory_format=job.memory_format)
 
-    def evaluated() -> dict[str, Any]:
-        started = time.monotonic()
-        accuracies = _test(decoded, data.test(settings, device), chosen, settings, device)
-        seconds = {
-            "train": train_seconds,
-            "compress": job.seconds["compress"],
-            "evaluate": time.monotonic() - started,
-        }
-        return _report(job, data, accuracies, seconds)
-
-    report = distributed.from_first(evaluated)
+    report = distributed.from_first(
+        lambda: _report(job, data, decoded, stored, chosen, device, train_seconds)
+    )
     place.write(REPORT, lambda: report)
     return Result(report, artifact, lambda: decoded, lambda: dense)
 
 
 def _report(
-    job: Job, data: Data, accuracies: dict[str, Any], seconds: dict[str, float | None]
+    job: Job,
+    data: Data,
+    decoded: nn.Module,
+    stored: codec.Artifact,
+    attacks: Sequence[Attack],
+    device: torch.device,
+    train_seconds: float | None,
 ) -> dict[str, Any]:
-    """The content of report.json."""
-    settings = job.settings
+    """The content of report.json: evaluates the decoded file, and measures its cost."""
+    from atmc.compaction.cost import measure  # loads packages that no other part needs
+
+    settings, started = job.settings, time.monotonic()
+    accuracies = _test(decoded, data.test(settings, device), attacks, settings, device)
+    seconds = {
+        "train": train_seconds,
+        "compress": job.seconds["compress"],
+        "evaluate": time.monotonic() - started,
+    }
     return {
         "schema": 1,
         "method": settings.file.method,
@@ -304,6 +311,7 @@ def _report(
         "bits": settings.file.bits,
         **job.report(),
         **accuracies,
+        "cost": measure(decoded, data.input_shape, stored),
         "seconds": seconds,
         "input_shape": list(data.input_shape),
         "class_names": data.class_names and list(data.class_names),

@@ -17,7 +17,7 @@ from torch import nn
 
 from atmc import codec, models
 from atmc.compaction import compaction
-from atmc.compaction.check import Runner, largest_difference
+from atmc.compaction.check import Runner, largest_difference, random_input
 from atmc.compaction.cost import count, latencies
 from atmc.engine.model_files import read_model, run_record
 from atmc.errors import ExportError, SettingsError
@@ -150,7 +150,7 @@ def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> 
     if chosen.timed:
         try:
             runners = (chosen.load(chosen.write(before, shape, {}), before), runner)
-            times = latencies(runners, shape)
+            times = latencies(runners, random_input(before, shape, 1))
         except ExportError as error:  # the whole model may hold what cannot be exported
             reason = str(error)
     else:

@@ -49,6 +49,11 @@ def test_report_schema(run):
         assert attack["accuracy"] == accuracy[attack["name"]]
     assert report["attacks"][1]["steps"] == 3
     assert set(report["seconds"]) == {"train", "compress", "evaluate"}
+    cost = report["cost"]
+    assert (set(cost), cost["error"]) == ({"dense", "compact", "thin", "error"}, None)
+    for name in ("dense", "compact"):
+        assert set(cost[name]) == {"parameters", "multiply_adds", "latency_ms"}
+    assert cost["compact"]["multiply_adds"] <= cost["dense"]["multiply_adds"] == 445_696
 
 
 def test_the_summary_says_what_the_report_says(finished):
@@ -62,11 +67,48 @@ def test_the_summary_says_what_the_report_says(finished):
     assert percent == pytest.approx(100 * bits / 48_000, abs=0.06)
     assert shown["nonzeros"] == f"{report['size']['nonzeros']:,}"
     assert shown["paper bits"] == f"{report['size']['paper_bits']:,}"
+    cost = report["cost"]
+    pairs = [(cost["compact"][key], cost["dense"][key]) for key in ("multiply_adds", "latency_ms")]
+    counts, times = "{:,} of {:,}".format(*pairs[0]), "{:.3g} of {:.3g}".format(*pairs[1])
+    assert shown["multiply-adds"] == f"{counts} by export --compact  (latency {times} ms)"
     assert shown["clean accuracy"] == f"{report['accuracy']['clean']:.4f}"
     assert shown["fgsm"].startswith(f"{report['accuracy']['fgsm']:.4f}")
     assert shown["pgd-3"].startswith(f"{report['accuracy']['pgd']:.4f}")
     assert shown["worst case"] == f"{report['accuracy']['worst']:.4f}"
     assert shown["run folder"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("cost", "line"),
+    [
+        (None, None),
+        (
+            {"dense": {"multiply_adds": 12_345, "latency_ms": None}, "error": "why\x1b not"},
+            "12,345; not compacted: why\\x1b not",
+        ),
+        ({"dense": None, "error": "why"}, "not compacted: why"),
+        (
+            {
+                "dense": {"multiply_adds": 12_345, "latency_ms": None},
+                "compact": {"multiply_adds": 1_234, "latency_ms": None},
+                "error": "no clock",
+            },
+            "1,234 of 12,345 by export --compact",
+        ),
+    ],
+)
+def test_a_cost_that_is_not_known(cost, line, run, here, atmc):
+    """In the report of a finished run that is resumed, of an earlier version too."""
+    shutil.copytree(run, here / "old")
+    report = json.loads((run / "report.json").read_text())
+    del report["cost"]
+    if cost is not None:
+        report["cost"] = {"compact": None, "thin": None, **cost}
+    (here / "old" / "report.json").write_text(json.dumps(report))
+    result = atmc("compress", "--output", "old", "--resume")
+    assert result.exit_code == 0, result.stderr
+    shown = [text for text in result.stdout.splitlines() if text.startswith("multiply-adds")]
+    assert shown == ([] if line is None else [f"multiply-adds   {line}"])
 
 
 def test_a_budget_that_is_not_used_up_is_reported(finished, here, atmc):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from atmc import codec
+from atmc.artifact import from_artifact, to_artifact
+from atmc.factorization.layers import factorize, named_factors
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -32,6 +36,36 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
             module.bias.copy_(0.5 * noise(module.bias))
             module.running_mean.copy_(0.5 * noise(module.running_mean))
     return model.eval()
+
+
+def network() -> nn.Sequential:
+    """Convolutions and linear layers, for inputs of shape (3, 9, 9)."""
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, dilation=2, padding=2, padding_mode="circular"),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(400, 20),
+        nn.ReLU(),
+        nn.Linear(20, 4),
+    )
+
+
+def decoded(
+    rank: int | None, change: Callable[[dict[str, nn.Parameter]], None]
+) -> tuple[nn.Module, codec.Artifact]:
+    """A model of low rank with C empty, as its file holds it, and the file."""
+    torch.manual_seed(0)
+    model = factorize(lively(network()), rank=rank)
+    with torch.no_grad():
+        for name, factor in named_factors(model).items():
+            if rank is not None and name.endswith(".C"):
+                factor.zero_()
+        change(named_factors(model))
+    artifact = codec.decode(codec.encode(to_artifact(model)))
+    return from_artifact(artifact, network()), artifact
 
 
 @torch.no_grad()

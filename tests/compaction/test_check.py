@@ -43,7 +43,7 @@ def test_the_largest_difference_of_all_batches() -> None:
 )
 def test_what_does_not_say_the_same(run, message: str) -> None:  # type: ignore[no-untyped-def]
     model = nn.Linear(3, 2)
-    with pytest.raises(ExportError, match=f"^{message}.*, so nothing was written: do this$"):
+    with pytest.raises(ExportError, match=f"^{message}.*, so it is refused: do this$"):
         largest_difference(lambda x: run(model(x).detach()), model, (3,), "thing", "do this")
 
 

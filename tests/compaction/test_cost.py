@@ -1,16 +1,20 @@
-"""Multiply-adds against loops that do each of them."""
+"""Multiply-adds against loops that do each of them; latency; both of a network and its compact."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from atmc import models
-from atmc.compaction.cost import count
+from atmc.compaction import compact
+from atmc.compaction.cost import count, latencies, measure
+
+from .compaction_builders import decoded
 
 
 def slow(layer: nn.Module, x: Tensor) -> int:
@@ -117,3 +121,91 @@ def test_lenet() -> None:
     cost = count(models.create("lenet5"), (1, 28, 28))
     assert cost.multiply_adds == 24 * 24 * 500 + 8 * 8 * 25_000 + 400_000 + 5_000
     assert cost.parameters == 430_500 + 580
+
+
+def test_runners_are_timed_in_turns_and_slow_ones_less_often() -> None:
+    order: list[str] = []
+    x = torch.rand(1, 2)
+
+    def runner(name: str) -> Any:
+        def run(given: Tensor) -> Tensor:
+            assert given is x and not torch.is_grad_enabled()
+            order.append(name)
+            return given
+
+        return run
+
+    times = latencies([runner("a"), runner("b")], x, seconds=0.0)
+    assert len(times) == 2 and min(times) >= 0
+    assert order == ["a", "b"] * 6  # one to warm up, five to be measured
+    order.clear()
+    latencies([runner("a"), runner("b")], x, seconds=60.0)
+    assert order == ["a", "b"] * 110
+
+
+def test_the_cost_of_a_network_and_of_its_compact_one(capsys: pytest.CaptureFixture[str]) -> None:
+    model, artifact = decoded(3, lambda factors: None)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.random.get_rng_state()
+    report = measure(model, (3, 9, 9), artifact)
+    assert report["error"] is None
+    assert report["thin"] == ["0", "3", "6", "8"]
+    smaller = compact(model, (3, 9, 9), artifact).model
+    for name, network in (("dense", model), ("compact", smaller)):
+        cost = count(network, (3, 9, 9))
+        assert report[name]["parameters"] == cost.parameters
+        assert report[name]["multiply_adds"] == cost.multiply_adds
+        assert report[name]["latency_ms"] > 0
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_cost_of_a_network_in_another_layout_and_type() -> None:
+    model, artifact = decoded(3, lambda factors: None)
+    wanted = measure(model, (3, 9, 9), artifact)
+    model = model.double().to(memory_format=torch.channels_last)
+    report = measure(model, (3, 9, 9), artifact)
+    assert report["compact"]["multiply_adds"] == wanted["compact"]["multiply_adds"]
+    assert report["compact"]["latency_ms"] > 0
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore
+
+
+class Branches(nn.Sequential):
+    """Takes another way for dark inputs, so that it cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x if x.mean() > 0.1 else 2 * x)
+        return out
+
+
+class Fails(nn.Sequential):
+    """Needs another processor than this."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        print("hm")
+        raise AttributeError("only on\nthat device")
+
+
+def test_what_cannot_be_measured_is_left_out_and_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, artifact = decoded(3, lambda factors: None)
+    report = measure(Branches(*plain), (3, 9, 9), artifact)
+    cost = count(plain, (3, 9, 9))
+    assert report["dense"] == {**cost._asdict(), "latency_ms": None}
+    assert report["compact"] is report["thin"] is None
+    assert "cannot be compacted, as torch.fx cannot trace it" in report["error"]
+    report = measure(Fails(*plain), (3, 9, 9), artifact)
+    error = "only on"
+    assert report == {"dense": None, "compact": None, "thin": None, "error": error}
+    assert capsys.readouterr() == ("", "")
+
+    def fail(*_: object) -> list[float]:
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr("atmc.compaction.cost.latencies", fail)
+    report = measure(plain, (3, 9, 9), artifact)
+    assert report["error"] == "no clock" and len(report["thin"]) == 4
+    assert report["compact"]["multiply_adds"] < report["dense"]["multiply_adds"]
+    assert report["compact"]["latency_ms"] is report["dense"]["latency_ms"] is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -15,38 +13,9 @@ from atmc.compaction import compact
 from atmc.compaction.cost import count
 from atmc.factorization.layers import factorize, named_factors
 
-from .compaction_builders import assert_same, lively, weights
+from .compaction_builders import assert_same, decoded, weights
 
 SHAPE = (3, 9, 9)
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.Conv2d(12, 16, 3, dilation=2, padding=2, padding_mode="circular"),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(400, 20),
-        nn.ReLU(),
-        nn.Linear(20, 4),
-    )
-
-
-def decoded(
-    rank: int | None, change: Callable[[dict[str, nn.Parameter]], None]
-) -> tuple[nn.Module, codec.Artifact]:
-    """A model of low rank with C empty, as its file holds it, and the file."""
-    torch.manual_seed(0)
-    model = factorize(lively(network()), rank=rank)
-    with torch.no_grad():
-        for name, factor in named_factors(model).items():
-            if rank is not None and name.endswith(".C"):
-                factor.zero_()
-        change(named_factors(model))
-    artifact = codec.decode(codec.encode(to_artifact(model)))
-    return from_artifact(artifact, network()), artifact
 
 
 def test_layers_of_low_rank_become_two() -> None:

@@ -150,7 +150,7 @@ def test_the_report(done: Any) -> None:
     report = result.report
     assert set(report) == {
         *("schema", "method", "model", "dataset", "seed", "budget_bits", "bits", "size"),
-        *("train_attack", "unused"),
+        *("train_attack", "unused", "cost"),
         *("accuracy", "attacks", "seconds", "input_shape", "class_names"),
     }
     first = next(iter(loader()))[0]
@@ -164,8 +164,42 @@ def test_the_report(done: Any) -> None:
     assert sum(size["parts"].values()) == size["file_bits"] == 8 * len(result.data)
     assert size["dense_bits"] == 32 * (3 * 9 + 27 * 4)
     assert size["nonzeros"] == codec.measure(codec.decode(result.data)).nonzeros
+    cost = report["cost"]
+    assert (cost["error"], cost["thin"]) == (None, [])
+    assert cost["dense"]["multiply_adds"] == 9 * 27 + 27 * 4
+    assert cost["dense"]["parameters"] == sum(p.numel() for p in result.model.parameters())
+    for key in ("parameters", "multiply_adds"):
+        assert 0 < cost["compact"][key] <= cost["dense"][key]
+    assert cost["dense"]["latency_ms"] > 0 and cost["compact"]["latency_ms"] > 0
     assert set(report["seconds"]) == {"train", "compress", "evaluate"}
     assert report["seconds"]["train"] > 0 and report["seconds"]["compress"] > 0
+
+
+def test_layers_of_low_rank_save_multiply_adds() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+    result = compress(model, 4000, method="low-rank")
+    cost = result.report["cost"]
+    assert (cost["error"], cost["thin"]) == (None, ["1"])
+    assert cost["compact"]["multiply_adds"] < cost["dense"]["multiply_adds"] == 64 * 32 + 32 * 4
+
+
+class Looping(Tiny):
+    """Asks for the values of its inputs, so that it cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        while float(x.detach().abs().max()) > 4:
+            x = x / 2
+        return super().forward(x)
+
+
+def test_a_run_ends_whether_the_cost_can_be_measured_or_not() -> None:
+    model = Looping()
+    model.load_state_dict(tiny().state_dict())
+    result = compress(model)
+    cost = result.report["cost"]
+    assert cost["compact"] is None and "torch.fx cannot trace it" in cost["error"]
+    assert cost["dense"]["multiply_adds"] == 9 * 27 + 27 * 4
+    assert result.data == compressed(budget=3000).data
 
 
 def test_a_test_loader_is_evaluated_on() -> None:

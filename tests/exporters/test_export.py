@@ -87,6 +87,13 @@ def test_onnx_compact_with_latencies(source: Source, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
+def test_the_latency_of_float64(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).double().eval()
+    report = write_model(Source(model, SHAPE), tmp_path / "a.onnx", "onnx", compact=True)
+    assert report["latency_error"] is None and report["after"]["latency_ms"] > 0
+
+
 def load_wrong(data: bytes, model: nn.Module) -> Runner:
     """What is always off by a little."""
     return lambda x: (model(x) + 0.01).detach()

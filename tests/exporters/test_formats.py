@@ -84,7 +84,7 @@ def test_onnx(net: nn.Module, onnx_file: bytes) -> None:
 
 
 def test_the_latency_of_onnx_files(onnx_file: bytes) -> None:
-    times = latencies([load_onnx(onnx_file)] * 2, SHAPE)
+    times = latencies([load_onnx(onnx_file)] * 2, torch.rand(1, *SHAPE))
     assert len(times) == 2 and all(time > 0 for time in times)
 
 
