@@ -117,14 +117,24 @@ def _turn(runners: Sequence[Runner], x: Tensor) -> list[float]:
     return times
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def measure(
     model: nn.Module, input_shape: tuple[int, ...], artifact: codec.Artifact
 ) -> dict[str, Any]:
     """The cost of one example before and after compaction, as report.json has it.
 
-    Latencies are medians of a batch of one in PyTorch, on the processor, with torch's present
-    number of threads. Nothing is raised: a model of any kind can be compressed, and not any can be
-    traced or counted.
+    Latencies are medians of a batch of one in PyTorch, on one thread of the processor, which other
+    processes on the machine disturb least. Nothing is raised: not every model that can be compressed
+    can be traced and counted.
 
     Args:
         model: plain, as decoded, on the processor; it is not changed.
@@ -146,7 +156,8 @@ def measure(
             report["compact"] = count(smaller, input_shape)._asdict() | {"latency_ms": None}
             report["thin"] = list(thin)
             x = random_input(dense, input_shape, 1)
-            times = latencies((dense, smaller), x, _SECONDS)
+            with _one_thread():
+                times = latencies((dense, smaller), x, _SECONDS)
             for name, latency in zip(("dense", "compact"), times, strict=True):
                 report[name]["latency_ms"] = latency
     except Exception as error:  # users' models raise errors of any kind

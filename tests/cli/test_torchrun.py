@@ -111,6 +111,7 @@ def test_ctrl_c_ends_both_with_a_checkpoint_and_both_go_on(two, tiny, atmc, here
     report = json.loads((here / "cut" / "report.json").read_text())
     bits = 8 * (here / "cut" / "model.atmc").stat().st_size
     assert report["size"]["file_bits"] == bits <= report["budget_bits"]
+    assert report["cost"]["error"] is None
     assert resumed.stdout.count(f"{bits:,} bits") == 1
     keys = [line.split("  ")[0] for line in resumed.stdout.splitlines()]
     assert len(keys) == len(set(keys)), resumed.stdout  # the other process prints nothing

@@ -202,10 +202,15 @@ def test_what_cannot_be_measured_is_left_out_and_said(
     assert capsys.readouterr() == ("", "")
 
     def fail(*_: object) -> list[float]:
+        assert torch.get_num_threads() == 1
         raise RuntimeError("no clock")
 
     monkeypatch.setattr("atmc.compaction.cost.latencies", fail)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
     report = measure(plain, (3, 9, 9), artifact)
     assert report["error"] == "no clock" and len(report["thin"]) == 4
     assert report["compact"]["multiply_adds"] < report["dense"]["multiply_adds"]
     assert report["compact"]["latency_ms"] is report["dense"]["latency_ms"] is None
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(threads)
