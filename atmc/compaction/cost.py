@@ -133,8 +133,8 @@ def measure(
     """The cost of one example before and after compaction, as report.json has it.
 
     Latencies are medians of a batch of one in PyTorch, on one thread of the processor, which other
-    processes on the machine disturb least. Nothing is raised: not every model that can be compressed
-    can be traced and counted.
+    processes on the machine disturb least. Nothing is raised: not every model that can be
+    compressed can be traced and counted.
 
     Args:
         model: plain, as decoded, on the processor; it is not changed.

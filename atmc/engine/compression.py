@@ -49,7 +49,8 @@ class Result:
     """The result of :func:`compress`.
 
     Args:
-        report: the dict of report.json (schema 1).
+        report: the dict of report.json (schema 1); "cost" is what
+            :func:`atmc.compaction.cost.measure` returns.
         data: the bytes of the artifact.
         model: returns the decoded model; called on first use.
         dense: returns the dense model, likewise.

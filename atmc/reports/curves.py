@@ -1,4 +1,4 @@
-"""Accuracy as curves: over file bits for print, and over ε."""
+"""Accuracy as curves: over file bits and multiply-adds for print, and over ε."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from atmc.reports import figure as pictures
-from atmc.reports.groups import Group
+from atmc.reports.groups import AXES, Group
+
+_NARROW = 5  # times the least: too few ticks at 1, 2 and 5 times a power of ten
 
 
 def draw(path: Path, groups: Sequence[Group], *more: Path) -> None:
-    """Clean and robust accuracy over file bits, a row a group with a finished run.
+    """Clean and robust accuracy over file bits and, where known, multiply-adds.
+
+    A group with a finished run has a row of panels for each of the two.
 
     Args:
         path: ends in .svg, .png or .pdf.
@@ -24,7 +28,10 @@ def draw(path: Path, groups: Sequence[Group], *more: Path) -> None:
     """
     shown = [group for group in groups if group.finished]
     entries = [len(group.series()) + len(group.series(dense=True)) for group in shown]
-    heights = [4.2 + 0.2 * math.ceil(count / 4) for count in entries] or [1.0]
+    heights = [
+        0.6 + 3.6 * len(group.axes) + 0.2 * math.ceil(count / 4)
+        for group, count in zip(shown, entries, strict=True)
+    ] or [1.0]
     with pictures.picture(path, 11, sum(heights), *more) as figure:
         rows = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
         for row, group in zip(rows, shown, strict=False):
@@ -33,13 +40,15 @@ def draw(path: Path, groups: Sequence[Group], *more: Path) -> None:
 
 def _draw_group(figure: Any, group: Group) -> None:
     figure.suptitle(group.title, x=0.01, ha="left", fontweight="bold")
-    left, right = figure.subplots(1, 2)
-    lines = _draw_panel(left, group, "clean", "clean accuracy")
-    if group.accuracies:
-        robust = group.accuracies[0]
-        lines |= _draw_panel(right, group, robust, group.robust_label(robust))
-    else:
-        right.set_axis_off()
+    panels = figure.subplots(len(group.axes), 2, squeeze=False, sharey="col")
+    lines: dict[str, Any] = {}
+    for over, (left, right) in zip(group.axes, panels, strict=True):
+        lines |= _draw_panel(left, group, over, "clean", "clean accuracy")
+        if group.accuracies:
+            robust = group.accuracies[0]
+            lines |= _draw_panel(right, group, over, robust, group.robust_label(robust))
+        else:
+            right.set_axis_off()
     if lines:
         figure.legend(
             list(lines.values()),
@@ -49,13 +58,15 @@ def _draw_group(figure: Any, group: Group) -> None:
         )
 
 
-def _draw_panel(axes: Any, group: Group, accuracy: str, title: str) -> dict[str, Any]:
+def _draw_panel(axes: Any, group: Group, over: str, accuracy: str, title: str) -> dict[str, Any]:
     """One accuracy of all series; the line of each by its name, for the legend."""
     lines: dict[str, Any] = {}
+    extent: list[float] = []
     for series in group.series():
-        points = series.points(accuracy)
+        points = series.points(accuracy, over)
         if points:
-            sizes = [point.file_bits for point in points]
+            sizes = [point.x for point in points]
+            extent += sizes
             low, high = [point.low for point in points], [point.high for point in points]
             axes.fill_between(sizes, low, high, color=series.style.colour, alpha=0.15, lw=0)
             means = [point.mean for point in points]
@@ -68,30 +79,32 @@ def _draw_panel(axes: Any, group: Group, accuracy: str, title: str) -> dict[str,
     from matplotlib.ticker import EngFormatter
 
     axes.set_xscale("log")
-    _tick_sizes(axes.xaxis, EngFormatter())
-    axes.set(xlabel="file bits", title=title)
+    narrow = bool(extent) and 1 < max(extent) / min(extent) < _NARROW
+    _tick_sizes(axes.xaxis, EngFormatter(), narrow)
+    axes.set(xlabel=AXES[over].label, title=title)
     axes.margins(y=0.08)
-    if group.dense_bits:
-        _add_dense_shares(axes, group.dense_bits)
+    dense = group.dense_value(over)
+    if dense:
+        _add_dense_shares(axes, dense, f"of the {AXES[over].dense_name}", narrow)
     return lines
 
 
-def _add_dense_shares(axes: Any, dense_bits: int) -> None:
+def _add_dense_shares(axes: Any, dense: int, label: str, narrow: bool) -> None:
     """A second scale above: the same sizes as shares of the dense net's."""
     above = axes.secondary_xaxis(
-        "top", functions=(lambda bits: bits / dense_bits, lambda share: share * dense_bits)
+        "top", functions=(lambda size: size / dense, lambda share: share * dense)
     )
-    _tick_sizes(above.xaxis, lambda share, _: f"{100 * share:.3g} %")
+    _tick_sizes(above.xaxis, lambda share, _: f"{100 * share:.3g} %", narrow)
     above.tick_params(labelsize=7.5, length=2)
     above.spines["top"].set_visible(False)
-    above.set_xlabel("of the dense bits", fontsize=7.5, color="#444444")
+    above.set_xlabel(label, fontsize=7.5, color="#444444")
 
 
-def _tick_sizes(axis: Any, formatter: Any) -> None:
-    """Ticks at 1, 2 and 5 times each power of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _tick_sizes(axis: Any, formatter: Any, narrow: bool) -> None:
+    """Ticks at 1, 2 and 5 times each power of ten, or at even distances over a narrow range."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(MaxNLocator(7) if narrow else LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(formatter)
     axis.set_minor_formatter(NullFormatter())
 

@@ -5,20 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from atmc.reports.figure import Style, series_style
 from atmc.reports.results import Result, series_order
+
+
+class Axis(NamedTuple):
+    """What curves are over.
+
+    Attributes:
+        name: in a word or two.
+        label: of the axis, with what it is of.
+        dense: the attribute of a run that has the same of the dense net.
+        dense_name: of that, in words.
+    """
+
+    name: str
+    label: str
+    dense: str
+    dense_name: str
+
+
+# By the attribute of a run.
+AXES = {
+    "file_bits": Axis("file bits", "file bits", "dense_bits", "dense bits"),
+    "multiply_adds": Axis(
+        "multiply-adds",
+        "multiply-adds of the compact network, for one example",
+        "dense_multiply_adds",
+        "dense multiply-adds",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Point:
     """Runs of one series and one budget: mean, lowest and highest accuracy over their seeds.
 
-    ``file_bits`` is the mean of their files.
+    ``x`` is the mean of what the curve is over.
     """
 
     budget_bits: int | None
-    file_bits: float
+    x: float
     mean: float
     low: float
     high: float
@@ -38,21 +67,26 @@ class Series:
         values = [run.accuracy[accuracy] for run in self.results if accuracy in run.accuracy]
         return fmean(values) if values else None
 
-    def points(self, accuracy: str) -> list[Point]:
-        """The curve of an accuracy, by file bits; a run without a budget is a point by its size."""
+    def points(self, accuracy: str, over: str = "file_bits") -> list[Point]:
+        """The curve of an accuracy over one of ``AXES``, from small files to large ones.
+
+        A run without a budget is a point by the size of its file. One without the value, or where
+        it is zero, which no logarithmic axis has, is left out.
+        """
         runs_at: dict[tuple[int | None, int | None], list[Result]] = {}
         for run in self.results:
-            if run.file_bits is not None and accuracy in run.accuracy:
+            if run.file_bits is not None and getattr(run, over) and accuracy in run.accuracy:
                 size = run.file_bits if run.budget_bits is None else None
                 runs_at.setdefault((run.budget_bits, size), []).append(run)
         points = []
-        for (budget, _), runs in runs_at.items():
+        for runs in sorted(
+            runs_at.values(), key=lambda runs: fmean(r.file_bits or 0 for r in runs)
+        ):
+            x = fmean(getattr(run, over) for run in runs)
             values = [run.accuracy[accuracy] for run in runs]
-            file_bits = fmean(run.file_bits or 0 for run in runs)
-            points.append(
-                Point(budget, file_bits, fmean(values), min(values), max(values), len(runs))
-            )
-        return sorted(points, key=lambda point: point.file_bits)
+            budget = runs[0].budget_bits
+            points.append(Point(budget, x, fmean(values), min(values), max(values), len(runs)))
+        return points
 
 
 @dataclass(frozen=True)
@@ -82,9 +116,17 @@ class Group:
         return sorted((name for name in names if name != "clean"), key=lambda name: name != "worst")
 
     @property
-    def dense_bits(self) -> int | None:
-        """The size of the dense net, in bits, where it is known."""
-        return next((run.dense_bits for run in self.finished if run.dense_bits), None)
+    def axes(self) -> list[str]:
+        """Those of ``AXES`` that there are curves over: file bits always."""
+        curves = [run for series in self.series() for run in series.results]
+        return [
+            over for over in AXES if over == "file_bits" or any(getattr(r, over) for r in curves)
+        ]
+
+    def dense_value(self, over: str) -> int | None:
+        """What the dense net has on one of ``AXES``, where it is known."""
+        values = (getattr(run, AXES[over].dense) for run in self.finished)
+        return next(filter(None, values), None)
 
     def series(self, dense: bool = False) -> list[Series]:
         """Its curves, or its dense lines, in a fixed order."""
@@ -110,6 +152,10 @@ class Group:
         steps = {a.steps for run in self.finished for a in run.attacks if a.name == accuracy}
         name = _attack_name(accuracy, steps.pop() if len(steps) == 1 else None)
         return f"robust accuracy, {name}"
+
+
+def _mean_file_bits(runs: Sequence[Result]) -> float:
+    return fmean(run.file_bits or 0 for run in runs)
 
 
 def _attack_name(name: str, steps: int | None) -> str:

@@ -38,15 +38,25 @@
       font: { color: css("--ink"), size: 12.5 },
     },
   });
-  // 1, 2 and 5 times each power of ten, written as a person would.
+  // 1, 2 and 5 times each power of ten, or even distances over a narrow range, written as a person
+  // would; far beyond the range, for those who zoom out.
   const sizeTicks = ([low, high]) => {
     const values = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
-      for (const digit of [1, 2, 5]) values.push(digit * 10 ** power);
-    const written = (bits) => {
+    if (high / low < 5) {
+      const least = (high - low) / 5, power = 10 ** Math.floor(Math.log10(least));
+      const step = [1, 2, 5, 10].find((digit) => digit * power >= least) * power;
+      for (let i = -25; i <= 30; i++) {
+        const value = (Math.ceil(low / step) + i) * step;
+        if (value > 0) values.push(value);
+      }
+    } else {
+      for (let power = Math.floor(Math.log10(low)) - 2; power <= Math.log10(high) + 2; power++)
+        for (const digit of [1, 2, 5]) values.push(digit * 10 ** power);
+    }
+    const written = (size) => {
       for (const [unit, sign] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
-        if (bits >= unit) return `${+(bits / unit).toPrecision(3)} ${sign}`;
-      return String(bits);
+        if (size >= unit) return `${+(size / unit).toPrecision(4)} ${sign}`;
+      return String(+size.toPrecision(4));
     };
     return { tickvals: values, ticktext: values.map(written) };
   };
@@ -68,18 +78,21 @@
       `<b>${text(run.series)}</b>, seed ${run.seed === null ? "–" : run.seed}`,
       `${number(run.file_bits)} file bits, ${number(run.paper_bits)} paper bits`,
       `budget ${number(run.budget_bits)} bits, ${number(run.nonzeros)} nonzeros`,
+      run.multiply_adds !== null &&
+        `${number(run.multiply_adds)} multiply-adds` +
+          (run.latency_ms === null ? "" : `, ${+run.latency_ms.toPrecision(3)} ms`),
       Object.entries(run.accuracy).map(([name, value]) => `${text(name)} ${share(value)}`).join(", "),
       `<i>${text(run.path)}</i>`,
-    ].join("<br>");
+    ].filter(Boolean).join("<br>");
 
-  const seriesTraces = (series, accuracy, panel) => {
+  const seriesTraces = (series, over, accuracy, panel) => {
     const { colour, symbol, dash } = series.style;
     const axes = { xaxis: panel ? "x2" : "x", yaxis: panel ? "y2" : "y" };
     const group = { legendgroup: series.name, name: text(series.name), ...axes };
-    const points = series.points[accuracy] || [];
-    const runs = series.runs.filter((run) => accuracy in run.accuracy && run.file_bits !== null);
+    const points = series.points[over.key][accuracy] || [];
+    const runs = series.runs.filter((run) => accuracy in run.accuracy && run[over.key]);
     const several = points.some((point) => point.runs > 1);
-    const x = points.map((point) => point.file_bits);
+    const x = points.map((point) => point.x);
     const traces = [];
     if (several) {
       traces.push({
@@ -90,7 +103,7 @@
       });
       traces.push({
         ...group, showlegend: false, mode: "markers", meta: "runs",
-        x: runs.map((run) => run.file_bits), y: runs.map((run) => run.accuracy[accuracy]),
+        x: runs.map((run) => run[over.key]), y: runs.map((run) => run.accuracy[accuracy]),
         marker: { color: faded(colour, 0.5), symbol, size: 6 },
         text: runs.map(describe), hovertemplate: "%{text}<extra></extra>",
       });
@@ -100,10 +113,10 @@
           [
             `<b>${text(series.name)}</b>, mean of ${p.runs} run${p.runs === 1 ? "" : "s"}`,
             `${accuracy === "clean" ? "clean" : "robust"} ${share(p.mean)} (${share(p.low)} to ${share(p.high)})`,
-            `${number(Math.round(p.file_bits))} file bits`,
+            `${number(Math.round(p.x))} ${over.name}`,
           ].join("<br>"))
       : points.map((p) => describe(runs.find((run) =>
-          run.file_bits === p.file_bits && run.budget_bits === p.budget_bits)));
+          run[over.key] === p.x && run.budget_bits === p.budget_bits)));
     traces.push({
       ...group, showlegend: panel === 0, mode: "lines+markers", meta: "mean",
       x, y: points.map((point) => point.mean),
@@ -113,13 +126,13 @@
     return traces;
   };
 
-  const denseTraces = (series, index, accuracy, panel, range) => {
+  const denseTraces = (series, index, over, accuracy, panel, range) => {
     const values = series.runs.map((run) => run.accuracy[accuracy]).filter((v) => v !== undefined);
     if (!values.length) return [];
     const mean = values.reduce((a, b) => a + b, 0) / values.length;
     // Many points, so that the line can be pointed at anywhere.
     const x = Array.from({ length: 41 }, (_, i) => range[0] * (range[1] / range[0]) ** (i / 40));
-    const bits = series.runs[0].dense_bits;
+    const size = series.runs[0][over.dense];
     return [{
       legendgroup: series.name, name: text(series.name), showlegend: panel === 0,
       xaxis: panel ? "x2" : "x", yaxis: panel ? "y2" : "y", mode: "lines", meta: "dense",
@@ -128,8 +141,16 @@
       hovertemplate:
         `<b>${text(series.name)}</b>, ${values.length} run${values.length === 1 ? "" : "s"}<br>` +
         `${accuracy === "clean" ? "clean" : "robust"} ${share(mean)}<br>` +
-        `${number(bits)} dense bits<extra></extra>`,
+        `${number(size)} ${over.dense_name}<extra></extra>`,
     }];
+  };
+
+  // A range of a logarithmic axis with a margin; two powers of ten where nothing is to be drawn.
+  const around = (sizes, dense) => {
+    if (!sizes.length) return [dense / 100, dense];
+    const [low, high] = [Math.min(...sizes), Math.max(...sizes)];
+    const margin = low < high ? Math.min(1.25, (high / low) ** 0.15) : 1.25;
+    return [low / margin, high * margin];
   };
 
   const drawCurves = (group, index) => {
@@ -138,18 +159,17 @@
     const robust = chooser ? chooser.value : (group.robust[0] || {}).name;
     const panels = robust ? ["clean", robust] : ["clean"];
     const narrow = place.clientWidth < 760;
-    const sizes = group.series.flatMap((s) => s.runs.map((run) => run.file_bits)).filter(Boolean);
-    const range = sizes.length
-      ? [Math.min(...sizes) / 1.25, Math.max(...sizes) * 1.25]
-      : [(group.dense_bits || 1e6) / 100, group.dense_bits || 1e6];
+    const over = group.axes[$(`over-${index}`)?.selectedIndex ?? 0];
+    const sizes = group.series.flatMap((s) => s.runs.map((run) => run[over.key])).filter(Boolean);
+    const range = around(sizes, over.dense_value || 1e6);
     const traces = panels.flatMap((accuracy, panel) => [
-      ...group.series.flatMap((series) => seriesTraces(series, accuracy, panel)),
-      ...group.dense.flatMap((series, i) => denseTraces(series, i, accuracy, panel, range)),
+      ...group.series.flatMap((series) => seriesTraces(series, over, accuracy, panel)),
+      ...group.dense.flatMap((series, i) => denseTraces(series, i, over, accuracy, panel, range)),
     ]);
     const label = robust && group.robust.find((entry) => entry.name === robust).label;
     const size = (more) =>
-      axis({ type: "log", range: range.map(Math.log10), title: { text: "file bits", font: { size: 13 } },
-             ...sizeTicks([range[0] / 100, range[1] * 100]), ...more });
+      axis({ type: "log", range: range.map(Math.log10), title: { text: over.label, font: { size: 13 } },
+             ...sizeTicks(range), uirevision: over.key, ...more });
     const height = () => axis({ tickformat: ".2f" });
     const panelTitle = (words, panel) => ({
       xref: `${panel ? "x2" : "x"} domain`, yref: `${panel ? "y2" : "y"} domain`, x: 0, y: 1,
@@ -275,8 +295,8 @@
   draw();
   document.querySelectorAll("table.sortable").forEach(sortable);
   data.groups.forEach((group, index) => {
-    const chooser = $(`robust-${index}`);
-    if (chooser) chooser.addEventListener("change", () => drawCurves(group, index));
+    for (const id of [`robust-${index}`, `over-${index}`])
+      if ($(id)) $(id).addEventListener("change", () => drawCurves(group, index));
   });
   for (const id of ["layers-run", "layers-kind"]) if ($(id)) $(id).addEventListener("change", drawLayers);
   if ($("sheet-run")) {

@@ -14,7 +14,7 @@ from typing import Any
 
 from atmc.reports import bits_plot
 from atmc.reports.examples import Sheet
-from atmc.reports.groups import Group, Series
+from atmc.reports.groups import AXES, Group, Series
 from atmc.reports.layers import FACTORS
 from atmc.reports.results import Result, series_order
 
@@ -58,6 +58,7 @@ def render(content: Content) -> str:
         attacks=_unique(attack.settings for run in runs for attack in run.attacks),
         budget_tables=[table for table in tables if table.budgets],
         runs=runs,
+        axes=AXES,
         accuracies=["clean", "fgsm", "pgd", *others, "worst"],
         caveats=_caveats(content.groups),
         data=_plot_data(content),
@@ -133,7 +134,8 @@ class _BudgetTable:
 def _budget_table(group: Group) -> _BudgetTable:
     compressed = [run for run in group.results if not run.dense]
     budgets = sorted({run.budget_bits for run in compressed if run.budget_bits is not None})
-    shares = [100 * bits / group.dense_bits if group.dense_bits else None for bits in budgets]
+    dense = group.dense_value("file_bits")
+    shares = [100 * bits / dense if dense else None for bits in budgets]
     curves = {series.name: series for series in group.series()}
     rows = []
     for name in _unique(run.series for run in sorted(compressed, key=series_order)):
@@ -203,7 +205,10 @@ def _plot_data(content: Content) -> dict[str, Any]:
     return {
         "groups": [
             {
-                "dense_bits": group.dense_bits,
+                "axes": [
+                    {"key": over, **AXES[over]._asdict(), "dense_value": group.dense_value(over)}
+                    for over in group.axes
+                ],
                 "robust": [
                     {"name": name, "label": group.robust_label(name)} for name in group.accuracies
                 ],
@@ -220,15 +225,19 @@ def _plot_data(content: Content) -> dict[str, Any]:
 
 def _series(group: Group, series: Series) -> dict[str, Any]:
     keys = ("path", "seed", "series", "budget_bits", "file_bits", "paper_bits", "dense_bits")
+    costs = ("nonzeros", "multiply_adds", "dense_multiply_adds", "latency_ms")
     return {
         "name": series.name,
         "style": series.style.plotly,
         "runs": [
-            {key: getattr(run, key) for key in (*keys, "nonzeros", "accuracy")}
+            {key: getattr(run, key) for key in (*keys, *costs, "accuracy")}
             for run in series.results
         ],
         "points": {
-            name: [asdict(point) for point in series.points(name)]
-            for name in ("clean", *group.accuracies)
+            over: {
+                name: [asdict(point) for point in series.points(name, over)]
+                for name in ("clean", *group.accuracies)
+            }
+            for over in group.axes
         },
     }

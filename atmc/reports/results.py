@@ -50,7 +50,7 @@ def _attack_name(attack: object) -> object:
 
 _Count = Annotated[int, Field(ge=0, le=2**63)]
 _Share = Annotated[float, Field(ge=0, le=1)]
-_Seconds = Annotated[float, Field(ge=0)]
+_Time = Annotated[float, Field(ge=0)]
 _Line = Annotated[str, AfterValidator(lambda text: " ".join(text.split()))]
 _Name = Annotated[str, BeforeValidator(lambda name: "unknown" if name in (None, "") else name)]
 _Bits = Annotated[
@@ -104,6 +104,8 @@ class Result(_Record):
         warnings: why its robust accuracies are not to be trusted.
         class_names: in the order of the labels.
         error: why it failed; None for a finished run.
+        multiply_adds: for one example, of the compact network, as ``latency_ms``.
+        dense_multiply_adds: of the network as it is, as ``dense_latency_ms``.
         smallest_bits: of a failed run: the smallest budget that its method can reach.
     """
 
@@ -123,9 +125,21 @@ class Result(_Record):
     paper_bits: _Count | None = Field(None, validation_alias=AliasPath("size", "paper_bits"))
     dense_bits: _Count | None = Field(None, validation_alias=AliasPath("size", "dense_bits"))
     nonzeros: _Count | None = Field(None, validation_alias=AliasPath("size", "nonzeros"))
+    multiply_adds: _Count | None = Field(
+        None, validation_alias=AliasPath("cost", "compact", "multiply_adds")
+    )
+    dense_multiply_adds: _Count | None = Field(
+        None, validation_alias=AliasPath("cost", "dense", "multiply_adds")
+    )
+    latency_ms: _Time | None = Field(
+        None, validation_alias=AliasPath("cost", "compact", "latency_ms")
+    )
+    dense_latency_ms: _Time | None = Field(
+        None, validation_alias=AliasPath("cost", "dense", "latency_ms")
+    )
     accuracy: _Accuracy = {}
     attacks: tuple[Attack, ...] = ()
-    seconds: Annotated[dict[str, _Seconds], BeforeValidator(_without_none)] = {}
+    seconds: Annotated[dict[str, _Time], BeforeValidator(_without_none)] = {}
     train_attack: _TrainAttack = None
     warnings: tuple[_Line, ...] = ()
     class_names: _ClassNames = None
@@ -270,6 +284,7 @@ def series_order(result: Result) -> tuple[Any, ...]:
 COLUMNS = (
     *("method", "bits", "model", "dataset", "seed", "budget_bits"),
     *("file_bits", "paper_bits", "dense_bits", "nonzeros"),
+    *("multiply_adds", "dense_multiply_adds", "latency_ms", "dense_latency_ms"),
     *("clean", "fgsm", "pgd", "worst", "eps", "examples", "attacks", "train_attack", "warnings"),
     *("train_seconds", "compress_seconds", "evaluate_seconds"),
     *("status", "smallest_bits", "error", "path"),
@@ -279,8 +294,9 @@ COLUMNS = (
 def to_csv(results: Iterable[Result]) -> bytes:
     """``results.csv``: a row a run under :data:`COLUMNS`; empty where a value does not apply.
 
-    Sizes are in bits, accuracies and ε are shares of 1. ``attacks`` holds every attack with its
-    settings and its accuracy, those without a column too.
+    Sizes are in bits, accuracies and ε are shares of 1. Multiply-adds and latency are of the
+    compact network for one example, those of the network as it is begin with ``dense_``.
+    ``attacks`` holds every attack with its settings and its accuracy, those without a column too.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")

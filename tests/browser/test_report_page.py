@@ -4,7 +4,7 @@ import os
 
 import chromium
 import pytest
-from report_builders import dense, failure, run
+from report_builders import cost, dense, failure, run
 
 from atmc.reports.build import report
 
@@ -32,12 +32,13 @@ def page(tmp_path_factory):
                     folder / f"{s}-{budget}-{seed}",
                     **{"method": method, "bits": bits, "budget_bits": budget, "seed": seed},
                     **{"clean": clean, "worst": clean - 0.2, "file_bits": budget - 8 * (s + seed)},
+                    cost=cost(200_000 - budget + 1_000 * seed) if s else None,
                 )
     run(folder / "with-artifact", method="nat-prune", bits=4, budget_bits=30_000, model_seed=0)
     names = [f"figure {EVIL} {i}" for i in range(10)]
     more = {"bits": 8, "budget_bits": 30_000, "model_seed": 1, "clean": 0.95, "class_names": names}
     run(folder / "with-another", method="nat-prune", **more)
-    dense(folder / "dense")
+    dense(folder / "dense", cost=cost(400_000))
     failure(folder / "low")
     failure(folder / "nan", method="hydra", smallest_bits=None, error=EVIL)
     report(folder)
@@ -131,6 +132,40 @@ def test_another_attack_on_the_right(page):
     assert page.run(y) == pytest.approx(before + 0.1)
     titles = page.run(f"{PLOT}.layout.annotations.map(a => a.text)")
     assert titles == ["clean accuracy", "robust accuracy, fgsm"]
+
+
+def test_over_multiply_adds(page):
+    """Of the runs that have them; the choice of the robust accuracy stays."""
+    choose = (
+        "(() => {{ const c = document.getElementById('over-0'); c.value = '{}';"
+        " c.dispatchEvent(new Event('change')); }})()"
+    )
+    means = f"{PLOT}.data.filter(t => t.meta === 'mean' && t.xaxis === 'x' && t.x.length)"
+    ranges = f"[{PLOT}.layout.xaxis.range, {PLOT}.layout.xaxis2.range]"
+    before, titles = page.run(ranges), f"{PLOT}.layout.annotations.map(a => a.text)"
+    robust = page.run(titles)
+    page.run(choose.format("multiply_adds"))
+    try:
+        names = page.run(f"{means}.map(t => t.legendgroup)")
+        assert names == [f"{EVIL}, 32 bits", "atmc, 4 bits"]
+        assert page.run(f"{means}.map(t => t.x)") == [[190_500, 160_500]] * 2
+        label = "multiply-adds of the compact network, for one example"
+        assert page.run(f"{PLOT}.layout.xaxis.title.text") == label
+        low, high = (10**power for power in page.run(f"{PLOT}.layout.xaxis.range"))
+        assert 140_000 < low < 160_000 and 191_000 < high < 210_000
+        shown = page.run(f"[...{PLOT}.querySelectorAll('.xtick text')].map(t => t.textContent)")
+        assert {"160 k", "170 k", "180 k", "190 k"} <= set(shown)
+        assert page.run(titles) == robust
+        hover = f"{means}[0].text[0]"
+        assert "190,500 multiply-adds" in page.run(hover)
+        texts = f"{PLOT}.data.find(t => t.meta === 'runs' && t.x.length).text[0]"
+        assert "multiply-adds, 0.05 ms" in page.run(texts)
+        line = f"{PLOT}.data.find(t => t.meta === 'dense')"
+        least, template = page.run(f"[Math.min(...{line}.x), {line}.hovertemplate]")
+        assert least == pytest.approx(low) and "400,000 dense multiply-adds" in template
+    finally:
+        page.run(choose.format("file_bits"))
+    assert page.run(ranges) == before
 
 
 def test_the_table_sorts_by_click(page):

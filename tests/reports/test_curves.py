@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from report_builders import dense, failure, run
+from report_builders import cost, dense, failure, run
 
 from atmc.reports.curves import draw, draw_ladder
 from atmc.reports.groups import group_runs
@@ -36,6 +36,23 @@ def test_clean_and_robust_accuracy_of_every_group(tmp_path):
     assert legend <= set(texts)
     for text in ("digits-cnn on mnist, ε = 0.1", "20 k", "0.2 %"):
         assert text in texts
+
+
+def texts_of(path):
+    return re.findall("<text.*?>(.*?)</text>", path.read_text())
+
+
+def test_a_second_row_over_multiply_adds(tmp_path):
+    for budget, multiply_adds in ((10_000, 320_000), (40_000, 380_000)):
+        run(tmp_path / str(budget), budget_bits=budget, cost=cost(multiply_adds))
+    run(tmp_path / "older", dataset="mnist")
+    draw(tmp_path / "a.svg", group_runs(find(tmp_path)[0]))
+    texts = texts_of(tmp_path / "a.svg")
+    assert texts.count("clean accuracy") == 3  # twice for digits, once for mnist
+    assert texts.count("multiply-adds of the compact network, for one example") == 2
+    assert texts.count("of the dense multiply-adds") == 2
+    # a range without 1, 2 or 5 times a power of ten has ticks all the same
+    assert {"320 k", "340 k", "380 k", "80 %", "90 %"} <= set(texts)
 
 
 def test_failures_alone(tmp_path):

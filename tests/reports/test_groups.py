@@ -1,7 +1,7 @@
 """Which runs form a curve."""
 
 import pytest
-from report_builders import attacks, dense, failure, run
+from report_builders import attacks, cost, dense, failure, run
 
 from atmc.reports.groups import group_runs
 from atmc.reports.results import find
@@ -18,8 +18,8 @@ def test_points_are_means_over_seeds_with_their_spread(tmp_path):
     (group,) = grouped(tmp_path)
     (series,) = group.series()
     small, large = series.points("clean")
-    assert (small.budget_bits, small.file_bits, small.mean, small.runs) == (9_000, 8_992, 0.5, 1)
-    assert (large.file_bits, large.low, large.high, large.runs) == (19_908, 0.7, 0.9, 3)
+    assert (small.budget_bits, small.x, small.mean, small.runs) == (9_000, 8_992, 0.5, 1)
+    assert (large.x, large.low, large.high, large.runs) == (19_908, 0.7, 0.9, 3)
     assert large.mean == pytest.approx(0.8)
     assert series.points("autoattack") == []
 
@@ -28,7 +28,35 @@ def test_runs_without_a_budget_are_points_of_their_own(tmp_path):
     for bits in (8_000, 16_000):
         run(tmp_path / str(bits), budget_bits=None, file_bits=bits)
     (series,) = grouped(tmp_path)[0].series()
-    assert [point.file_bits for point in series.points("worst")] == [8_000, 16_000]
+    assert [point.x for point in series.points("worst")] == [8_000, 16_000]
+
+
+def test_points_over_multiply_adds_are_in_the_order_of_the_files(tmp_path):
+    for budget, multiply_adds in ((8_000, 150_000), (16_000, 90_000), (32_000, 200_000)):
+        for seed in (0, 1):
+            values = {"budget_bits": budget, "file_bits": budget, "clean": budget / 64_000}
+            more = cost(multiply_adds + 1_000 * seed)
+            run(tmp_path / f"{budget}-{seed}", seed=seed, cost=more, **values)
+    run(tmp_path / "older", budget_bits=64_000, file_bits=64_000)
+    run(tmp_path / "nothing", budget_bits=4_000, file_bits=4_000, cost=cost(0))
+    (group,) = grouped(tmp_path)
+    (series,) = group.series()
+    points = series.points("clean", "multiply_adds")
+    assert [(point.x, point.mean, point.runs) for point in points] == [
+        *((150_500, 0.125, 2), (90_500, 0.25, 2), (200_500, 0.5, 2)),
+    ]
+    assert len(series.points("clean")) == 5
+    assert group.axes == ["file_bits", "multiply_adds"]
+    assert group.dense_value("file_bits") == 4_834_304
+    assert group.dense_value("multiply_adds") == 400_000
+
+
+def test_there_are_no_curves_over_what_no_run_tells(tmp_path):
+    run(tmp_path / "a")
+    run(tmp_path / "b", cost={"dense": None, "compact": None, "thin": None, "error": "why"})
+    dense(tmp_path / "d", cost=cost(400_000))  # a line, and no point of a curve
+    (group,) = grouped(tmp_path)
+    assert group.axes == ["file_bits"]
 
 
 def test_only_runs_on_the_same_terms_are_put_together(tmp_path):

@@ -7,7 +7,7 @@ import weakref
 from html.parser import HTMLParser
 
 import pytest
-from report_builders import artifact, attacks, dense, failure, report, run, write
+from report_builders import artifact, attacks, cost, dense, failure, report, run, write
 
 from atmc import data
 from atmc.errors import MissingExtraError, ReportError
@@ -21,7 +21,7 @@ EVIL = '<img src=x onerror="pwned=1">\'&</script><script>pwned=1</script>'
 def reported(tmp_path_factory):
     """A folder of runs of every kind, and its report."""
     folder = tmp_path_factory.mktemp("runs")
-    run(folder / "a", model_seed=0)
+    run(folder / "a", model_seed=0, cost=cost(123_456, 0.0621))
     run(folder / "b", seed=1, clean=0.8, worst=0.6, file_bits=19_900)
     run(folder / "evil", method=EVIL, budget_bits=9_000, file_bits=8_992)
     dense(folder / "dense")
@@ -68,6 +68,9 @@ def test_the_page_tells_what_was_run(reported):
     assert 'is too small">needs 31,264 bits' in html  # by run
     assert "± 0.0500, 2 runs" in html
     assert "0.8500 (0.9800), not compressed" in html
+    assert '<td data-value="123456">123,456</td>' in html
+    assert '<td data-value="0.0621">0.0621</td>' in html
+    assert '<option value="multiply_adds">multiply-adds</option>' in html
     assert "decoded file" in html
     assert "eight times the length" in html
 
@@ -106,6 +109,7 @@ def test_runs_that_were_not_attacked_alike_are_flagged(tmp_path):
     assert "2 runs share method, bits, budget and seed" in html
     assert "100 or 497" in html
     assert "No artifact lies beside the reports" in html
+    assert 'id="over-0"' not in html  # there is nothing to choose
     assert "There is no artifact to attack" in html
 
 

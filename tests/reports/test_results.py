@@ -5,7 +5,7 @@ import io
 import os
 
 import pytest
-from report_builders import attacks, dense, failure, report, run, write
+from report_builders import attacks, cost, dense, failure, report, run, write
 
 from atmc.reports.results import COLUMNS, find, to_csv
 
@@ -105,6 +105,8 @@ def test_a_run_that_was_finished_after_it_failed(tmp_path):
         (report(budget_bits=10**400), "(budget_bits"),
         (report(size={"file_bits": 0}), "(size.file_bits"),
         (report(attacks=[{}]), "(attacks.0.name"),
+        (report(cost=cost(-1)), "(cost.compact.multiply_adds"),
+        (report(cost=cost(latency_ms=float("inf"))), "(cost.compact.latency_ms"),
     ],
 )
 def test_a_damaged_report_is_named_and_left_out(tmp_path, content, message):
@@ -146,6 +148,22 @@ def test_a_name_that_is_no_text(tmp_path):
     (result,) = find(tmp_path)[0]
     assert result.path == "\ufffd"
     assert result.path in to_csv([result]).decode()
+
+
+@pytest.mark.parametrize(
+    "unknown", [None, 7, "text", {}, {"dense": None, "compact": None, "error": "why"}]
+)
+def test_the_cost_of_a_run_may_be_unknown(tmp_path, unknown):
+    run(tmp_path / "a", cost=unknown)
+    run(tmp_path / "b", seed=1)  # of an earlier version
+    run(tmp_path / "c", seed=2, cost=cost())
+    results, warnings = find(tmp_path)
+    assert warnings == []
+    names = ("multiply_adds", "dense_multiply_adds", "latency_ms", "dense_latency_ms")
+    assert [[row[name] for name in names] for row in rows(results)] == [
+        *([""] * 4, [""] * 4),
+        ["100000", "400000", "0.05", "0.08"],
+    ]
 
 
 def test_csv(tmp_path):
