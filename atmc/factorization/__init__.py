@@ -18,10 +18,14 @@ from atmc.factorization.layers import (
 )
 from atmc.factorization.norms import estimate_statistics, fold_statistics
 from atmc.factorization.parametrization import Factorization, Identity, Layout
+from atmc.factorization.start import DataAware, Factors, Form
 
 __all__ = [
+    "DataAware",
     "Factorization",
     "FactorizedWeight",
+    "Factors",
+    "Form",
     "Identity",
     "Importance",
     "Layout",

@@ -11,7 +11,9 @@ from torch import Tensor
 from atmc.factorization.layers import FactorizedWeight
 from atmc.factorization.parametrization import adds_nothing
 
-Importance = Literal["effect", "effect-per-bit", "magnitude"]
+Importance = Literal["effect", "effect-per-bit", "magnitude", "saliency-per-bit"]
+# Of a factor's name, √κ as (..., rows, 1) and (..., 1, columns); κ is how the loss is curved in it.
+Roots = Callable[[str], tuple[Tensor, Tensor]]
 
 _VALUE_BITS = 4.0  # of a nonzero, its sign included
 
@@ -74,6 +76,31 @@ def effect_per_bit(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
     cheap, those in empty ones dear: so nonzeros gather.
     """
     effect(weight, out)
+    _per_bit(weight, out)
+
+
+def saliency_per_bit(
+    weight: FactorizedWeight, out: Mapping[str, Tensor], roots: Roots | None
+) -> None:
+    """|θ| √κ over the square root of what an entry costs in the file: loss for each bit.
+
+    Args:
+        weight: whose entries are ranked.
+        out: for the scores.
+        roots: √κ; None, before any gradient is there, for the effect per bit.
+    """
+    if roots is None:
+        effect_per_bit(weight, out)
+        return
+    magnitude(weight, out)
+    for name in weight.factors:
+        if name in out:
+            rows, columns = roots(name)
+            out[name].mul_(rows).mul_(columns)
+    _per_bit(weight, out)
+
+
+def _per_bit(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
     for name, factor in weight.factors.items():
         if name in out:
             rows, columns = place_bits(factor.detach())
@@ -93,18 +120,23 @@ def scores(
     weights: Sequence[FactorizedWeight],
     importance: Importance,
     out: Mapping[str, Tensor] | None = None,
+    roots: Roots | None = None,
 ) -> dict[str, Tensor]:
     """Scores of the entries of factors, by the factors' names.
 
     Args:
         weights: of a model.
-        importance: "magnitude", "effect" or "effect-per-bit".
+        importance: "magnitude", "effect", "effect-per-bit" or "saliency-per-bit".
         out: tensors to write the scores into, of the factors' shapes: of these factors alone;
             None for new tensors, of all factors.
+        roots: √κ of the factors, for "saliency-per-bit".
     """
     if out is None:
         factors = {name: f for weight in weights for name, f in weight.factors.items()}
         out = {name: torch.empty_like(factor) for name, factor in factors.items()}
     for weight in weights:
-        _SCORES[importance](weight, out)
+        if importance == "saliency-per-bit":
+            saliency_per_bit(weight, out, roots)
+        else:
+            _SCORES[importance](weight, out)
     return dict(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -62,7 +62,7 @@ def weight_names(module: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def _layout(module: nn.Module, weight: Tensor) -> Layout:
+def layout_of(module: nn.Module, weight: Tensor) -> Layout:
     """The layout of a layer's weight."""
     if isinstance(module, _ConvNd):
         return Layout(tuple(weight.shape), module.groups, module.transposed)
@@ -108,6 +108,8 @@ def factorize(
     model: nn.Module,
     *,
     rank: int | None = None,
+    identity: bool = True,
+    start: Callable[[nn.Module], object] | None = None,
     include: Patterns = "*",
     exclude: Patterns = (),
 ) -> nn.Module:
@@ -121,6 +123,9 @@ def factorize(
         model: any module; layers that are factorized already are left alone.
         rank: None for the identity start, else the rank of the truncated SVD start, capped by that
             of the layer.
+        identity: False for C = W, beside an empty U V of full inner size.
+        start: called with the model at last, to write other values into its factors, such as a
+            :class:`~atmc.factorization.start.DataAware`; there is no identity then.
         include: name patterns (``fc*``, ``features.0.weight``) of what to factorize.
         exclude: name patterns of what to leave dense; any of a tied weight's names will do.
 
@@ -149,12 +154,15 @@ def factorize(
             if _matches(full, exclude) or weight.numel() == 0:
                 excluded.add(weight)
             if name in weight_names(module) and _matches(full, include):
-                layouts.setdefault(weight, _layout(module, weight))
+                layouts.setdefault(weight, layout_of(module, weight))
     layouts = {weight: layout for weight, layout in layouts.items() if weight not in excluded}
     if not layouts and not factorized_weights(model):
         raise ValueError("no weight to factorize: no layer of a known kind matches the patterns")
+    identity = identity and start is None
     for weight, layout in layouts.items():
-        _register(places[weight], layout, rank, _memory_format(weight))
+        _register(places[weight], layout, rank, _memory_format(weight), identity)
+    if start is not None:
+        start(model)
     return model
 
 
@@ -163,11 +171,12 @@ def _register(
     layout: Layout,
     rank: int | None,
     memory_format: torch.memory_format,
+    identity: bool,
 ) -> None:
     """Put the parametrization on a weight in each module that holds it, with shared factors."""
     entries: list[nn.Module] = []
     for module, name in places:
-        factorization = Factorization(layout, rank, memory_format)
+        factorization = Factorization(layout, rank, memory_format, identity)
         parametrize.register_parametrization(module, name, factorization)
         entries.append(cast(nn.ModuleDict, module.parametrizations)[name])
         for index in range(3):

@@ -98,6 +98,7 @@ class Factorization(nn.Module):
         rank: None starts from the identity on the smaller side; a number starts from the
             truncated SVD of that rank, with C the residual.
         memory_format: of W.
+        identity: False starts without one: C is W, and U V is empty, of full inner size.
     """
 
     def __init__(
@@ -105,13 +106,14 @@ class Factorization(nn.Module):
         layout: Layout,
         rank: int | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
+        identity: bool = True,
     ) -> None:
         super().__init__()
         self.layout = layout
         self.rank = rank
         self.memory_format = memory_format
         self.identity: Identity = "none"
-        if rank is None:
+        if rank is None and identity:
             self.identity = "left" if layout.rows <= layout.rest else "right"
 
     def matrix(self, U: Tensor, V: Tensor, C: Tensor) -> Tensor:
@@ -143,6 +145,12 @@ class Factorization(nn.Module):
         """Factors of ``W``: to the bit from the identity start, rounded from the SVD start."""
         M = self.layout.to_matrix(W).contiguous()
         square = min(self.layout.rows, self.layout.rest)
+        if self.rank is None and self.identity == "none":
+            empty = (
+                M.new_zeros(*M.shape[:-1], square),
+                M.new_zeros(*M.shape[:-2], square, M.shape[-1]),
+            )
+            return *empty, M.clone()
         if self.rank is None:
             deviation = M.new_zeros(*M.shape[:-2], square, square)
             U, V = (deviation, M.clone()) if self.identity == "left" else (M.clone(), deviation)
