@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from atmc.factorization.importance import Importance, scores
 from atmc.factorization.layers import factorized_weights
+from atmc.optim.curvature import Curvature
 from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
 from atmc.optim.splitting import Penalty, Schedule, Splitting, at
 from atmc.projection import select
@@ -78,7 +79,9 @@ class ATMC(Splitting):
             by ρ_old / ρ_new when ρ changes.
         duplicate_every: steps between duplicates.
         importance: "magnitude" ranks entries by |θ| (the paper's projection), "effect" by
-            what they change in W, "effect-per-bit" by that for what they cost in the file.
+            what they change in W, "effect-per-bit" by that for what they cost in the file, and
+            "saliency-per-bit" by what cutting them costs the loss, for that
+            (:mod:`atmc.optim.curvature`).
         factors: names of those that share k nonzeros; None for all. The others must not be moved:
             ``atmc.factorization.train_factors`` sees to it.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.
@@ -130,6 +133,8 @@ class ATMC(Splitting):
         self.k = k
         self.duplicate_every = duplicate_every
         self.importance: Importance = importance
+        by_loss = importance == "saliency-per-bit"
+        self.curvature = Curvature(self.factors) if by_loss else None
         self.rdo = rdo
         self.auto = bits == "auto"
         self._chosen_at = 0  # nonzeros when bits were chosen last
@@ -185,7 +190,9 @@ class ATMC(Splitting):
         """Scores of the factors as they are now, by name; the next call overwrites them."""
         now = [factor._version for weight in self.weights for factor in weight.factors.values()]
         if self._scored != now:
-            scores(self.weights, self.importance, self._scores)
+            curvature = self.curvature
+            roots = curvature.roots if curvature is not None and curvature.steps > 0 else None
+            scores(self.weights, self.importance, self._scores, roots)
             self._scored = now
         return self._scores
 
@@ -212,6 +219,8 @@ class ATMC(Splitting):
         if self.finalized:
             raise RuntimeError("the optimizer is finalized: go on with CodebookOptimizer")
         loss = self.inner.step(closure)
+        if self.curvature is not None:
+            self.curvature.update()
         self._scored = None  # fused optimizers leave the versions as they are
         with torch.no_grad():
             self._proximal()
@@ -285,6 +294,7 @@ class ATMC(Splitting):
             "bits": dict(self.bits),
             "chosen_at": self._chosen_at,
             "finalized": self.finalized,
+            "curvature": None if self.curvature is None else self.curvature.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -298,3 +308,5 @@ class ATMC(Splitting):
         self._centroids = dict(state_dict.get("centroids", {}))
         self._chosen_at = state_dict["chosen_at"]
         self.finalized = state_dict["finalized"]
+        if self.curvature is not None:
+            self.curvature.load_state_dict(state_dict["curvature"])
