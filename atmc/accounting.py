@@ -52,7 +52,7 @@ def _empty(model: nn.Module) -> nn.Module:
     """A factorized copy with every factor zero."""
     empty = copy_model(model)
     if not factorized_weights(empty):
-        factorize(empty)
+        factorize(empty, identity=False)
     fold_statistics(empty)
     with torch.no_grad():
         for factor in named_factors(empty).values():

@@ -53,7 +53,8 @@ def _show(sizes: Sizes, inspection: Inspection) -> None:
 
     parts = [part for part in PARTS if part != "header"]
     rows = []
-    for tensor, is_factor in zip(sizes.tensors, inspection.factors, strict=True):
+    for tensor in sizes.tensors:
+        is_factor = tensor.factor != ""
         density = f"{tensor.nonzeros / max(1, tensor.elements):.2%}"
         sparsity = [f"{tensor.nonzeros:,}", density, f"{tensor.levels}"]
         rows.append(
@@ -85,6 +86,7 @@ def _show(sizes: Sizes, inspection: Inspection) -> None:
         [
             ("model", printable(str(inspection.meta.get("model", "not of the zoo")))),
             *((part, f"{bits:,} bits") for part, bits in sizes.parts.items()),
+            ("factors", ", ".join(f"{f} {bits:,} bits" for f, bits in sizes.factors.items())),
             ("file", f"{sizes.file_bits:,} bits = {sizes.file_bits // 8:,} bytes"),
         ]
     )

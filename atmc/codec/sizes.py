@@ -23,6 +23,7 @@ class TensorSize:
 
     levels is 0 where there is no codebook. paper_bits = nonzeros * b, with 2**b >= levels and
     b >= 1 (b = 32 for float values); 0 for the dense part. ``parts`` has every part but the header.
+    factor is "U", "V" or "C", or "" for a tensor of the dense part.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TensorSize:
     levels: int
     paper_bits: int
     parts: dict[str, int]
+    factor: str = ""
 
     @property
     def bits(self) -> int:
@@ -57,6 +59,15 @@ class Sizes:
         """Nonzeros of all factors (k)."""
         return sum(tensor.nonzeros for tensor in self.tensors)
 
+    @property
+    def factors(self) -> dict[str, int]:
+        """Bits of all U, of all V and of all C: positions, codes and codebooks."""
+        bits = dict.fromkeys("UVC", 0)
+        for tensor in self.tensors:
+            if tensor.factor:
+                bits[tensor.factor] += tensor.bits
+        return bits
+
 
 def measure(artifact: Artifact) -> Sizes:
     """Where the bits of ``encode(artifact)`` go; see :func:`encode_measured`."""
@@ -81,20 +92,23 @@ def encode_measured(artifact: Artifact) -> tuple[bytes, Sizes]:
                 size = math.prod(value.shape)
                 tensors.append(TensorSize(name, value.shape, size, 0, 0, 0, parts))
             else:
-                tensors.append(_factor_size(f"{name}.{letter}", factor, parts))
+                tensors.append(_factor_size(name, letter, factor, parts))
     total = {part: sum(tensor.parts[part] for tensor in tensors) for part in PARTS[1:]}
     header = 8 * len(data) - sum(total.values())
     return data, Sizes(8 * len(data), {"header": header, **total}, tuple(tensors))
 
 
-def _factor_size(name: str, factor: Factor, parts: dict[str, int]) -> TensorSize:
+def _factor_size(name: str, letter: str, factor: Factor, parts: dict[str, int]) -> TensorSize:
     if isinstance(factor, FloatSparseTensor):
         levels, bits = 0, 32
     else:
         levels = factor.levels.size
         bits = max(1, (levels - 1).bit_length())
     nonzeros = factor.nonzeros
-    return TensorSize(name, factor.shape, factor.elements, nonzeros, levels, nonzeros * bits, parts)
+    shape, elements, paper_bits = factor.shape, factor.elements, nonzeros * bits
+    return TensorSize(
+        f"{name}.{letter}", shape, elements, nonzeros, levels, paper_bits, parts, letter
+    )
 
 
 def dense_fixed_bits(size: int, width: int) -> int:
@@ -152,12 +166,10 @@ class Inspection:
     Attributes:
         meta: what it says of the model.
         sizes: where its bits went; a tensor without a name in the file has its place, as in #3.
-        factors: for each row of ``sizes.tensors`` whether it is a U, V or C, not of the dense part.
     """
 
     meta: Mapping[str, Any]
     sizes: Sizes
-    factors: tuple[bool, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -168,6 +180,7 @@ class Inspection:
             "paper_bits": sizes.paper_bits,
             "nonzeros": sizes.nonzeros,
             "parts": sizes.parts,
+            "factors": sizes.factors,
             "tensors": [asdict(tensor) | {"bits": tensor.bits} for tensor in sizes.tensors],
         }
 
@@ -187,7 +200,4 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     if any(entry.name is None for entry in artifact.entries):
         named = tuple(replace(tensor, name=f"#{tensor.name}") for tensor in sizes.tensors)
         sizes = replace(sizes, tensors=named)
-    factors: list[bool] = []
-    for entry in artifact.entries:
-        factors += [True] * 3 if isinstance(entry.value, FactorizedWeight) else [False]
-    return Inspection(artifact.meta, sizes, tuple(factors))
+    return Inspection(artifact.meta, sizes)

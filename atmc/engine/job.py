@@ -55,8 +55,8 @@ class Job:
 
     Raises:
         BudgetError: the budget is below the smallest possible file; with that size.
-        ValueError: a model without parameters to train, ratios for a method that takes none, or a
-            loss that its attack or ``clean_weight`` does not go with.
+        ValueError: a model without parameters to train, ratios or factors for a method that takes
+            none, or a loss that its attack or ``clean_weight`` does not go with.
     """
 
     model: nn.Module
@@ -83,6 +83,8 @@ class Job:
         self.target = self._target(file.budget_bits)
         if file.ratios is not None and not self.recipe.layerwise:
             raise ValueError(f"{file.method} does not prune layer by layer: leave out ratios")
+        if file.factors is not None and not self.recipe.unified:
+            raise ValueError(f"{file.method} has no choice of factors: leave out factors")
         self._objective(None)  # refuses losses that do not go together
         self._warn_of_large_tensors()
 
@@ -179,7 +181,8 @@ class Job:
         t = self.settings.training
         assert t.epochs is not None and t.level_epochs is not None
         state = torch.bfloat16 if t.state_precision == "bfloat16" else None
-        return Schedule(t.epochs, t.level_epochs, t.lr, state, self.settings.file.ratios)
+        file = self.settings.file
+        return Schedule(t.epochs, t.level_epochs, t.lr, state, file.ratios, file.factors or "uvc")
 
     def _objective(self, teacher: nn.Module | None) -> Objective:
         attack, training = self.settings.attack, self.settings.training
@@ -258,6 +261,7 @@ class Job:
                 "dense_bits": dense_bits(self.model),
                 "nonzeros": sizes.nonzeros,
                 "parts": dict(sizes.parts),
+                "factors": sizes.factors,
             },
             "unused": self.target.unused(sizes.file_bits),
         }

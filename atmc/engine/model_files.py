@@ -139,7 +139,7 @@ def read_model(path: Path, otherwise: str | Model | None = None) -> ModelFile:
         AtmcFormatError, OSError, PythonPathError, WeightsError: see their messages.
         RunError: nothing tells how to build the model.
     """
-    size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts"))
+    size: dict[str, Any] = dict.fromkeys(("paper_bits", "nonzeros", "parts", "factors"))
     name: str | None
     artifact = None
     if path.suffix in WEIGHTS_SUFFIXES:
@@ -167,7 +167,7 @@ def read_model(path: Path, otherwise: str | Model | None = None) -> ModelFile:
             model = from_artifact(artifact)
         sizes = codec.measure(artifact)
         size |= {"paper_bits": sizes.paper_bits, "nonzeros": sizes.nonzeros}
-        size["parts"] = dict(sizes.parts)
+        size |= {"parts": dict(sizes.parts), "factors": sizes.factors}
     size |= {"file_bits": 8 * path.stat().st_size, "dense_bits": dense_bits(model)}
     model = channels_last(model.eval().float())  # a user's may be built in half precision
     return ModelFile(model, size, name, artifact)

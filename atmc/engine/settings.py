@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from atmc import data, methods, models
 from atmc.attacks.registry import training_attack, training_names
 from atmc.errors import SettingsError
+from atmc.factorization.start import Factors
 from atmc.hardware import fast_bfloat16
 from atmc.messages import argument
 from atmc.models.initialize import INITIALIZATIONS
@@ -232,6 +233,11 @@ class FileSettings(_Group):
     )
     rdo: bool = _setting(
         False, "true|false", "Round values to levels of short codes where their error is worth it."
+    )
+    factors: Factors | None = _setting(
+        None,
+        "|".join(get_args(Factors)),
+        "Factors that may hold nonzeros, in the method atmc; by default uvc.",
     )
     ratios: Ratios = _setting(
         None,

@@ -211,7 +211,7 @@ def _method(structure: Structure) -> None:
 
     def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
         sets = LayerSets(structure, schedule.ratios)
-        return pruned_bits(model, target, x, sets.project(factorize(model), 0.0))
+        return pruned_bits(model, target, x, sets.project(factorize(model, identity=False), 0.0))
 
     @register(f"admm-{structure}", least=least, layerwise=True)
     def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atmc import codec
+from atmc import codec, distributed
 from atmc.accounting import fixed_bits, stored_dense_part
 from atmc.factorization.importance import Importance
-from atmc.factorization.layers import factorize, train_factors
+from atmc.factorization.layers import factorize, named_factors, train_factors
+from atmc.factorization.start import DataAware, Factors
+from atmc.inference import in_mode
 from atmc.methods.base import Schedule, register
 from atmc.methods.closing.constant_units import fold_constant_units
 from atmc.methods.closing.dead_paths import drop_dead_paths
@@ -39,7 +41,8 @@ _MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to a
 _TRIALS, _SAME_RATE = 4, 0.02
 _FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 3, 50, 10  # in a stage
 _DUPLICATE = 0.5  # of what an aim takes
-_STATE = ("k_start", "k_target", "chosen", "rate", "aims")
+_STATE = ("k_start", "k_target", "chosen", "rate", "aims", "trained")
+_BATCHES = 8  # of the covariances of the inputs
 _ROUNDS, _NOTHING = 10, 0.001  # of the closing loop; share of the budget that may stay unused
 
 
@@ -47,29 +50,38 @@ class CompressStage(Stage):
     """ADMM under the budget: k shrinks as a cubic, levels are pulled in as ρ rises.
 
     k follows the *file*: every few steps the accountant says how many of the entries, as they
-    rank now, the budget holds. Trained are the carriers of W and whatever other factor holds a
-    nonzero at the start: none from the identity start.
+    rank now, the budget holds. Where the data-aware start chooses U V for a weight, U and V start
+    with the directions of W that weigh most in the output and C with the rest; elsewhere C starts
+    as W, and U and V stay empty.
 
     Args:
         epochs: length.
         lr: peak rate of Adam.
         target: the budget.
         state_dtype: of duplicates and duals, None for that of the factors.
+        factors: that may hold nonzeros.
     """
 
     name = "compress"
-    importance: Importance = "effect-per-bit"
+    importance: Importance = "saliency-per-bit"
     prune_only = False  # W itself is pruned: U and V stay the identity, C empty; no duplicates
     shrink = 0.6  # share of the stage over which k shrinks
     duplicate_every = 10  # steps, or more where that would take too large a share of them
     aims_share, duplicates_share = 0.04, 0.03  # of the time of all steps
 
     def __init__(
-        self, epochs: int, lr: float, target: Target, state_dtype: torch.dtype | None = None
+        self,
+        epochs: int,
+        lr: float,
+        target: Target,
+        state_dtype: torch.dtype | None = None,
+        factors: Factors = "c",
     ) -> None:
         super().__init__(epochs, lr)
         self.target = target
         self.state_dtype = state_dtype
+        self.factors: Factors = factors
+        self.trained: list[str] = []  # names of factors
         self.k_start = 0
         self.k_target = 0
         self.chosen = target.bits != "auto"
@@ -78,12 +90,18 @@ class CompressStage(Stage):
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize."""
-        factorize(model)
+        factorize(model, identity=False)
 
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """ATMC around Adam."""
         self.model = model
-        factors = train_factors(model)
+        empty = fixed_bits(model, width=self.target.width, meta=self.target.meta)
+        self.overhead = empty - self._dense_fixed(model)
+        if self.resumed is not None:
+            self.trained = self.resumed["trained"]
+        else:
+            self._choose_factors(model)
+        train_factors(model, self.trained)
         self.order = UnitOrder.of(model, self.example)
         self.prunings = Prunings(model, self.example, self.order)
         self.effort = Effort.of(model, self.example, self.batch_size, self.gradients)
@@ -95,18 +113,30 @@ class CompressStage(Stage):
             rho=rising_rho(self.total_steps),
             duplicate_every=sys.maxsize if self.prune_only else self._duplicate_interval(),
             importance=self.importance,
-            factors=factors,
+            factors=self.trained,
             rdo=self.target.rdo,
             state_dtype=self.state_dtype,
         )
-        empty = fixed_bits(model, width=self.target.width, meta=self.target.meta)
-        self.overhead = empty - self._dense_fixed(model)
         self.k_start = self.optimizer.nonzeros
         self._drop_dead()
         self._aim()
         if not self.chosen and self.shrink == 0:
             self._settle_bits()
         return self.optimizer
+
+    def _choose_factors(self, model: nn.Module) -> None:
+        """Write U V where it pays, and name the factors that are trained."""
+        if self.factors != "c":
+            available = self.target.budget_bits - self.overhead - self._dense_now()
+            batches = self.sample(_BATCHES)
+            with in_mode(model, training=False):
+                DataAware(batches, max(0.0, available), self.factors, exact=True)(model)
+            distributed.broadcast(named_factors(model).values())
+        self.trained = [
+            name
+            for name, factor in named_factors(model).items()
+            if bool(factor.any()) or (name.endswith(".C") and "c" in self.factors)
+        ]
 
     def _dense_fixed(self, model: nn.Module) -> int:
         return sum(
@@ -304,11 +334,11 @@ class ProjectStage(CompressStage):
     prune_only = True
 
 
-@register("atmc")
+@register("atmc", unified=True)
 def stages(target: Target, schedule: Schedule) -> Sequence[Stage]:
     """Pruning and quantization as one problem, of the factors that hold something; then levels."""
     return [
-        CompressStage(schedule.epochs, schedule.lr, target, schedule.state_dtype),
+        CompressStage(schedule.epochs, schedule.lr, target, schedule.state_dtype, schedule.factors),
         LevelStage(schedule.level_epochs, schedule.lr / 2, target),
     ]
 

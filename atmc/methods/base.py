@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atmc.factorization.start import Factors
 from atmc.methods.closing.target import Target
 from atmc.parsing import nearest
 from atmc.training.stage import Stage
@@ -24,6 +25,7 @@ class Schedule:
         lr: peak learning rate.
         state_dtype: of ADMM's duplicates and duals, None for that of the factors.
         ratios: what layers keep, by layer name or pattern, where a method prunes layer by layer.
+        factors: that may hold nonzeros, where a method can do without some.
     """
 
     epochs: int
@@ -31,6 +33,7 @@ class Schedule:
     lr: float
     state_dtype: torch.dtype | None = None
     ratios: Mapping[str, float] | None = None
+    factors: Factors = "uvc"
 
     @property
     def halves(self) -> tuple[int, int]:
@@ -55,6 +58,7 @@ class Method:
             ValueError for a bad schedule. None where that is the empty file.
         auto_bits: b for "auto", where the method does not choose it.
         layerwise: whether it takes ratios.
+        unified: whether it takes factors.
         bounded: whether there is a default budget.
     """
 
@@ -64,6 +68,7 @@ class Method:
     least: Least | None = None
     auto_bits: int | None = None
     layerwise: bool = False
+    unified: bool = False
     bounded: bool = True
 
 

@@ -32,7 +32,7 @@ class DenseStage(Stage):
 
 def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
     """The size of the file with every weight."""
-    return pruned_bits(factorize(model), target, x, {})
+    return pruned_bits(factorize(model, identity=False), target, x, {})
 
 
 @register("dense", least=least, auto_bits=FLOAT_BITS, bounded=False)

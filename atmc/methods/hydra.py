@@ -156,7 +156,7 @@ class ScoreStage(ShareStage):
 
 def least(model: nn.Module, target: Target, schedule: Schedule, x: Tensor) -> int:
     """The size with one weight a layer."""
-    weights = factorized_weights(factorize(model))
+    weights = factorized_weights(factorize(model, identity=False))
     values = {w.carrier: project_topk([w.factors[w.carrier].detach()], 1)[0] for w in weights}
     return pruned_bits(model, target, x, values)
 

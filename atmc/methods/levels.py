@@ -47,14 +47,14 @@ class LevelStage(Stage):
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize, where no earlier stage of this process has."""
-        factorize(model)
+        factorize(model, identity=False)
 
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """Adam on the masters."""
         self.model = model
         train_factors(model)
         self.norms = list(foldable_norms(model).values())
-        if self.norms and not self.resumed:
+        if self.norms and self.resumed is None:
             if self.total_steps > 0:  # a model that nothing trains stays as it is
                 with in_mode(model, training=False), plain_weights(model):
                     estimate_statistics(model, self.sample(_BATCHES))

@@ -79,7 +79,7 @@ class MaskedStage(Stage):
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize, where no earlier stage has."""
-        factorize(model)
+        factorize(model, identity=False)
 
     def start(self, model: nn.Module) -> torch.optim.Optimizer:
         """Prune; the optimizer on everything."""

@@ -45,13 +45,13 @@ def bits_per_layer(artifact: codec.Artifact) -> list[dict[str, Any]]:
     for name, entry in zip(_tensor_names(artifact), artifact.entries, strict=True):
         layer, _, kind = name.rpartition(".")
         row = rows.setdefault(layer or kind, _row(layer or kind))
-        factorized = isinstance(entry.value, codec.FactorizedWeight)
-        for column in _WEIGHTS if factorized else ("dense",):
+        for _ in range(3 if isinstance(entry.value, codec.FactorizedWeight) else 1):
             tensor = next(tensors)
+            column = tensor.factor or "dense"
             for part, bits in tensor.parts.items():
                 row["parts"][part] += bits
             row["factors"][column] += tensor.bits
-            if factorized:
+            if tensor.factor:
                 row["nonzeros"][column] += tensor.nonzeros
             if column in ("dense", "C"):
                 row["elements"] += tensor.elements

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,7 @@ from pydantic import (
 from atmc.engine.model_files import are_names
 from atmc.engine.settings import read_config
 from atmc.errors import SettingsError
+from atmc.factorization.start import Factors
 from atmc.parsing import parse_bits_per_value, parse_eps
 
 _T = TypeVar("_T")
@@ -157,15 +158,22 @@ class Result(_Record):
         return self.method == "dense"
 
     @property
+    def factors(self) -> str | None:
+        """The factors that its settings restrict it to; None for no restriction."""
+        factors = self.config.get("factors")
+        return factors if factors in get_args(Factors) else None
+
+    @property
     def series(self) -> str:
-        """The curve it is a point of: its method and b, in words."""
+        """The curve it is a point of: its method, factors and b, in words."""
         if self.dense:
             return "dense, no attack in training" if self.train_attack == "none" else "dense"
+        method = self.method if self.factors is None else f"{self.method}, factors {self.factors}"
         if self.bits is None:
-            return self.method
+            return method
         if self.bits == "auto":
-            return f"{self.method}, bits auto"
-        return f"{self.method}, {self.bits} bit{'s'[: self.bits != 1]}"
+            return f"{method}, bits auto"
+        return f"{method}, {self.bits} bit{'s'[: self.bits != 1]}"
 
     @property
     def status(self) -> str:
@@ -282,7 +290,7 @@ def series_order(result: Result) -> tuple[Any, ...]:
 
 
 COLUMNS = (
-    *("method", "bits", "model", "dataset", "seed", "budget_bits"),
+    *("method", "factors", "bits", "model", "dataset", "seed", "budget_bits"),
     *("file_bits", "paper_bits", "dense_bits", "nonzeros"),
     *("multiply_adds", "dense_multiply_adds", "latency_ms", "dense_latency_ms"),
     *("clean", "fgsm", "pgd", "worst", "eps", "examples", "attacks", "train_attack", "warnings"),

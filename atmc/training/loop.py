@@ -236,7 +236,7 @@ class Trainer:
                 stage.example = example
                 stage.batch_size, stage.gradients = batch_size, self.objective.gradients
                 stage.optimization = self.optimization
-                stage.resumed = state is not None
+                stage.resumed = None if state is None else state["extra"]
                 stage.sample = partial(self._sample, index)
                 optimizer, step = self._start(stage, state)
                 self._compare(stage, optimizer, step)

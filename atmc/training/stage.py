@@ -38,7 +38,8 @@ class Stage:
         self.batch_size = 1
         self.gradients = 1  # passes of the batch, forward and backward, in a step
         self.optimization = Optimization()
-        self.resumed = False  # whether start() has the model of a checkpoint
+        # Of a checkpoint whose model start() has: its state_dict(). None for a fresh start.
+        self.resumed: dict[str, Any] | None = None
         self.sample: Callable[[int], list[Tensor]] = lambda count: []  # inputs, in batches
         # From start() to finish(), of stages that take one:
         self.average: Average | None = None

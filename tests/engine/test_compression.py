@@ -159,7 +159,10 @@ def test_the_report(done: Any) -> None:
     assert (report["dataset"], report["seed"], report["budget_bits"]) == ("Batches", 0, 3000)
     assert (report["accuracy"], report["attacks"]) == (None, [])
     size = report["size"]
-    assert set(size) == {"file_bits", "paper_bits", "dense_bits", "nonzeros", "parts"}
+    sizes = {"file_bits", "paper_bits", "dense_bits", "nonzeros", "parts", "factors"}
+    assert set(size) == sizes
+    of_factors = sum(size["parts"][part] for part in ("codebooks", "positions", "values"))
+    assert set(size["factors"]) == set("UVC") and sum(size["factors"].values()) == of_factors
     assert set(size["parts"]) == PARTS
     assert sum(size["parts"].values()) == size["file_bits"] == 8 * len(result.data)
     assert size["dense_bits"] == 32 * (3 * 9 + 27 * 4)
@@ -282,8 +285,9 @@ def test_methods_differ() -> None:
     assert len({compressed(method=name).data for name in ("atmc", "nat-prune")}) == 2
 
 
-def test_a_run_in_a_folder_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    whole = compressed(method="atmc")
+@pytest.mark.parametrize("factors", [None, "uv"])
+def test_a_run_in_a_folder_resumes_to_the_same_bytes(factors: str | None, tmp_path: Path) -> None:
+    whole = compressed(method="atmc", factors=factors)
     folder = tmp_path / "a" / "b"
     for stop in (2, 4, 5):
         steps = 0
@@ -295,10 +299,10 @@ def test_a_run_in_a_folder_resumes_to_the_same_bytes(tmp_path: Path) -> None:
                 os.kill(os.getpid(), 2)
 
         with pytest.raises(KeyboardInterrupt):
-            compress(folder=folder, resume=stop != 2, on_step=stopping)
-    result = compress(folder=folder, resume=True)
+            compress(folder=folder, resume=stop != 2, on_step=stopping, factors=factors)
+    result = compress(folder=folder, resume=True, factors=factors)
     assert result.data == whole.data == (folder / "model.atmc").read_bytes()
-    again = compress(folder=folder, resume=True)  # it is finished
+    again = compress(folder=folder, resume=True, factors=factors)  # it is finished
     assert (again.data, again.report) == (result.data, result.report)
     for one, two in ((again.model, whole.model), (again.dense, whole.dense)):
         for name, value in one.state_dict().items():
@@ -422,6 +426,8 @@ def test_progress_is_told() -> None:
         ({"dataset": "digits"}, "the dataset is given as an object: leave it out"),
         ({"attacks": ["pgd-0"]}, "unknown attack 'pgd-0'"),
         ({"epoch": 3}, "unknown setting 'epoch': did you mean 'epochs'"),
+        ({"factors": "u"}, "factors: Input should be 'uvc', 'uv' or 'c'"),
+        ({"method": "l0", "factors": "c"}, "l0 has no choice of factors: leave out factors"),
     ],
     ids=lambda value: str(value)[:24],
 )

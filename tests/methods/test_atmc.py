@@ -14,6 +14,7 @@ from atmc.accounting import smallest_bits
 from atmc.artifact import from_artifact, to_artifact
 from atmc.data import Batches
 from atmc.errors import BudgetError
+from atmc.factorization import Factors
 from atmc.factorization.layers import dense_part, factorize, factorized_weights, named_factors
 from atmc.methods import Target
 from atmc.methods.atmc import CompressStage, ProjectStage
@@ -115,8 +116,8 @@ def test_k_is_a_cubic_from_the_dense_count_to_the_target(shrink: float) -> None:
     resumed = CompressStage(1, 1e-2, stage.target)
     resumed.shrink, resumed.total_steps, resumed.example = shrink, 100, stage.example
     with torch.no_grad():
-        model.wide.parametrizations.weight.original0[:20] = 0
-        model.wide.parametrizations.weight.original1[:20] = 0
+        model.wide.parametrizations.weight.original2[:20] = 0
+    resumed.resumed = stage.state_dict()
     resumed.start(model)
     resumed.load_state_dict(stage.state_dict())
     assert [resumed.k_at(step) for step in range(101)] == [stage.k_at(s) for s in range(101)]
@@ -208,7 +209,7 @@ def test_bits_are_chosen_where_a_factor_has_lost_its_partner() -> None:
     stage.total_steps = 10
     stage.example = torch.rand(4, 1, 8, 8)
     stage.reshape(model)
-    weight = next(w for w in factorized_weights(model) if w.parametrization.identity == "left")
+    weight = factorized_weights(model)[0]
     with torch.no_grad():
         weight.U.fill_(0.5)
         weight.V.zero_()
@@ -278,6 +279,54 @@ def test_projection_is_at_the_target_from_the_first_step() -> None:
     assert 0 < int(mask.sum()) < mask.numel()
     assert torch.equal(kept[0], before * mask)
     assert float(before[mask].abs().min()) >= float(before[~mask].abs().max())
+
+
+# ---- the factors
+
+
+def started(factors: Factors) -> tuple[Any, CompressStage, dict[str, Tensor]]:
+    """A net with one weight of rank 2, its stage after its start, and the weights before."""
+    model = net()
+    with torch.no_grad():
+        model.wide.weight.copy_(torch.randn(40, 2) @ torch.randn(2, 27) / 8)
+    before = {name: getattr(model, name).weight.detach().clone() for name in WEIGHTS}
+    stage = CompressStage(1, 1e-2, Target.of(model, 4_500, "auto", None), factors=factors)
+    stage.total_steps = 10
+    stage.example = torch.rand(8, 1, 8, 8)
+    stage.sample = lambda count: [torch.rand(64, 1, 8, 8) for _ in range(count)]
+    stage.reshape(model)
+    stage.start(model)
+    return model, stage, before
+
+
+WEIGHTS = ("conv", "wide", "last")
+
+
+@pytest.mark.parametrize("factors", ["uvc", "uv", "c"])
+def test_a_start_changes_no_weight_and_holds_nothing_in_other_factors(factors: Factors) -> None:
+    model, stage, before = started(factors)
+    for name in WEIGHTS:
+        assert torch.allclose(getattr(model, name).weight, before[name], atol=1e-5), name
+    live = {name for name, factor in named_factors(model).items() if bool(factor.any())}
+    assert live <= set(stage.optimizer.factors)
+    parts = {name[-1].lower() for name in live}
+    assert parts == set(factors)
+    if factors == "uvc":  # U V where the weight is of low rank
+        wide = next(w for w in factorized_weights(model) if w.name == "wide.weight")
+        rank = int(wide.U.any(0).sum())
+        assert 2 <= rank <= 4 and int(wide.V.any(1).sum()) == rank
+        assert float(wide.C.abs().max()) < 1e-5
+        assert "conv.weight.C" in live
+
+
+@pytest.mark.parametrize("factors", ["uvc", "uv", "c"])
+def test_what_may_not_hold_nonzeros_holds_none_at_the_end(factors: Factors) -> None:
+    model = net()
+    target = Target.of(model, 4_500, "auto", None)
+    train(model, CompressStage(1, 1e-2, target, factors=factors), 12)
+    live = {name[-1].lower() for name, f in named_factors(model).items() if bool(f.any())}
+    assert live and live <= set(factors)
+    assert 0.97 * 4_500 < file_bits(model, target) <= 4_500
 
 
 # ---- dead biases

@@ -41,6 +41,7 @@ _COMPRESSION_OFF = {
     "bits": "auto",
     "budget_bits": None,
     "ratios": None,
+    "factors": None,
     "epochs": 1,
     "level_epochs": 0,
     "schedule": "one-cycle",

@@ -336,7 +336,7 @@ class ShareStage(Stage, ABC):
 
     def reshape(self, model: nn.Module) -> None:
         """Factorize; of the factors the one that starts as W is pruned, the others stay empty."""
-        factorize(model)
+        factorize(model, identity=False)
 
     @abstractmethod
     def values_at(self, share: float) -> Values:
