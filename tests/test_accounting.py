@@ -156,7 +156,7 @@ def test_fixed_bits_bounds_the_file_and_is_near_it(width: int, kind: str) -> Non
         model.register_buffer("steps", torch.tensor([3, 500, -2]))
         model.register_parameter("one", nn.Parameter(torch.tensor(0.5)))
         bounds = {m is None: fixed_bits(model, width=width, meta=m) for m in (None, meta)}
-        factorize(model)
+        factorize(model, identity=False)
         with torch.no_grad():
             for factor in named_factors(model).values():
                 factor.zero_()

@@ -114,7 +114,7 @@ def test_the_library_writes_no_option_itself() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             text = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(text, str) and re.search(r"(^|[\s(])--[a-z]", text):
+            if isinstance(text, str) and re.search(r"(^|[\s(`])--[a-z]", text):
                 found.append(f"{path.relative_to(folder)}:{node.lineno}")
     assert found == []
 

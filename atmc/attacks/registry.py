@@ -1,8 +1,7 @@
 """Attacks by name: how each is evaluated with, and how each trains.
 
 A file adds an attack by :func:`register`, :func:`register_training`, or both. Once it is imported,
-:func:`atmc.evaluate`, the options ``--attack`` and ``--train-attack``, their help and messages know
-the name::
+:func:`atmc.evaluate`, the setting ``train_attack``, the command line and its help know the name::
 
     @register("invert", takes=("eps",))
     def invert(model, x, y, eps):
@@ -88,7 +87,7 @@ class EvaluatedAttack:
     """A kind of attack that a model can be evaluated with.
 
     Args:
-        name: as in ``--attack``.
+        name: as in ``attacks``.
         run: attacks a batch once: ``run(model, x, y, **taken)``.
         takes: the keywords of ``run``: settings of :class:`Attack`, and "generator" or "seed".
         settings: makes an attack as requested one with the settings that its kind has.
@@ -117,7 +116,7 @@ class TrainingAttack:
     """A kind of attack that a model can be trained on.
 
     Args:
-        name: as in ``--train-attack``.
+        name: as the setting ``train_attack`` has it.
         run: attacks a batch: ``run(model, x, y, eps, *, precision, fast, bpda, compiled)``.
         steps: the default, if ``run`` takes ``steps`` and ``step_size`` too; else None.
         step_size: the default, by ε and the number of steps.

@@ -182,7 +182,7 @@ class Job:
         assert t.epochs is not None and t.level_epochs is not None
         state = torch.bfloat16 if t.state_precision == "bfloat16" else None
         file = self.settings.file
-        return Schedule(t.epochs, t.level_epochs, t.lr, state, file.ratios, file.factors or "uvc")
+        return Schedule(t.epochs, t.level_epochs, t.lr, state, file.ratios, file.factors or "c")
 
     def _objective(self, teacher: nn.Module | None) -> Objective:
         attack, training = self.settings.attack, self.settings.training

@@ -1,8 +1,8 @@
 """Every setting of a run, declared once: for Python, configs, the command line and the docs.
 
 A setting is a field of one of the groups of :class:`Settings`. Its name is the key in a config, the
-option on the command line (``budget_bits`` is ``--budget-bits``) and the keyword of
-:func:`atmc.compress`; its description is the help of all three.
+keyword of :func:`atmc.compress` and, with dashes, the option on the command line; its description
+is the help of all three.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class FileSettings(_Group):
     factors: Factors | None = _setting(
         None,
         "|".join(get_args(Factors)),
-        "Factors that may hold nonzeros, in the method atmc; by default uvc.",
+        "Factors that may hold nonzeros, in the method atmc; by default c.",
     )
     ratios: Ratios = _setting(
         None,

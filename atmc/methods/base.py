@@ -33,7 +33,7 @@ class Schedule:
     lr: float
     state_dtype: torch.dtype | None = None
     ratios: Mapping[str, float] | None = None
-    factors: Factors = "uvc"
+    factors: Factors = "c"
 
     @property
     def halves(self) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def register(
         dataset: the data set it is for, None where none of ours is.
         listed: the members of a family that `names` lists.
 
-    Then ``create("one-layer-3", num_classes=4)`` and ``--model one-layer-3`` know this one::
+    Then ``create("one-layer-3", num_classes=4)`` and the setting ``model`` know this one::
 
         @register("one-layer-{width}", input_shape=(1, 8, 8), listed=("one-layer-16",))
         def one_layer(width: int, num_classes: int = 10) -> nn.Module:

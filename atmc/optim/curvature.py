@@ -50,9 +50,10 @@ class Curvature:
     def roots(self, name: str) -> tuple[Tensor, Tensor]:
         """√κ of a factor as a product of two, of shape (..., rows, 1) and (..., 1, columns)."""
         rows, columns = self.rows[name], self.columns[name]
-        mean = rows.mean(-2, keepdim=True)
+        # Without any gradient entries rank by their size: none may count for nothing.
+        mean = rows.mean(-2, keepdim=True).clamp(min=1e-30)
         rows, columns = rows + _LEAST * mean, columns + _LEAST * mean
-        return rows.sqrt(), (columns / mean.clamp(min=1e-30)).sqrt()
+        return rows.sqrt(), (columns / mean).sqrt()
 
     def state_dict(self) -> dict[str, Any]:
         """The means; tensors are not copied."""

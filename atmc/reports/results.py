@@ -159,9 +159,9 @@ class Result(_Record):
 
     @property
     def factors(self) -> str | None:
-        """The factors that its settings restrict it to; None for no restriction."""
+        """The factors that its settings let hold nonzeros; None for the default."""
         factors = self.config.get("factors")
-        return factors if factors in get_args(Factors) else None
+        return factors if factors in get_args(Factors) and factors != "c" else None
 
     @property
     def series(self) -> str:
@@ -290,12 +290,12 @@ def series_order(result: Result) -> tuple[Any, ...]:
 
 
 COLUMNS = (
-    *("method", "factors", "bits", "model", "dataset", "seed", "budget_bits"),
+    *("method", "bits", "model", "dataset", "seed", "budget_bits"),
     *("file_bits", "paper_bits", "dense_bits", "nonzeros"),
     *("multiply_adds", "dense_multiply_adds", "latency_ms", "dense_latency_ms"),
     *("clean", "fgsm", "pgd", "worst", "eps", "examples", "attacks", "train_attack", "warnings"),
     *("train_seconds", "compress_seconds", "evaluate_seconds"),
-    *("status", "smallest_bits", "error", "path"),
+    *("factors", "status", "smallest_bits", "error", "path"),
 )
 
 

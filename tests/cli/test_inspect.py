@@ -98,7 +98,7 @@ def test_a_row_says_what_the_tensor_holds(atmc, artifact):
             assert (row["nonzeros"], row["density"], row["levels"]) == ("-", "-", "-")
             continue
         assert number(row["nonzeros"]) == len(value.positions)
-        density = len(value.positions) / np.prod(value.shape)
+        density = len(value.positions) / max(1, np.prod(value.shape))
         assert float(row["density"].rstrip("%")) == pytest.approx(100 * density, abs=0.006)
         assert number(row["levels"]) == len(np.unique(value.codes))
 
@@ -121,6 +121,8 @@ def test_json(atmc, artifact):
     printed = json.loads(atmc("inspect", artifact, "--json").stdout)
     assert printed["meta"] == {"model": "digits-cnn"}
     assert printed["file_bits"] == 8 * artifact.stat().st_size == sum(printed["parts"].values())
+    of_factors = sum(printed["parts"][part] for part in ("positions", "values", "codebooks"))
+    assert sum(printed["factors"].values()) == of_factors
     for part in PARTS:
         assert sum(tensor["parts"][part] for tensor in printed["tensors"]) == printed["parts"][part]
     for tensor in printed["tensors"]:

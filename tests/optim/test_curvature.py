@@ -88,3 +88,15 @@ def test_inputs_of_different_sizes_are_pruned_by_what_they_matter(seed: int) -> 
         losses[importance] = float(F.mse_loss(model(x), x @ true.T).detach())
         assert sum(int(torch.count_nonzero(f)) for f in named_factors(model).values()) == 40
     assert losses["saliency-per-bit"] < 0.5 * losses["effect-per-bit"]
+
+
+def test_without_a_gradient_nothing_counts_for_nothing() -> None:
+    """A network whose output does not depend on some weights, or on none yet."""
+    model = factorize(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), identity=False)
+    optimizer = ATMC(
+        model, torch.optim.SGD(model.parameters(), 0.0), 20, importance="saliency-per-bit"
+    )
+    for factor in named_factors(model).values():
+        factor.grad = torch.zeros_like(factor)
+    optimizer.step()
+    assert optimizer.nonzeros == 20
