@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 _DECAY = 0.99  # of the means, a step
+# Of the mean over a factor so far, what a step counts for: a norm behind a channel that has nearly
+# died makes the gradients before it hundreds of times as large, in one step.
+_MOST = 4.0
 _LEAST = 0.01  # of the mean over a factor, added to each: where no gradient has come yet
 
 
@@ -44,8 +47,11 @@ class Curvature:
         for name, factor in self.factors.items():
             if factor.grad is not None:
                 squares = factor.grad.float().square()
-                self.rows[name].lerp_(squares.mean(-1, keepdim=True), share)
-                self.columns[name].lerp_(squares.mean(-2, keepdim=True), share)
+                rows, columns = squares.mean(-1, keepdim=True), squares.mean(-2, keepdim=True)
+                mean, now = self.rows[name].mean(), rows.mean()
+                most = torch.where(mean > 0, _MOST * mean / now.clamp(min=1e-30), 1.0).clamp(max=1)
+                self.rows[name].lerp_(rows * most, share)
+                self.columns[name].lerp_(columns * most, share)
 
     def roots(self, name: str) -> tuple[Tensor, Tensor]:
         """√κ of a factor as a product of two, of shape (..., rows, 1) and (..., 1, columns)."""

@@ -100,3 +100,17 @@ def test_without_a_gradient_nothing_counts_for_nothing() -> None:
         factor.grad = torch.zeros_like(factor)
     optimizer.step()
     assert optimizer.nonzeros == 20
+
+
+def test_a_step_of_huge_gradients_does_not_outweigh_all_others() -> None:
+    torch.manual_seed(0)
+    factor = nn.Parameter(torch.zeros(5, 4))
+    curvature = Curvature({"C": factor})
+    for step in range(10):
+        factor.grad = torch.randn(5, 4) * (1e4 if step == 5 else 1)
+        curvature.update()
+    assert float(curvature.rows["C"].mean()) < 4
+    for _ in range(200):  # what stays is believed
+        factor.grad = 10 * torch.randn(5, 4)
+        curvature.update()
+    assert float(curvature.rows["C"].mean()) == pytest.approx(100, rel=0.3)
