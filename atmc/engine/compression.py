@@ -261,7 +261,7 @@ def _run(
         raise SettingsError(str(error)) from error
     if settings.training.fast:
         job.lay_out()
-    job.rehearse(plain if meta is None else None)
+    job.rehearse(plain if meta is None else None, chosen)
 
     place.claim(data.record(settings), inputs.facts)
     with place.events() as events:

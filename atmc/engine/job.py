@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,11 @@ from atmc import codec, distributed
 from atmc.accounting import dense_bits, empty_artifact
 from atmc.artifact import decode, from_artifact
 from atmc.attacks import fgsm
-from atmc.attacks.registry import training_attack
+from atmc.attacks.losses import example_loss
+from atmc.attacks.registry import Attack, training_attack
 from atmc.data import Loader
 from atmc.engine.settings import Settings
-from atmc.errors import BudgetError
+from atmc.errors import BudgetError, SettingsError
 from atmc.factorization.layers import never_factorized
 from atmc.hardware import forked_generators, keep_freed, out_of_memory
 from atmc.inference import outputs
@@ -128,15 +129,17 @@ class Job:
         channels_last(self.model)
         self.memory_format = torch.channels_last
 
-    def rehearse(self, plain: nn.Module | None) -> None:
+    def rehearse(self, plain: nn.Module | None, attacks: Sequence[Attack] = ()) -> None:
         """Write, read and attack the file of the untrained model, so that errors come early.
 
         Args:
             plain: the module whose copy takes the weights of the file; None for the model of the
                 zoo that the file names.
+            attacks: of the evaluation; their losses are computed once.
 
         Raises:
             AtmcFormatError, RuntimeError: the file cannot be read into the model, or run.
+            SettingsError: a loss is not defined for so few classes.
         """
         data = codec.encode(empty_artifact(self.model, self.target.width, self.target.meta))
         into = None if plain is None else copy_model(plain)
@@ -146,8 +149,13 @@ class Job:
         if self.settings.attacked:
             assert self.settings.attack.eps is not None
             fgsm(decoded, x, y, self.settings.attack.eps)
-        else:
-            outputs(decoded, x)
+        logits = outputs(decoded, x)
+        for attack in attacks:
+            try:
+                if attack.loss is not None:
+                    example_loss(attack.loss)(logits, logits.argmax(1))
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
 
     def check_least(self) -> None:
         """Refuse a budget that the method cannot reach; looks at the loader's first batch.

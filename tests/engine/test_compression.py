@@ -441,6 +441,22 @@ def test_what_cannot_be_is_refused_before_training(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_loss_that_two_classes_do_not_have_is_refused_before_training(tmp_path: Path) -> None:
+    x = torch.rand(24, 1, 8, 8)
+    two = Batches(x, torch.arange(24) % 2, 8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    dlr = atmc.evaluation.attack("pgd", eps=0.1, loss="dlr")
+    with pytest.raises(AtmcError, match="the loss dlr needs at least 3 classes, the model has 2"):
+        atmc.compress(
+            *(model, two, 3000, 0.1),
+            attacks=[dlr],
+            folder=tmp_path / "new",
+            on_step=lambda progress: pytest.fail("trained"),
+            **SHORT,
+        )
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_smallest_budget_is_told_and_kept() -> None:
     with pytest.raises(BudgetError) as caught:
         atmc.compress(tiny(), Untouched(), 10, 0.1)
