@@ -432,3 +432,11 @@ def test_a_loss_that_is_no_number_stops_and_says_when(atmc, here):
     assert list((here / "lost" / "checkpoints").iterdir())
     named = re.search(r"last good state is in (\S+?):? ", line)
     assert named is None or (here / named[1]).is_file()
+
+
+def test_why_figures_are_not_to_be_trusted_is_printed_with_them(atmc, run, here):
+    shutil.copytree(run, here / "trusted")
+    written = json.loads((here / "trusted" / "report.json").read_text())
+    (here / "trusted" / "report.json").write_text(json.dumps(written | {"warnings": ["why"]}))
+    shown = atmc("compress", "--output", "trusted", "--resume")
+    assert shown.exit_code == 0 and "Warning: why" in shown.stderr.splitlines()

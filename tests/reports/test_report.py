@@ -234,3 +234,12 @@ def test_data_sets_are_loaded_once_and_freed_before_the_page_is_rendered(tmp_pat
     run(tmp_path / "a", model_seed=0)
     run(tmp_path / "b", model_seed=1, method="l0")
     assert 'id="sheet"' in page(make(tmp_path))
+
+
+def test_why_figures_are_not_to_be_trusted_is_told_with_them(tmp_path):
+    why = "the outputs are probabilities"
+    run(tmp_path / "a", file_bits=8_000, warnings=[why])
+    made = make(tmp_path, tmp_path / "out")
+    assert [warning for warning in made.warnings if warning.endswith(why)]
+    assert why in content(page(made))
+    assert why in (tmp_path / "out" / "results.csv").read_text()
