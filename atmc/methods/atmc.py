@@ -64,7 +64,7 @@ class CompressStage(Stage):
 
     name = "compress"
     importance: Importance = "saliency-per-bit"
-    prune_only = False  # W itself is pruned: U and V stay the identity, C empty; no duplicates
+    prune_only = False  # C alone, without duplicates
     shrink = 0.6  # share of the stage over which k shrinks
     duplicate_every = 10  # steps, or more where that would take too large a share of them
     aims_share, duplicates_share = 0.04, 0.03  # of the time of all steps
