@@ -23,7 +23,7 @@ from atmc.engine.settings import Settings
 from atmc.errors import BudgetError, SettingsError
 from atmc.factorization.layers import never_factorized
 from atmc.hardware import forked_generators, keep_freed, out_of_memory
-from atmc.inference import outputs
+from atmc.inference import as_logits, outputs
 from atmc.messages import warn
 from atmc.methods import Schedule, Target, get
 from atmc.methods.closing.target import fit
@@ -149,7 +149,7 @@ class Job:
         if self.settings.attacked:
             assert self.settings.attack.eps is not None
             fgsm(decoded, x, y, self.settings.attack.eps)
-        logits = outputs(decoded, x)
+        logits = as_logits(outputs(decoded, x))
         for attack in attacks:
             try:
                 if attack.loss is not None:
