@@ -24,7 +24,7 @@ from atmc.errors import BudgetError, SettingsError
 from atmc.factorization.layers import never_factorized
 from atmc.hardware import forked_generators, keep_freed, out_of_memory
 from atmc.inference import as_logits, outputs
-from atmc.messages import warn
+from atmc.messages import argument, warn
 from atmc.methods import Schedule, Target, get
 from atmc.methods.closing.target import fit
 from atmc.methods.dense import DenseStage
@@ -83,9 +83,13 @@ class Job:
             raise ValueError("no parameter of the model requires a gradient: let some")
         self.target = self._target(file.budget_bits)
         if file.ratios is not None and not self.recipe.layerwise:
-            raise ValueError(f"{file.method} does not prune layer by layer: leave out ratios")
+            raise ValueError(
+                f"{file.method} does not prune layer by layer: leave out {argument('ratios')}"
+            )
         if file.factors is not None and not self.recipe.unified:
-            raise ValueError(f"{file.method} has no choice of factors: leave out factors")
+            raise ValueError(
+                f"{file.method} has no choice of factors: leave out {argument('factors')}"
+            )
         self._objective(None)  # refuses losses that do not go together
         self._warn_of_large_tensors()
 
