@@ -7,7 +7,7 @@ NeurIPS 2019; here under a budget of file bits.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from atmc import codec, distributed
 from atmc.accounting import fixed_bits, stored_dense_part
 from atmc.factorization.importance import Importance
-from atmc.factorization.layers import factorize, named_factors, train_factors
+from atmc.factorization.layers import factorize, live_factors, named_factors, train_factors
 from atmc.factorization.start import DataAware, Factors
 from atmc.inference import in_mode
 from atmc.methods.base import Schedule, register
@@ -37,6 +37,7 @@ from atmc.training.stage import Stage
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
 _AIM = 1.06
+_UNSEEN = 2.0  # over the steps of the stage: so much more, where few steps cut much at once
 _MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to agree on one rate
 _TRIALS, _SAME_RATE = 4, 0.02
 _FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 3, 50, 10  # in a stage
@@ -64,6 +65,8 @@ class CompressStage(Stage):
 
     name = "compress"
     importance: Importance = "saliency-per-bit"
+    # Shares of k from which layers get their part: the first that leaves the paths alive.
+    floors: tuple[float, ...] = (0.1, 0.2, 0.4)
     prune_only = False  # C alone, without duplicates
     shrink = 0.6  # share of the stage over which k shrinks
     duplicate_every = 10  # steps, or more where that would take too large a share of them
@@ -114,12 +117,14 @@ class CompressStage(Stage):
             duplicate_every=sys.maxsize if self.prune_only else self._duplicate_interval(),
             importance=self.importance,
             factors=self.trained,
+            floor=self.floors[0],
             rdo=self.target.rdo,
             state_dtype=self.state_dtype,
         )
         self.k_start = self.optimizer.nonzeros
         self._drop_dead()
         self._aim()
+        self._keep_alive(0)
         if not self.chosen and self.shrink == 0:
             self._settle_bits()
         return self.optimizer
@@ -163,6 +168,30 @@ class CompressStage(Stage):
         drop_dead_paths(self.model, self.example)
         self.optimizer.forget_zeros()
 
+    def _keep_alive(self, step: int) -> None:
+        """Raise the floor where the next large cut would part most entries from the output.
+
+        Small cuts are seen in time: what they part leaves its place in k to others.
+        """
+        k = self.k_at(step + self._aim_interval())
+        if 2 * k <= self.optimizer.nonzeros:
+            any(self._alive(k) for _ in self._rising_floors())
+
+    def _rising_floors(self) -> Iterator[None]:
+        """Set one floor after the other, from that of now on."""
+        for floor in self.floors:
+            if floor >= self.optimizer.floor:
+                self.optimizer.floor = floor
+                yield
+
+    @torch.no_grad()
+    def _alive(self, k: int) -> bool:
+        """Whether most of the ``k`` entries that rank best now would reach the output."""
+        masks = self.optimizer.best(k)
+        cut = {name: factor * masks[name] for name, factor in self.optimizer.factors.items()}
+        left = live_factors(self.prunings.of(cut)).values()
+        return 2 * sum(int(torch.count_nonzero(factor)) for factor in left) > k
+
     @torch.no_grad()
     def _aim(self) -> None:
         """Set k to what the budget holds, entries ranked as they are now.
@@ -175,7 +204,7 @@ class CompressStage(Stage):
         fixed = self.overhead + self._dense_now()
         sizes = [rank.numel() for rank in ranks]
         for trial in range(_TRIALS):
-            left = _AIM * self.target.budget_bits / self.rate - fixed
+            left = (_AIM + _UNSEEN / self.total_steps) * self.target.budget_bits / self.rate - fixed
             counts = nonzeros_for_budget(ranks, bits, max(0, left), values)
             self.k_target = sum(counts)
             if self.aims % _MEASURE_EVERY or (self.aims and trial):
@@ -217,6 +246,7 @@ class CompressStage(Stage):
         if step % self._aim_interval() == 0:
             self._drop_dead()
             self._aim()
+            self._keep_alive(step)
             if not self.chosen and 2 * step >= self.shrink * self.total_steps:
                 # While k still shrinks: what fewer bits save goes to entries not yet cut.
                 self._settle_bits(final=step >= self.shrink * self.total_steps)
@@ -255,7 +285,10 @@ class CompressStage(Stage):
             self._settle_bits()
         target, whole = self.target, every_weight(model)
         nonzeros = self.optimizer.nonzeros
-        k, bits = self._largest_k()
+        for _ in self._rising_floors():
+            k, bits = self._largest_k()
+            if self._alive(k):
+                break
         if target.bits == "auto" and k == nonzeros and not target.full(bits):
             self.optimizer.set_bits(FLOAT_BITS)
             self.optimizer.finalize(k)
@@ -331,6 +364,7 @@ class ProjectStage(CompressStage):
     """
 
     importance = "magnitude"
+    floors = (0.0,)
     prune_only = True
 
 

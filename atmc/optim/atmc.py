@@ -21,7 +21,7 @@ from atmc.factorization.layers import factorized_weights
 from atmc.optim.curvature import Curvature
 from atmc.optim.rounding import DISTORTION, rate_distortion, rounded
 from atmc.optim.splitting import Penalty, Schedule, Splitting, at
-from atmc.projection import select
+from atmc.projection import Selection, select
 from atmc.quantization.rates import FLOAT_BITS, RateDistortion
 
 Bits = int | Literal["auto"] | Mapping[str, int]
@@ -85,6 +85,9 @@ class ATMC(Splitting):
         factors: names of those that share k nonzeros; None for all. The others must not be moved:
             ``atmc.factorization.train_factors`` sees to it.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.
+        floor: share of k that every layer gets its part of, whatever the scores say, in proportion
+            to the rows and columns of its W (as in the Erdős–Rényi kernel of Evci et al., "Rigging
+            the lottery", ICML 2020): one threshold for all layers can empty one, and all is lost.
         rdo: round with an eye to the length of the codes, too
             (:mod:`atmc.quantization.entropy_constrained`); False: to the nearest level.
         state_dtype: of duplicates and duals, None for that of the factors. bfloat16 halves their
@@ -107,6 +110,7 @@ class ATMC(Splitting):
         importance: Importance = "magnitude",
         factors: Collection[str] | None = None,
         penalty: Penalty | None = None,
+        floor: float = 0.0,
         rdo: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
@@ -122,6 +126,8 @@ class ATMC(Splitting):
         if importance not in get_args(Importance):
             known = ", ".join(get_args(Importance))
             raise ValueError(f"unknown importance {importance!r}: use one of {known}")
+        if not 0 <= floor <= 1:
+            raise ValueError(f"floor is {floor}: give a share of k from 0 to 1")
         if not names:
             raise ValueError("factors is empty: name one at least, or leave it out")
         self.factors = {name: factor for name, factor in whole.items() if name in names}
@@ -133,6 +139,9 @@ class ATMC(Splitting):
         self.k = k
         self.duplicate_every = duplicate_every
         self.importance: Importance = importance
+        self.floor = floor
+        sides = {n: sum(f.shape[-2:]) * math.prod(f.shape[:-2]) for n, f in self.factors.items()}
+        self._parts = {name: side / sum(sides.values()) for name, side in sides.items()}
         by_loss = importance == "saliency-per-bit"
         self.curvature = Curvature(self.factors) if by_loss else None
         self.rdo = rdo
@@ -181,7 +190,7 @@ class ATMC(Splitting):
     @torch.no_grad()
     def rate_distortion(self, k: int) -> RateDistortion:
         """What the ``k`` entries that rank best now would lose and cost at any b."""
-        masks = self._best(k)
+        masks = self.best(k)
         best = {name: factor.detach() * masks[name] for name, factor in self.factors.items()}
         return rate_distortion(self.weights, best, rdo=self.rdo)
 
@@ -196,11 +205,47 @@ class ATMC(Splitting):
             self._scored = now
         return self._scores
 
-    def _best(self, k: int) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def best(self, k: int) -> dict[str, Tensor]:
         """Masks of the ``k`` entries that rank best now, by name."""
+        return _views(self._select(k).mask, self._scores)
+
+    def _select(self, k: int, out: Tensor | None = None) -> Selection:
+        """The ``k`` entries that rank best now, each layer's best part of the floor among them."""
         self.scores()
-        selection = select(self._flat_scores, k, self._threshold, self._moves)
-        return _views(selection.mask, self._scores)
+        raised: dict[str, tuple[Tensor, Tensor]] = {}
+        while True:
+            selection = select(self._flat_scores, k, self._threshold, self._moves, out)
+            if not self._raise_short(selection.mask, k, raised):
+                break
+        for name, (places, values) in raised.items():
+            self._scores[name].view(-1)[places] = values
+        return selection
+
+    def _raise_short(self, mask: Tensor, k: int, raised: dict[str, tuple[Tensor, Tensor]]) -> bool:
+        """Raise the scores of the best entries where a mask has less than the floor.
+
+        Args:
+            mask: of all factors, flat.
+            k: of which the floor is a share.
+            raised: takes up the places and the scores that were there, by the names of factors.
+
+        Returns:
+            Whether a factor was short that had not been raised.
+        """
+        if self.floor == 0:
+            return False
+        masks = _views(mask, self._scores).values()
+        counts = torch.stack([torch.count_nonzero(part) for part in masks]).tolist()
+        before = len(raised)
+        for name, count in zip(self._scores, counts, strict=True):
+            scores = self._scores[name].view(-1)
+            least = min(int(self.floor * k * self._parts[name]), scores.numel())
+            if count < least and name not in raised:
+                values, places = scores.topk(least)
+                scores[places] = torch.where(values > 0, math.inf, values)
+                raised[name] = places, values
+        return len(raised) > before
 
     def _follow_nonzeros(self) -> None:
         nonzeros = self.nonzeros
@@ -232,9 +277,8 @@ class ATMC(Splitting):
         return loss
 
     def _project(self, k: int) -> None:
-        self.scores()
         last = self._threshold
-        selection = select(self._flat_scores, k, last, self._moves, self._flat_support)
+        selection = self._select(k, self._flat_support)
         self._threshold = selection.threshold
         if 0 < last < math.inf:  # the next move should be like this one
             move = abs(self._threshold / last - 1)
@@ -270,7 +314,7 @@ class ATMC(Splitting):
     @torch.no_grad()
     def quantized(self, k: int) -> dict[str, Tensor]:
         """The duplicate of the factors projected onto ``k``, by name; changes nothing."""
-        masks = self._best(k)
+        masks = self.best(k)
         return {
             name: rounded(self._shifted(name) * masks[name], self.bits[name], rdo=self.rdo)[0]
             for name in self.factors
@@ -293,6 +337,7 @@ class ATMC(Splitting):
             "centroids": dict(self._centroids),
             "bits": dict(self.bits),
             "chosen_at": self._chosen_at,
+            "floor": self.floor,
             "finalized": self.finalized,
             "curvature": None if self.curvature is None else self.curvature.state_dict(),
         }
@@ -307,6 +352,7 @@ class ATMC(Splitting):
         self.set_bits(state_dict["bits"])
         self._centroids = dict(state_dict.get("centroids", {}))
         self._chosen_at = state_dict["chosen_at"]
+        self.floor = state_dict["floor"]
         self.finalized = state_dict["finalized"]
         if self.curvature is not None:
             self.curvature.load_state_dict(state_dict["curvature"])

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from atmc.artifact import from_artifact, to_artifact
 from atmc.data import Batches
 from atmc.errors import BudgetError
 from atmc.factorization import Factors
+from atmc.factorization.importance import Importance
 from atmc.factorization.layers import dense_part, factorize, factorized_weights, named_factors
 from atmc.methods import Target
 from atmc.methods.atmc import CompressStage, ProjectStage
@@ -159,6 +160,55 @@ def test_nonzeros_are_never_above_k(bits: int | str) -> None:
     assert file_bits(model, target) <= budget
 
 
+class Large(nn.Module):
+    """A network one of whose layers has far smaller weights, and more effect, than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 40)
+        self.small = nn.Linear(40, 40)
+        self.last = nn.Linear(40, 4)
+        with torch.no_grad():
+            self.small.weight.mul_(1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.small(F.relu(self.first(x.flatten(1)))))
+        out: Tensor = self.last(1e4 * x)
+        return out
+
+
+@pytest.mark.parametrize("importance", get_args(Importance))
+def test_one_threshold_for_all_layers_empties_none(importance: Importance) -> None:
+    torch.manual_seed(0)
+    model = Large()
+    target = Target.of(model, 6_000, 4, None)
+    stage = Short(1, 1e-9, target)
+    stage.importance = importance
+    train(model, stage, 4)
+    assert all(bool(weight.C.any()) for weight in factorized_weights(model))
+    assert file_bits(model, target) > 0.9 * 6_000
+
+
+def depthwise() -> nn.Module:
+    """Five pairs of a depthwise and a pointwise convolution between two layers."""
+    layers: list[nn.Module] = [nn.Conv2d(1, 16, 3, padding=1)]
+    for _ in range(5):
+        for kernel, groups in ((3, 16), (1, 1)):
+            conv = nn.Conv2d(16, 16, kernel, padding=kernel // 2, groups=groups, bias=False)
+            layers += [conv, nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_deep_narrow_network_is_not_cut_apart(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = depthwise()
+    target = Target.of(model, 11_000, 4, None)
+    train(model, Short(1, 1e-3, target), 4)
+    assert all(bool(weight.C.any()) for weight in factorized_weights(model))
+    assert file_bits(model, target) > 0.9 * 11_000
+
+
 class Wild(Short):
     """Aims at all the entries there are, whatever the budget."""
 
@@ -238,7 +288,8 @@ def test_what_is_told_of_the_size() -> None:
     train(model, stage, 12, lambda step: told.append((nonzeros(model), dict(stage.measure()))))
     assert all(count == size["nonzeros"] for count, size in told)
     assert told[0][1]["file_bits"] > told[-1][1]["file_bits"]
-    assert told[-1][1]["file_bits"] == pytest.approx(4_500, rel=0.1)
+    aim = 4_500 * (1.06 + 2 / 12)  # above the budget, the more so the fewer the steps
+    assert told[-1][1]["file_bits"] == pytest.approx(aim, rel=0.1)
 
 
 @pytest.mark.parametrize("bits", [4, "auto"])

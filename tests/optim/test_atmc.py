@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atmc import projection
 from atmc.factorization.importance import Importance
-from atmc.factorization.layers import factorize, named_factors
+from atmc.factorization.layers import factorize, named_factors, train_factors
 from atmc.optim.atmc import ATMC, cubic
 from atmc.quantization.rates import level_bits
 
@@ -436,6 +438,40 @@ def test_cubic() -> None:
 # ---- beside torch
 
 
+@given(
+    st.floats(0, 1),
+    st.integers(0, 120),
+    st.lists(st.sampled_from([0.0, 1e-9, 1.0, 1e6]), min_size=3, max_size=3),
+)
+def test_no_layer_falls_below_its_part_of_k(floor: float, k: int, scales: list[float]) -> None:
+    torch.manual_seed(k)
+    model = factorize(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4), nn.Conv1d(4, 4, 3, groups=4)))
+    names = [name for name in named_factors(model) if name.endswith("C")]
+    for name, scale in zip(names, scales, strict=True):
+        named_factors(model)[name].data.normal_().mul_(scale)
+    train_factors(model, names)
+    moved = [named_factors(model)[name] for name in names]
+    optimizer = ATMC(model, sgd(moved), k=k, factors=names, floor=floor)
+    sides = {names[0]: 14, names[1]: 10, names[2]: 4 * 4}  # rows and columns, in each group
+    scores = {name: score.clone() for name, score in optimizer.scores().items()}
+    with torch.no_grad():
+        optimizer._project(k)
+    assert optimizer.nonzeros == min(k, sum(int((score > 0).sum()) for score in scores.values()))
+    kept, rest = [], []
+    for name, score in scores.items():
+        ranked = score[score > 0].sort(descending=True).values.tolist()
+        least = int(floor * k * (sides[name] / sum(sides.values())))
+        kept += ranked[:least]
+        rest += ranked[least:]
+        assert int((optimizer.factors[name] != 0).sum()) >= min(least, len(ranked))
+    # Beyond the parts the best of all layers, one after the other.
+    kept += sorted(rest, reverse=True)[: max(0, k - len(kept))]
+    mine = torch.cat([s[optimizer.factors[n] != 0] for n, s in scores.items()])
+    assert sorted(mine.tolist()) == sorted(kept)
+    for name, score in optimizer.scores().items():
+        assert torch.equal(score, scores[name] * (optimizer.factors[name] != 0))
+
+
 def test_is_a_torch_optimizer() -> None:
     model = network()
     inner = sgd(model.parameters())
@@ -487,6 +523,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
     whole = network()
     optimizer = start(whole)
+    optimizer.floor = 0.3
     train(whole, optimizer, 0, stop)
     buffer = io.BytesIO()
     torch.save({"model": whole.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
@@ -500,7 +537,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     again.load_state_dict(saved["optimizer"])
     train(resumed, again, stop, 14)
     for one, two in ((optimizer, again),):
-        assert one.steps == two.steps
+        assert (one.steps, one.floor) == (two.steps, two.floor) == (14, 0.3)
         for kind in ("factors", "duplicates", "duals"):
             mine, other = getattr(one, kind), getattr(two, kind)
             assert all(
@@ -556,6 +593,9 @@ def test_errors() -> None:
         build(duplicate_every=0)
     with pytest.raises(ValueError, match="unknown importance 'lamp'"):
         build(importance="lamp")
+    for floor in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="floor is .*: give a share of k from 0 to 1"):
+            build(floor=floor)
     with pytest.raises(ValueError, match="unknown penalty 'admm'"):
         build(penalty="admm")
     optimizer = build()
