@@ -594,7 +594,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="unknown importance 'lamp'"):
         build(importance="lamp")
     for floor in (-0.1, 1.5, math.nan):
-        with pytest.raises(ValueError, match="floor is .*: give a share of k from 0 to 1"):
+        with pytest.raises(ValueError, match=r"floor is .*: give a share of k from 0 to 1"):
             build(floor=floor)
     with pytest.raises(ValueError, match="unknown penalty 'admm'"):
         build(penalty="admm")
