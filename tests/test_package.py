@@ -12,6 +12,8 @@ import pytest
 
 import atmc
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def installed():
@@ -48,7 +50,7 @@ def test_metadata(installed):
 def test_the_version_is_that_of_the_module(installed):
     assert installed.version == atmc.__version__
     config = configparser.ConfigParser()
-    config.read(Path(__file__).parents[1] / "setup.cfg")
+    config.read(ROOT / "setup.cfg")
     assert config["metadata"]["version"] == "attr: atmc.__version__"
     # A literal, which a build reads without importing the package, and with it torch.
     tree = ast.parse(Path(atmc.__file__).read_text())
@@ -67,15 +69,14 @@ def test_the_command_is_there(installed):
 
 
 def test_what_lies_beside_the_code_is_installed_with_it():
-    root = Path(__file__).parents[1]
     config = configparser.ConfigParser()
-    config.read(root / "setup.cfg")
+    config.read(ROOT / "setup.cfg")
     named = {
         f"{package.replace('.', '/')}/{name.strip()}"
         for package, names in config["options.package_data"].items()
         for name in names.split(",")
     }
-    found = {path.relative_to(root).as_posix() for path in (root / "atmc").rglob("*.*")}
+    found = {path.relative_to(ROOT).as_posix() for path in (ROOT / "atmc").rglob("*.*")}
     beside = {name for name in found if not name.endswith((".py", ".pyc")) and "/__" not in name}
     assert beside == named - {"atmc_cli/py.typed"}
 
@@ -110,3 +111,26 @@ def test_heavy_dependencies_are_extras(installed):
         *extras,
         *("all", "dev", "docs", "lint", "test"),
     }
+
+
+def test_the_oldest_versions_are_the_bounds_of_the_package() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    needed = [config["options"]["install_requires"]]
+    needed += [extras[name] for name in ("eval", "report", "onnx", "ray", "test")]
+    bounds = re.findall(r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)", "\n".join(needed), re.MULTILINE)
+    oldest = (ROOT / "requirements/oldest.txt").read_text()
+    pins = re.findall(r"^([\w-]+)==([\d.]+)$", oldest, re.MULTILINE)
+    assert len(bounds) > 25
+    assert {name.lower(): _release(v) for name, v in bounds} == {
+        name.lower(): _release(v) for name, v in pins
+    }
+
+
+def _release(version: str) -> list[int]:
+    """The numbers of a version, without zeros at the end."""
+    numbers = [int(part) for part in version.split(".")]
+    while numbers[-1:] == [0]:
+        numbers.pop()
+    return numbers

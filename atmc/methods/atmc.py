@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from atmc import codec, distributed
 from atmc.accounting import fixed_bits, stored_dense_part
 from atmc.factorization.importance import Importance
-from atmc.factorization.layers import factorize, live_factors, named_factors, train_factors
+from atmc.factorization.layers import (
+    factorize,
+    live_factors,
+    named_factors,
+    plain_weights,
+    train_factors,
+)
+from atmc.factorization.norms import estimate_statistics, foldable_norms
 from atmc.factorization.start import DataAware, Factors
 from atmc.inference import in_mode
 from atmc.methods.base import Schedule, register
@@ -26,7 +33,7 @@ from atmc.methods.closing.effort import Effort
 from atmc.methods.closing.shares import Prunings, close, every_weight, reason
 from atmc.methods.closing.target import Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
-from atmc.methods.levels import LevelStage
+from atmc.methods.levels import STATISTICS_BATCHES, LevelStage
 from atmc.optim.atmc import ATMC, AUTO_GUESS, cubic
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rounded
@@ -38,6 +45,7 @@ from atmc.training.stage import Stage
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
 _AIM = 1.06
 _UNSEEN = 2.0  # over the steps of the stage: so much more, where few steps cut much at once
+_LARGE_CUT = 0.75  # of the entries, that an aim's interval keeps at most
 _MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to agree on one rate
 _TRIALS, _SAME_RATE = 4, 0.02
 _FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 3, 50, 10  # in a stage
@@ -174,7 +182,7 @@ class CompressStage(Stage):
         Small cuts are seen in time: what they part leaves its place in k to others.
         """
         k = self.k_at(step + self._aim_interval())
-        if 2 * k <= self.optimizer.nonzeros:
+        if k < _LARGE_CUT * self.optimizer.nonzeros:
             any(self._alive(k) for _ in self._rising_floors())
 
     def _rising_floors(self) -> Iterator[None]:
@@ -189,8 +197,7 @@ class CompressStage(Stage):
         """Whether most of the ``k`` entries that rank best now would reach the output."""
         masks = self.optimizer.best(k)
         cut = {name: factor * masks[name] for name, factor in self.optimizer.factors.items()}
-        left = live_factors(self.prunings.of(cut)).values()
-        return 2 * sum(int(torch.count_nonzero(factor)) for factor in left) > k
+        return _most_left(self.prunings.of(cut), k)
 
     @torch.no_grad()
     def _aim(self) -> None:
@@ -210,7 +217,7 @@ class CompressStage(Stage):
             if self.aims % _MEASURE_EVERY or (self.aims and trial):
                 break
             estimate = fixed + sum(map(factor_bits, sizes, counts, bits, values))
-            last, self.rate = self.rate, self._file_bits(self.k_target) / estimate
+            last, self.rate = self.rate, self._file(self.k_target)[0] / estimate
             if abs(self.rate / last - 1) < _SAME_RATE:
                 break
         self.aims += 1
@@ -260,7 +267,7 @@ class CompressStage(Stage):
         nonzeros = self.optimizer.nonzeros
         if final and self.k_target >= nonzeros:
             # Entries that k has let go do not come back: their bits go to finer codebooks.
-            room = self.target.budget_bits - self._file_bits(nonzeros)
+            room = self.target.budget_bits - self._file(nonzeros)[0]
             finer = bits
             for step in table.path() if room > 0 else ():
                 if table.rate(step) - table.rate(bits) > room:
@@ -285,9 +292,10 @@ class CompressStage(Stage):
             self._settle_bits()
         target, whole = self.target, every_weight(model)
         nonzeros = self.optimizer.nonzeros
+        self._renew_statistics(model)
         for _ in self._rising_floors():
-            k, bits = self._largest_k()
-            if self._alive(k):
+            k, bits, alive = self._largest_k()
+            if alive:
                 break
         if target.bits == "auto" and k == nonzeros and not target.full(bits):
             self.optimizer.set_bits(FLOAT_BITS)
@@ -303,20 +311,39 @@ class CompressStage(Stage):
         target.outcome.bits = 8 * len(data)
         target.outcome.reason = reason(target, whole, "weights", finest=True)
 
-    def _largest_k(self) -> tuple[int, int]:
+    @torch.no_grad()
+    def _renew_statistics(self, model: nn.Module) -> None:
+        """Estimate the norms' statistics as they will be: dead channels take fewer bits."""
+        if self.total_steps == 0 or not foldable_norms(model):
+            return
+        factors, fixed = self.optimizer.factors, self.overhead + self._dense_now()
+        k = self.optimizer.nonzeros
+        available, taken = self.target.budget_bits - fixed, self._file(k)[0] - fixed
+        if taken > available > 0:
+            k = int(k * available / taken)
+        backup = {name: factor.clone() for name, factor in factors.items()}
+        for name, value in self.optimizer.quantized(k).items():
+            factors[name].copy_(value)
+        with in_mode(model, training=False), plain_weights(model):
+            estimate_statistics(model, self.sample(STATISTICS_BATCHES))
+        for name, value in backup.items():
+            factors[name].copy_(value)
+
+    def _largest_k(self) -> tuple[int, int, bool]:
         """The closing loop: encode, measure, and look for k between what fits and what does not.
 
         Returns:
-            k, and the bits of its file; 0 where none tried fits.
+            k; the bits of its file, 0 where none tried fits; whether most of its entries reach the
+            output.
         """
         limit = self.target.budget_bits
         k = self.optimizer.nonzeros
-        fits, taken = 0, 0
+        fits, taken, alive = 0, 0, True
         over, excess = k + 1, 0
         for trial in range(_ROUNDS):
-            bits = self._file_bits(k)
+            bits, reached = self._file(k)
             if bits <= limit:
-                fits, taken = k, bits
+                fits, taken, alive = k, bits, reached
             else:
                 over, excess = k, bits
             # Nothing lies between; or what is left of the budget is an entry, or next to nothing.
@@ -331,12 +358,15 @@ class CompressStage(Stage):
             k = min(max(k, fits + 1), over - 1)
         # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
         # model would be no answer.
-        return fits or over - 1, taken
+        return fits or over - 1, taken, alive
 
-    def _file_bits(self, k: int) -> int:
-        """The real size of the file that finalizing at ``k`` would make; constants not folded."""
+    def _file(self, k: int) -> tuple[int, bool]:
+        """The real size of the file that finalizing at ``k`` would make; constants not folded.
+
+        And whether most of the ``k`` entries reach the output.
+        """
         probe = self.prunings.of(self.optimizer.quantized(k))
-        return encoded_bits(probe, self.target, {})
+        return encoded_bits(probe, self.target, {}), _most_left(probe, k)
 
     def measure(self) -> dict[str, int]:
         """Nonzeros now, and the file they would make, estimated."""
@@ -355,6 +385,11 @@ class CompressStage(Stage):
         """Take up :meth:`state_dict`."""
         for name in _STATE:
             setattr(self, name, state[name])
+
+
+def _most_left(pruned: nn.Module, k: int) -> bool:
+    """Whether more than half of ``k`` nonzeros are left in the factors."""
+    return 2 * sum(int(torch.count_nonzero(f)) for f in live_factors(pruned).values()) > k
 
 
 class ProjectStage(CompressStage):

@@ -261,22 +261,22 @@ def test_the_trained_model_is_encoded_once(
     """Not for the check of its size, the artifact and the report each."""
     encoded: list[codec.Artifact] = []
     probed: list[codec.Artifact] = []  # what a file of k nonzeros would be, to choose k
-    encode, probe = codec.encode_measured, CompressStage._file_bits
+    encode, probe = codec.encode_measured, CompressStage._file
     now = encoded
 
     def watched(artifact: codec.Artifact) -> Any:
         now.append(artifact)
         return encode(artifact)
 
-    def probing(stage: CompressStage, k: int) -> int:
+    def probing(stage: CompressStage, k: int) -> tuple[int, bool]:
         nonlocal now
         now = probed
-        bits = probe(stage, k)
+        of_file = probe(stage, k)
         now = encoded
-        return bits
+        return of_file
 
     monkeypatch.setattr(codec, "encode_measured", watched)
-    monkeypatch.setattr(CompressStage, "_file_bits", probing)
+    monkeypatch.setattr(CompressStage, "_file", probing)
     final = codec.decode(compress(level_epochs=level_epochs).data)
     assert encoded.count(final) == 1 or (final not in encoded and probed.count(final) == 1)
 

@@ -55,13 +55,14 @@ def loader(steps: int) -> Batches:
     return Batches(x, x[:, 0, :2, :2].flatten(1).argmax(1), 8)
 
 
-def train(model: nn.Module, stage: Any, steps: int, watch: Any = None, eps: float = 0.05) -> None:
+def train(model: nn.Module, stages: Any, steps: int, watch: Any = None, eps: float = 0.05) -> None:
     def on_step(progress: Progress) -> None:
         if watch is not None:
             watch(progress.step)
 
+    stages = stages if isinstance(stages, list) else [stages]
     Trainer(
-        *(model, loader(steps), [stage], Objective(eps=eps, steps=1)),
+        *(model, loader(steps), stages, Objective(eps=eps, steps=1)),
         on_step=on_step,
     ).run()
 
@@ -207,6 +208,15 @@ def test_a_deep_narrow_network_is_not_cut_apart(seed: int) -> None:
     train(model, Short(1, 1e-3, target), 4)
     assert all(bool(weight.C.any()) for weight in factorized_weights(model))
     assert file_bits(model, target) > 0.9 * 11_000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_levels_leave_of_norms_is_foreseen(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = depthwise()
+    target = Target.of(model, 16_000, 4, None)
+    train(model, [CompressStage(1, 1e-3, target), LevelStage(1, 1e-3, target)], 3)
+    assert target.unused(file_bits(model, target)) is None
 
 
 class Wild(Short):

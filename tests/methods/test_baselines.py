@@ -308,7 +308,7 @@ def test_levels_that_became_equal_are_named() -> None:
     assert aim.unused(9_800) is None
     assert aim.unused(9_600) == {
         "bits": 400,
-        "reason": "levels that became equal while they were trained are stored once",
+        "reason": "what was trained last, levels and the dense part, takes fewer bits than before",
     }
 
 

@@ -132,7 +132,9 @@ class Target:
             return None
         reason = self.outcome.reason
         if self.budget_bits - self.outcome.bits <= ROOM * self.budget_bits:
-            reason = "levels that became equal while they were trained are stored once"
+            reason = (
+                "what was trained last, levels and the dense part, takes fewer bits than before"
+            )
         return {"bits": room, "reason": reason}
 
 
