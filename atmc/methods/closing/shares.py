@@ -28,11 +28,12 @@ from atmc.training.stage import Stage
 # Retraining moves the entropy of the codes: aim a little above the budget, cut to it at the end.
 _AIM = 1.02
 _ROUNDS = 24
+_FARTHEST = 8.0  # times a share that the next one may be, or less than it
 _COARSER = [2 ** (i / 2) for i in range(7)]  # times the default distortion
 _STUCK = 4  # tensors whose next codebook may be too large before the search ends
 _TRIALS = 4  # of a choice of b and the share that follows from it
 _CLOSE = 1.002  # shares this near to one another count as one
-_ROUGH_TRIALS, _ROUGHLY_CLOSE = 2, 1.03  # likewise, while weights still move
+_ROUGHLY_CLOSE = 1.03  # likewise, while weights still move
 
 _PLACE_BITS = 2  # of the position of a nonzero, a guess before the first file
 
@@ -229,7 +230,7 @@ def largest_share(over: Callable[[float], float], near: float, close: float = _C
         close: the ratio of sizes, or of shares, from which on two count as one.
     """
     low = high = None  # (share, size) that fits, and that does not
-    share = near
+    share, last = near, None
     for trial in range(_ROUNDS):
         size = over(share)
         if size <= 1:
@@ -241,8 +242,14 @@ def largest_share(over: Callable[[float], float], near: float, close: float = _C
         if low is not None and (low[1] > 2 - close or (high and high[0] < close * low[0])):
             break
         if low is None or high is None:
-            # Sizes grow about as shares do.
-            share = min(1.0, share / min(max(size, 1.2), 8.0) if size > 1 else share / size * 1.1)
+            # Sizes grow as a power of shares, which the last two tell; at first as they do.
+            power = 1.0
+            if last is not None and share != last[0] and size > 0 and last[1] > 0:
+                power = math.log(size / last[1]) / math.log(share / last[0])
+            last = share, size
+            wanted = (1 - (close - 1) / 2) / size if size > 0 else _FARTHEST
+            step = wanted ** (1 / min(max(power, 0.3), 2.0))
+            share = min(1.0, share * min(max(step, 1 / _FARTHEST), _FARTHEST))
             continue
         # Between the two, where a straight line in logarithms meets the limit; every other time in
         # the middle, since sizes may be stairs.
@@ -280,12 +287,12 @@ class ShareSearch:
         """Search again, from the last share on.
 
         The budget is overshot a little, for :func:`close` to cut. Where b is chosen, it is chosen
-        for that share, and the share is searched again.
+        for the share, and the share is searched again, until both agree.
 
         Args:
             values_at: what the factors hold at a share, by name.
             final: whether nothing is trained between this search and the pruning. Another one is
-                content with a share that is near, which takes a few files instead of dozens.
+                content with a share that is near, for the b of the last one.
         """
         prunings = Prunings(self.model, self.x, self.order)
 
@@ -293,21 +300,24 @@ class ShareSearch:
             probe = prunings.of(values_at(share))
             return _rounded_bits(probe, self.target, self.bits) / (_AIM * self.target.budget_bits)
 
-        start = self.share if self.share > 0 else 1.0
-        trials, near = (_TRIALS, _CLOSE) if final else (_ROUGH_TRIALS, _ROUGHLY_CLOSE)
-        for _ in range(trials):
-            self.share = largest_share(over, start, near)
+        def choose() -> bool:
+            """Choose b for the share; whether it has changed."""
             if self.target.bits != "auto" or self.share == 0:
-                break
-            start = self.share
+                return False
             probe = prunings.of(values_at(self.share))
             table = rate_distortion(
                 factorized_weights(probe), live_factors(probe), rdo=self.target.rdo
             )
-            bits = table.choose(DISTORTION)
-            if bits == self.bits:
+            before, self.bits = self.bits, table.choose(DISTORTION)
+            return self.bits != before
+
+        if not final:
+            choose()
+        for _ in range(_TRIALS if final else 1):
+            near = self.share if self.share > 0 else 1.0
+            self.share = largest_share(over, near, _CLOSE if final else _ROUGHLY_CLOSE)
+            if not (final and choose()):
                 break
-            self.bits = bits
         return self.share
 
     def state_dict(self) -> dict[str, Any]:
