@@ -210,8 +210,9 @@ class CompressStage(Stage):
         values = self._value_bits()
         fixed = self.overhead + self._dense_now()
         sizes = [rank.numel() for rank in ranks]
+        above = _AIM + _UNSEEN / max(1, self.total_steps)
         for trial in range(_TRIALS):
-            left = (_AIM + _UNSEEN / self.total_steps) * self.target.budget_bits / self.rate - fixed
+            left = above * self.target.budget_bits / self.rate - fixed
             counts = nonzeros_for_budget(ranks, bits, max(0, left), values)
             self.k_target = sum(counts)
             if self.aims % _MEASURE_EVERY or (self.aims and trial):
