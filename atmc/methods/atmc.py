@@ -44,8 +44,10 @@ from atmc.training.stage import Stage
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
 # duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
 _AIM = 1.06
-_UNSEEN = 2.0  # over the steps of the stage: so much more, where few steps cut much at once
-_LARGE_CUT = 0.75  # of the entries, that an aim's interval keeps at most
+# This much more, shared out among the steps: few steps cut much at once, and what dead paths take
+# along cannot come back.
+_UNSEEN = 2.0
+_LARGE_CUT = 0.75  # the share of entries below which what a cut keeps is looked at before
 _MEASURE_EVERY = 5  # aims between real files; at first as many as it takes to agree on one rate
 _TRIALS, _SAME_RATE = 4, 0.02
 _FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 3, 50, 10  # in a stage
@@ -183,7 +185,9 @@ class CompressStage(Stage):
         """
         k = self.k_at(step + self._aim_interval())
         if k < _LARGE_CUT * self.optimizer.nonzeros:
-            any(self._alive(k) for _ in self._rising_floors())
+            for _ in self._rising_floors():
+                if self._alive(k):
+                    break
 
     def _rising_floors(self) -> Iterator[None]:
         """Set one floor after the other, from that of now on."""

@@ -112,6 +112,7 @@ def test_the_largest_share_is_found_wherever_it_is_looked_for(
         return float(share**power)
 
     found = largest_share(size, near)
+    assert found > 0  # 0 would prune everything
     assert size(found) <= 1
     # On stairs a file filled to a five-hundredth is as good as the largest share.
     filled = found >= edge / 1.01 or (stairs > 0 and size(found) > 0.997)
@@ -130,6 +131,15 @@ def test_few_sizes_are_asked_for() -> None:
 
     assert size(largest_share(size, 1.0)) > 0.997
     assert len(asked) <= 9
+
+
+@pytest.mark.parametrize("close", [1.002, 1.03])
+@pytest.mark.parametrize("near", [0.91, 0.5001, 0.999])
+def test_a_stair_just_above_the_limit_is_left(near: float, close: float) -> None:
+    def size(share: float) -> float:
+        return 1.0005 if share > 0.5 else 0.4
+
+    assert 0.45 < largest_share(size, near, close) <= 0.5
 
 
 def test_there_may_be_no_share() -> None:

@@ -242,13 +242,16 @@ def largest_share(over: Callable[[float], float], near: float, close: float = _C
         if low is not None and (low[1] > 2 - close or (high and high[0] < close * low[0])):
             break
         if low is None or high is None:
-            # Sizes grow as a power of shares, which the last two tell; at first as they do.
-            power = 1.0
-            if last is not None and share != last[0] and size > 0 and last[1] > 0:
-                power = math.log(size / last[1]) / math.log(share / last[0])
-            last = share, size
+            # Sizes grow as a power of shares, which two of them tell; at first as shares do.
+            # What is not met then is bracketed, by steps that leave any stair.
             wanted = (1 - (close - 1) / 2) / size if size > 0 else _FARTHEST
-            step = wanted ** (1 / min(max(power, 0.3), 2.0))
+            step = wanted
+            if last is not None and share != last[0] and min(size, last[1]) > 0:
+                power = math.log(size / last[1]) / math.log(share / last[0])
+                step = wanted ** (1 / min(max(power, 0.3), 2.0))
+            if trial > 1:
+                step = min(step, 1 / 1.2) if size > 1 else max(step, 1.1)
+            last = share, size
             share = min(1.0, share * min(max(step, 1 / _FARTHEST), _FARTHEST))
             continue
         # Between the two, where a straight line in logarithms meets the limit; every other time in
