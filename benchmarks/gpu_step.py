@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from step import step
+from step import EVERY, constrained, step
 from table import busiest
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +31,6 @@ from atmc.training.objective import Objective
 
 BATCH, SIDE = 512, 8192  # images of a step; rows of the matrices
 ATTACK_STEPS, EPS = 10, 8 / 255
-EVERY = 10  # steps to a duplicate: as many are timed together
 ROUNDS = 3  # that are timed, after one that is not
 PART_CALLS = 3  # of a part of the step in a round
 PROFILED, TOP = 3, 15  # steps; kernels that are listed
@@ -59,13 +58,11 @@ def loop(
     torch.manual_seed(0)
     model = channels_last(atmc.models.create(name).to(x.device))
     weights = dense_bits(model) // 32
-    if compressed:
-        atmc.factorize(model)
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    if compressed:
-        optimizer = ATMC(
-            model, optimizer, k=weights // 100, duplicate_every=EVERY, importance="effect"
-        )
+
+    def sgd() -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+
+    optimizer = constrained(model, sgd, weights // 100, EVERY) if compressed else sgd()
     return Loop(model, optimizer, InnerAttack(objective), x, y)
 
 

@@ -17,11 +17,10 @@ import time
 
 import numpy as np
 import torch
-from step import step
+from step import constrained, step
 from table import Row, arguments, row, show
 from torch import nn
 
-import atmc
 from atmc.hardware import keep_freed
 from atmc.optim.atmc import ATMC
 from atmc.training.inner_attack import InnerAttack
@@ -50,12 +49,11 @@ def point(weights: int, batch: int, compressed: bool, threads: int) -> dict[str,
     torch.manual_seed(0)
     model = net(weights)
     dense = 4 * sum(layer.weight.numel() for layer in model if isinstance(layer, nn.Linear))
-    if compressed:
-        atmc.factorize(model)
-    inner: torch.optim.Optimizer = adam(model.parameters(), 1e-4)
-    optimizer = inner
-    if compressed:
-        optimizer = ATMC(model, inner, k=dense // 400, duplicate_every=EVERY, importance="effect")
+
+    def build() -> torch.optim.Optimizer:
+        return adam(model.parameters(), 1e-4)
+
+    optimizer = constrained(model, build, dense // 400, EVERY) if compressed else build()
     attack = InnerAttack(Objective(0.1, STEPS))
     x, y = torch.rand(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
 

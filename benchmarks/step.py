@@ -15,8 +15,9 @@ from table import arguments, busiest, least, row, show
 from torch import Tensor, nn
 
 import atmc
-from atmc.factorization.layers import plain_weights
+from atmc.factorization.layers import plain_weights, train_factors
 from atmc.hardware import keep_freed
+from atmc.methods.atmc import CompressStage
 from atmc.models.sources import channels_last
 from atmc.optim.atmc import ATMC
 from atmc.optim.pruning import PruningADMM
@@ -52,6 +53,30 @@ def step(
     optimizer.step()
 
 
+def constrained(
+    model: nn.Module, build: Callable[[], torch.optim.Optimizer], k: int, every: int = EVERY
+) -> ATMC:
+    """The optimizer by which the method `atmc` trains a model, which is factorized in place.
+
+    Args:
+        model: a dense one.
+        build: makes the inner optimizer, once the factors are there.
+        k: nonzeros.
+        every: steps between duplicates.
+    """
+    atmc.factorize(model, identity=False)
+    factors = train_factors(model)
+    return ATMC(
+        model,
+        build(),
+        k=k,
+        duplicate_every=every,
+        importance=CompressStage.importance,
+        factors=factors,
+        floor=CompressStage.floors[0],
+    )
+
+
 def plain(
     precision: torch.dtype | None, x: Tensor, y: Tensor, fast: bool = True
 ) -> Callable[[], None]:
@@ -65,15 +90,7 @@ def plain(
 def compressed(precision: torch.dtype | None, x: Tensor, y: Tensor) -> Callable[[], None]:
     """EVERY steps of ATMC, one duplicate among them."""
     model = channels_last(atmc.models.create("lenet5"))
-    atmc.factorize(model)
-    optimizer = ATMC(
-        model,
-        adam(model.parameters(), 1e-4),
-        k=K,
-        bits=4,
-        duplicate_every=EVERY,
-        importance="effect",
-    )
+    optimizer = constrained(model, lambda: adam(model.parameters(), 1e-4), K)
     attack = half_clean(precision)
     return lambda: [step(model, optimizer, attack, x, y) for _ in range(EVERY)] and None
 

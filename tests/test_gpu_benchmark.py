@@ -200,7 +200,8 @@ def repeat(command: str, folder: Path) -> Path:
 def bench(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, minutes: float, passed: float) -> Any:
     """The state of a call after some seconds."""
     monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: passed))
-    dataset = SimpleNamespace(train=range(45_000), val=range(5000), test=range(10_000))
+    parts = {"train": range(45_000), "val": range(5000), "test": range(10_000)}
+    dataset = SimpleNamespace(name="pictures", num_classes=10, **parts)
     rates = {"dense_step_s": 0.03, "compress_step_s": 0.02, "gradient_s": 1e-4}
     phases = {"rates": rates}
     return gpu.Bench(Path(), dataset, NET, torch.device("cpu"), minutes, 0.0, phases)
@@ -254,6 +255,22 @@ def test_the_attack_is_compiled_where_that_saves_more_than_it_takes(
     assert gpu.faster_compiled(state, "plain", 200)
     assert not gpu.faster_compiled(state, "plain", 100)
     assert not gpu.faster_compiled(state, "atmc", 200)
+
+
+def test_artifacts_beyond_the_limit_are_named(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "MOST_BYTES", 3 * tarfile.RECORDSIZE)
+    (tmp_path / "artifacts").mkdir()
+    for name, size in (("a", 100), ("b", tarfile.RECORDSIZE), ("c", 200)):
+        (tmp_path / "artifacts" / f"{name}.atmc").write_bytes(bytes(size))
+    state = bench(gpu, monkeypatch, 8, 0)
+    state.out, state.phases = tmp_path, {}
+    gpu.write_summary(state)
+    assert (tmp_path / "artifacts.tar").stat().st_size <= gpu.MOST_BYTES
+    with tarfile.open(tmp_path / "artifacts.tar") as archive:
+        assert archive.getnames() == ["a.atmc", "c.atmc"]
+    assert json.loads((tmp_path / "summary.json").read_text())["not_in_artifacts_tar"] == ["b.atmc"]
 
 
 def test_an_archive_is_unpacked_once_and_nothing_outside(gpu: ModuleType, tmp_path: Path) -> None:

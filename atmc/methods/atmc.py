@@ -133,8 +133,7 @@ class CompressStage(Stage):
         )
         self.k_start = self.optimizer.nonzeros
         self._drop_dead()
-        self._aim()
-        self._keep_alive(0)
+        self._keep_alive(0, self._aim())
         if not self.chosen and self.shrink == 0:
             self._settle_bits()
         return self.optimizer
@@ -178,13 +177,17 @@ class CompressStage(Stage):
         drop_dead_paths(self.model, self.example)
         self.optimizer.forget_zeros()
 
-    def _keep_alive(self, step: int) -> None:
+    def _keep_alive(self, step: int, alive_at: int) -> None:
         """Raise the floor where the next large cut would part most entries from the output.
 
         Small cuts are seen in time: what they part leaves its place in k to others.
+
+        Args:
+            step: of the stage.
+            alive_at: a k that is known to leave the paths alive, and each larger one with it.
         """
         k = self.k_at(step + self._aim_interval())
-        if k < _LARGE_CUT * self.optimizer.nonzeros:
+        if k < min(alive_at, _LARGE_CUT * self.optimizer.nonzeros):
             for _ in self._rising_floors():
                 if self._alive(k):
                     break
@@ -204,11 +207,15 @@ class CompressStage(Stage):
         return _most_left(self.prunings.of(cut), k)
 
     @torch.no_grad()
-    def _aim(self) -> None:
+    def _aim(self) -> int:
         """Set k to what the budget holds, entries ranked as they are now.
 
         Every few aims a real file is encoded; it corrects the rate of bits to estimated bits.
+
+        Returns:
+            The least k of the files that left most of their entries on paths to the output.
         """
+        alive_at = self.optimizer.nonzeros
         ranks = list(self.optimizer.scores().values())
         bits = list(self.optimizer.bits.values())
         values = self._value_bits()
@@ -222,10 +229,14 @@ class CompressStage(Stage):
             if self.aims % _MEASURE_EVERY or (self.aims and trial):
                 break
             estimate = fixed + sum(map(factor_bits, sizes, counts, bits, values))
-            last, self.rate = self.rate, self._file(self.k_target)[0] / estimate
+            size, alive = self._file(self.k_target)
+            if alive:
+                alive_at = min(alive_at, self.k_target)
+            last, self.rate = self.rate, size / estimate
             if abs(self.rate / last - 1) < _SAME_RATE:
                 break
         self.aims += 1
+        return alive_at
 
     def _value_bits(self) -> list[float]:
         """Bits a code takes, by factor: measured on the last duplicate where it is large enough."""
@@ -257,8 +268,7 @@ class CompressStage(Stage):
         """Aim again now and then; choose b where it is ours to choose, once k has settled."""
         if step % self._aim_interval() == 0:
             self._drop_dead()
-            self._aim()
-            self._keep_alive(step)
+            self._keep_alive(step, self._aim())
             if not self.chosen and 2 * step >= self.shrink * self.total_steps:
                 # While k still shrinks: what fewer bits save goes to entries not yet cut.
                 self._settle_bits(final=step >= self.shrink * self.total_steps)

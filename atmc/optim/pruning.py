@@ -68,10 +68,13 @@ class PruningADMM(Splitting):
                 return loss
             self._proximal()
             if self.steps % self.duplicate_every == 0:
-                for name, projection in self.projections.items():
-                    self._renew(name, projection(self._shifted(name).clone()))
+                self._duplicate()
             self._set_rho(float(at(self.rho, self.steps)))
         return loss
+
+    def _duplicate(self) -> None:
+        for name, projection in self.projections.items():
+            self._renew(name, projection(self._shifted(name).clone()))
 
     @torch.no_grad()
     def prune(self) -> None:

@@ -24,18 +24,25 @@ def tiny(noise):
 
 
 @pytest.fixture
-def two():
-    """Start both processes of ``torchrun --nproc-per-node 2 -m atmc_cli compress``."""
-    stores = []  # where processes meet; torchrun has it in a process of its own
+def port():
+    """Where processes meet; torchrun has it in a process of its own."""
+    stores = []
 
-    def start(*options):
+    def open_one():
         stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
-        return pair(stores[-1].port, *options)
+        return stores[-1].port
 
-    return start
+    return open_one
 
 
-def pair(port, *options):
+@pytest.fixture
+def two(port):
+    """Start both processes of ``torchrun --nproc-per-node 2 -m atmc_cli compress``."""
+    command = (sys.executable, "-m", "atmc_cli", "compress")
+    return lambda *options: pair(port(), *command, *options, "--device", "cpu")
+
+
+def pair(port, *command, folders=(None, None)):
     shared = process_environment() | {
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         **{"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"},
@@ -43,13 +50,14 @@ def pair(port, *options):
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "atmc_cli", "compress", *options, "--device", "cpu"],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+            cwd=folder,
         )
-        for rank in ("0", "1")
+        for rank, folder in zip(("0", "1"), folders, strict=True)
     ]
 
 
@@ -116,6 +124,51 @@ def test_ctrl_c_ends_both_with_a_checkpoint_and_both_go_on(two, tiny, atmc, here
     keys = [line.split("  ")[0] for line in resumed.stdout.splitlines()]
     assert len(keys) == len(set(keys)), resumed.stdout  # the other process prints nothing
     assert not re.search(r"^(Error|Warning|Traceback)", resumed.stderr, re.MULTILINE)
+
+
+def test_a_killed_process_ends_the_other_with_a_checkpoint(two, tiny, here):
+    running = two(*tiny, "--epochs", "50", "--output", "cut")
+    for line in running[0].stderr:
+        if line.startswith("compress epoch 1"):
+            running[1].kill()
+            break
+    codes, printed = ended(running)
+    assert codes == [1, -signal.SIGKILL], printed
+    lines = [line for line in printed[0][1].splitlines() if "epoch" not in line]
+    assert lines == ["Error: another process of the run has ended: go on with --resume"]
+    assert "checkpoints/compress.pt" in contents(here / "cut")
+    assert not [name for name in contents(here / "cut") if name.endswith(".tmp")]
+
+
+SCRIPT = """
+import hashlib, json, sys
+
+import atmc
+
+if __name__ == "__main__":
+    result = atmc.compress(**json.loads(sys.argv[1]), folder="run")
+    digest = hashlib.sha256(result.data).hexdigest()
+    print(json.dumps([digest, result.report["accuracy"], 8 * len(result.data)]))
+"""
+
+
+def test_processes_in_python_return_the_same_and_the_first_alone_writes(port, tiny, here):
+    keys = [word[2:].replace("-", "_") for word in tiny[::2]]
+    settings = {**dict(zip(keys, tiny[1::2], strict=True)), "device": "cpu"}
+    whole = {"steps_per_epoch", "dense_epochs", "epochs", "level_epochs", "batch_size", "threads"}
+    for name in (*whole, "steps", "eval_steps"):
+        settings[name] = int(settings[name])
+    folders = [here / rank for rank in ("0", "1")]
+    for folder in folders:
+        folder.mkdir()
+    command = (sys.executable, "-c", SCRIPT, json.dumps(settings))
+    codes, printed = ended(pair(port(), *command, folders=folders))
+    assert codes == [0, 0], printed
+    first, second = (json.loads(stdout) for stdout, _ in printed)
+    assert first == second
+    assert first[-1] <= 48_000
+    assert 8 * (folders[0] / "run" / "model.atmc").stat().st_size == first[-1]
+    assert contents(folders[1]) == {}
 
 
 def test_other_commands_are_of_one_process(atmc, monkeypatch):

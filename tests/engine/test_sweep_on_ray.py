@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from atmc.engine.folder_lock import Process
 from atmc.engine.sweep import make_plan, on_ray, sweep
 from atmc.errors import MissingExtraError, RunError, SettingsError
 from atmc.messages import AtmcWarning
+from atmc.reports.build import report
 from atmc.training import loop
 
 needs_ray = pytest.mark.skipif(not extras._importable("ray"), reason="Ray is not installed")
@@ -161,6 +163,12 @@ def test_a_point_whose_worker_is_killed_goes_on(
 
     (again,) = sweep({**plan, "points": POINTS[:1]}, runs, model=net(tmp_path), engine="ray")[1:]
     assert again.status == "kept" and files(runs) == expected
+
+    page = report(runs, tmp_path / "page", model=net(tmp_path))
+    assert (page.finished, page.failed) == (2, 2)
+    rows = list(csv.DictReader(page.files[0].read_text().splitlines()))
+    assert {row["path"] for row in rows} == set(NAMES)
+    assert {row["path"] for row in rows if row["status"] == "done"} == set(NAMES[:2])
 
 
 @pytest.fixture

@@ -222,8 +222,9 @@ def test_what_the_levels_leave_of_norms_is_foreseen(seed: int) -> None:
 class Wild(Short):
     """Aims at all the entries there are, whatever the budget."""
 
-    def _aim(self) -> None:
+    def _aim(self) -> int:
         self.k_target = 10**6
+        return self.k_target
 
 
 def test_a_wrong_aim_does_not_empty_the_model() -> None:

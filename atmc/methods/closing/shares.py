@@ -283,6 +283,7 @@ class ShareSearch:
         self.order = UnitOrder.of(model, x)
         guess = AUTO_GUESS if target.bits == "auto" else int(target.bits)
         self.bits = dict.fromkeys(live_factors(model), guess)
+        self._chosen = target.bits != "auto"
         entries = sum(w.factors[w.carrier].numel() for w in factorized_weights(model))
         self.share = min(1.0, target.budget_bits / (guess + _PLACE_BITS) / entries)
 
@@ -295,7 +296,7 @@ class ShareSearch:
         Args:
             values_at: what the factors hold at a share, by name.
             final: whether nothing is trained between this search and the pruning. Another one is
-                content with a share that is near, for the b of the last one.
+                content with a share that is near, and only the first of all chooses b.
         """
         prunings = Prunings(self.model, self.x, self.order)
 
@@ -314,8 +315,9 @@ class ShareSearch:
             before, self.bits = self.bits, table.choose(DISTORTION)
             return self.bits != before
 
-        if not final:
+        if not (final or self._chosen):
             choose()
+            self._chosen = True
         for _ in range(_TRIALS if final else 1):
             near = self.share if self.share > 0 else 1.0
             self.share = largest_share(over, near, _CLOSE if final else _ROUGHLY_CLOSE)
