@@ -16,6 +16,9 @@ Importance = Literal["effect", "effect-per-bit", "magnitude", "saliency-per-bit"
 Roots = Callable[[str], tuple[Tensor, Tensor]]
 
 _VALUE_BITS = 4.0  # of a nonzero, its sign included
+# κ counts by this power: estimated under attack it is noisy, and what a network has not needed yet
+# has little of it. Chosen among 0, 1/4, 1/2 and 1 (docs/RESULTS.md, "What was tried").
+_TEMPER = 0.25
 
 
 def magnitude(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
@@ -84,6 +87,8 @@ def saliency_per_bit(
 ) -> None:
     """|θ| √κ over the square root of what an entry costs in the file: loss for each bit.
 
+    κ is tempered: its fourth root takes its place, between that and the size of θ alone.
+
     Args:
         weight: whose entries are ranked.
         out: for the scores.
@@ -96,7 +101,7 @@ def saliency_per_bit(
     for name in weight.factors:
         if name in out:
             rows, columns = roots(name)
-            out[name].mul_(rows).mul_(columns)
+            out[name].mul_(rows.pow(_TEMPER)).mul_(columns.pow(_TEMPER))
     _per_bit(weight, out)
 
 

@@ -80,8 +80,8 @@ class ATMC(Splitting):
         duplicate_every: steps between duplicates.
         importance: "magnitude" ranks entries by |θ| (the paper's projection), "effect" by
             what they change in W, "effect-per-bit" by that for what they cost in the file, and
-            "saliency-per-bit" by what cutting them costs the loss, for that
-            (:mod:`atmc.optim.curvature`).
+            "saliency-per-bit" by their size and, tempered, what cutting them costs the loss
+            (:mod:`atmc.optim.curvature`), for that.
         factors: names of those that share k nonzeros; None for all. The others must not be moved:
             ``atmc.factorization.train_factors`` sees to it.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.

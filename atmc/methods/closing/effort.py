@@ -2,7 +2,8 @@
 
 The interval follows from sizes: those of the model, its inputs, the batch and the attack. A clock
 has no say in it: the same seed must give the same bytes. Sizes become seconds of a nominal machine,
-two cores or a GPU, on which each part was measured once; only their ratios count.
+two cores or a GPU; only their ratios count. Those of the cores were measured once, those of the GPU
+are an estimate: from the rate of a step there, and a tenth of the cores' time for each weight.
 """
 
 from __future__ import annotations
