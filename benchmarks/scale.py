@@ -69,9 +69,9 @@ def timed(
 ) -> Callable[..., Any]:
     """A part of the stage that notes how long it takes."""
 
-    def run(*inputs: Any) -> Any:
+    def run(*inputs: Any, **settings: Any) -> Any:
         started = time.perf_counter()
-        output = part(*inputs)
+        output = part(*inputs, **settings)
         seconds[name].append(time.perf_counter() - started)
         return output
 

@@ -33,7 +33,7 @@ from atmc.methods.closing.effort import Effort
 from atmc.methods.closing.shares import Prunings, close, every_weight, reason
 from atmc.methods.closing.target import Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
-from atmc.methods.levels import STATISTICS_BATCHES, LevelStage
+from atmc.methods.levels import LevelStage
 from atmc.optim.atmc import ATMC, AUTO_GUESS, cubic
 from atmc.optim.codebooks import round_dense_part
 from atmc.optim.rounding import DISTORTION, rounded
@@ -54,6 +54,7 @@ _FEWEST_AIMS, _MOST_AIMS, _FEWEST_DUPLICATES = 3, 50, 10  # in a stage
 _DUPLICATE = 0.5  # of what an aim takes
 _STATE = ("k_start", "k_target", "chosen", "rate", "aims", "trained")
 _BATCHES = 8  # of the covariances of the inputs
+_STATISTICS_BATCHES = 4  # of an estimate that the levels make anew
 _ROUNDS, _NOTHING = 10, 0.001  # of the closing loop; share of the budget that may stay unused
 
 
@@ -340,7 +341,7 @@ class CompressStage(Stage):
         for name, value in self.optimizer.quantized(k).items():
             factors[name].copy_(value)
         with in_mode(model, training=False), plain_weights(model):
-            estimate_statistics(model, self.sample(STATISTICS_BATCHES))
+            estimate_statistics(model, self.sample(_STATISTICS_BATCHES))
         for name, value in backup.items():
             factors[name].copy_(value)
 

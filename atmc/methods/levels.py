@@ -27,7 +27,7 @@ from atmc.quantization.rates import FLOAT_BITS, level_bits
 from atmc.training.optimization import Average
 from atmc.training.stage import Stage
 
-STATISTICS_BATCHES = 16  # from which the statistics of norms are estimated
+_STATISTICS_BATCHES = 16  # from which the statistics of norms are estimated
 _FINER = (1, 2, 4)  # bits that a level may have more than it was trained at, where there is room
 
 
@@ -57,7 +57,7 @@ class LevelStage(Stage):
         if self.norms and self.resumed is None:
             if self.total_steps > 0:  # a model that nothing trains stays as it is
                 with in_mode(model, training=False), plain_weights(model):
-                    estimate_statistics(model, self.sample(STATISTICS_BATCHES))
+                    estimate_statistics(model, self.sample(_STATISTICS_BATCHES))
             fold_statistics(model)
         floats = self.target.bits == FLOAT_BITS
         bits: Mapping[str, int] = {} if floats else _level_bits(model)
