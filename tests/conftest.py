@@ -45,6 +45,12 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """A test passes or fails alike each time, and in whatever order they run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test writes need not outlast a power cut."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
