@@ -512,7 +512,11 @@ def test_a_loader_without_batches() -> None:
             ModelError,
             "knows 4 classes, the {} loader gives the label 40",
         ),
-        (lambda x, y: (x, y - 4), ValueError, "the {} loader gives the label -4: give .* from 0"),
+        (
+            lambda x, y: (x, torch.full_like(y, -4)),
+            ValueError,
+            "the {} loader gives the label -4: give .* from 0",
+        ),
         (lambda x, y: (x, y.float()), ValueError, "the {} loader gives torch.float32 labels"),
         (lambda x, y: (x, y[1:]), ValueError, r"the {} loader gives .* labels of shape \(7,\)"),
         (lambda x, y: (x,), ValueError, "the {} loader gives inputs alone"),
