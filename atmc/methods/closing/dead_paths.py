@@ -170,7 +170,7 @@ def drop_dead_biases(model: nn.Module) -> None:
 def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     """Zero entries on dead paths, in place; the output is the same, but for constant units.
 
-    Where the output would differ, on inputs or on noise, or the model cannot run on noise, only the
+    Where the output would differ, on ``x`` or on noise, or the model cannot run on noise, only the
     biases of empty rows are dropped.
 
     Args:
@@ -182,9 +182,8 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
         dead = {name: mask for name, mask in dead_entries(model, x).items() if bool(mask.any())}
         if not dead:
             return
-        inputs = noise_like(x, generator_of(x, 1))
-        inputs[::2] = x[::2]
-        before = outputs(model, inputs)
+        noise = noise_like(x[:_EXAMPLES], generator_of(x, 1))
+        before = [outputs(model, inputs) for inputs in (x, noise)]
     except Exception as error:  # a user's model may refuse noise, or change its batches
         if out_of_memory(error):
             raise
@@ -193,6 +192,7 @@ def drop_dead_paths(model: nn.Module, x: Tensor) -> None:
     backup = {name: tensors[name].clone() for name in dead}
     for name, mask in dead.items():
         tensors[name].masked_fill_(mask, 0)
-    if not same(before, outputs(model, inputs)):
+    after = [outputs(model, inputs) for inputs in (x, noise)]
+    if not all(same(a, b) for a, b in zip(before, after, strict=True)):
         for name, value in backup.items():
             tensors[name].copy_(value)
