@@ -36,6 +36,10 @@ class BudgetError(AtmcError, ValueError):
         self.smallest = smallest
 
 
+class CertificationError(AtmcError, ValueError):
+    """There are no sound bounds of what a model computes."""
+
+
 class DataError(AtmcError):
     """A data set is missing, damaged or not valid."""
 

@@ -375,6 +375,10 @@ def wrm(
 register("transfer", numbered=True, source_attack="pgd")(pgd)
 
 
+# Bounds need no attack; what share of the loss is not on them is on single steps.
+register_training("interval")(n_fgsm)
+
+
 @register_training("none")
 def _no_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float, **passes: Any) -> Tensor:
     return x

@@ -213,6 +213,7 @@ class Job:
             fast=training.fast,
             bpda=attack.bpda,
             compiled=attack.compiled,
+            interval_share=attack.interval_share,
         )
 
     def _train(

@@ -140,7 +140,8 @@ class AttackSettings(_Group):
     train_attack: TrainAttack = _setting(
         "pgd",
         "|".join(training_names()),
-        "Attack in training; atta (remembered) and n-fgsm take single steps, and are watched.",
+        "Attack in training; atta (remembered) and n-fgsm take single steps, and are watched; "
+        "interval trains on bounds of the whole ball.",
     )
     steps: Positive | None = _setting(
         None, "S", "Steps of the attack in training; by default 7, 1 for atta."
@@ -150,6 +151,9 @@ class AttackSettings(_Group):
     )
     bpda: bool = _setting(
         False, "true|false", "Let the attack in training see past ReLUs that are off."
+    )
+    interval_share: Share = _setting(
+        1.0, "SHARE", "Share of the loss on interval bounds; the rest is of n-fgsm. For interval."
     )
     compiled: bool = _setting(
         False, "true|false", "Compile the attack in training; worth a try on a GPU."
@@ -352,7 +356,10 @@ class Settings(_Group):
             except ValueError as error:
                 raise SettingsError(str(error)) from error
         assert entry is not None
-        return self.filled(entry.settings | {"steps": default_steps(self.attack.train_attack)})
+        defaults = entry.settings | {"steps": default_steps(self.attack.train_attack)}
+        if self.attack.train_attack == "interval":
+            defaults["init"] = "interval"
+        return self.filled(defaults)
 
     @property
     def attacked(self) -> bool:

@@ -139,7 +139,7 @@ class InnerAttack:
         Raises:
             ValueError: ATTA without an index.
         """
-        if not self.objective.attacked:
+        if not self.objective.needs_attack:
             return x
         if self.kind.remembers and index is None:
             raise ValueError(

@@ -387,8 +387,10 @@ class Trainer:
     def _training_pass(self, stage: Stage) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """Loss with penalty, loss, and logits under attack; gradients are of all processes."""
 
-        def run(x: Tensor, adv: Tensor, y: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-            loss, logits = self.objective.loss(self.model, x, adv, y)
+        def run(
+            x: Tensor, adv: Tensor, y: Tensor, scale: float, weight: float
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            loss, logits = self.objective.loss(self.model, x, adv, y, scale)
             penalty = stage.penalty()
             total = loss if weight == 1 else weight * loss
             return (total if penalty is None else total + penalty), loss.detach(), logits.detach()
@@ -408,12 +410,13 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * stage.lr_scale(progress)
         x, y = batch.x, batch.y
-        adv = self.attack(self.model, x, y, stage.eps_scale(progress), step, batch.index)
+        scale = stage.eps_scale(progress)
+        adv = self.attack(self.model, x, y, scale, step, batch.index)
         stage.set_mode(self.model)
         optimizer.zero_grad()
         # Until the gradients are there: a checkpointed layer runs again in the backward pass.
         with plain_weights(self.model, graph=True), distributed.collective():
-            total, loss, logits = training_pass(x, adv, y, batch.weight)
+            total, loss, logits = training_pass(x, adv, y, scale, batch.weight)
             total.backward()  # type: ignore[no-untyped-call]
         distributed.broadcast(self.model.buffers())  # statistics of norms: those of the first
         right = (logits.argmax(1) == y).float().mean()

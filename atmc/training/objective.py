@@ -13,10 +13,14 @@ from atmc.attacks.channels_last import ChannelsLastGradients
 from atmc.attacks.freezing import frozen
 from atmc.attacks.losses import divergence
 from atmc.attacks.registry import training_attack
+from atmc.certification.bounds import ball, margins, propagate
+from atmc.certification.interval import Interval
+from atmc.certification.objective import warmup_penalty
 from atmc.inference import as_logits
 from atmc.messages import argument
 
 _PGD_STEPS = 7
+_WARMUP_PENALTY = 0.5  # λ_0 of Shi et al. (2021), at ε = 0
 
 
 def default_steps(train_attack: str) -> int:
@@ -48,6 +52,8 @@ class Objective:
             noise, both watched for collapse; "none": clean inputs, whatever ε is.
         bpda: let the attack's gradients past ReLUs that are off and losers of a max-pool.
         compiled: compile the attack's passes.
+        interval_share: with the attack "interval", the share of the loss on interval bounds, 0 to
+            1; the rest is of the attacked batch.
 
     Raises:
         ValueError: TRADES with a ``clean_weight``, or with an attack that ascends cross-entropy
@@ -66,6 +72,7 @@ class Objective:
     train_attack: str = "pgd"
     bpda: bool = False
     compiled: bool = False
+    interval_share: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what TRADES does not go with."""
@@ -88,27 +95,50 @@ class Objective:
         return self.eps > 0 and self.train_attack != "none"
 
     @property
+    def bounded(self) -> bool:
+        """Whether the loss is on interval bounds."""
+        return self.attacked and self.train_attack == "interval"
+
+    @property
+    def needs_attack(self) -> bool:
+        """Whether the loss depends on an attacked batch."""
+        return self.attacked and not (self.bounded and self.interval_share == 1)
+
+    @property
     def gradients(self) -> int:
         """Passes of a batch, forward and backward, in a step: of its attack and of its loss."""
         training = 2 if self.clean_weight > 0 else 1
         if not self.attacked:
             return training
+        if self.bounded:
+            return training + 1 + int(self.needs_attack)
         return training + (1 if training_attack(self.train_attack).steps is None else self.steps)
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The autocast context of the layers."""
         return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
 
-    def loss(self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the logits on the attacked batch.
+    def loss(
+        self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and the logits on the attacked batch; with bounds the worst in the ball.
 
         Inside ``plain_weights(model, graph=True)``, which must last until the gradients are
         computed, both batches share the W formed for the step.
+
+        Args:
+            model: in training mode.
+            x: the clean batch (n, ...).
+            adv: the attacked batch.
+            y: labels (n,), int64.
+            scale: of ε, from 0 to 1.
         """
         target = None
         if self.teacher is not None and self.distill > 0:
             with torch.no_grad(), frozen(self.teacher), self.autocast(x):
                 target = as_logits(self.teacher(x)).float().log_softmax(1)
+        if self.bounded:
+            return self._bounded_loss(model, x, adv, y, target, scale)
         trades = self.trades_beta is not None and self.attacked
         layout = ChannelsLastGradients() if self.fast else contextlib.nullcontext()
         with layout, self.autocast(x):
@@ -124,6 +154,30 @@ class Objective:
             clean_loss = self._batch_loss(clean, y, target)
             loss = (1 - self.clean_weight) * loss + self.clean_weight * clean_loss
         return loss, logits
+
+    def _bounded_loss(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        adv: Tensor,
+        y: Tensor,
+        target: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the worst margins in the ball, and of a point of it."""
+        box = ball(x, self.eps * scale)
+        box.nominal, box.journal = adv, []
+        with self.autocast(x):
+            logits = propagate(model, box)
+            worst = -margins(logits, y).float()
+        loss = F.cross_entropy(worst, y)
+        if self.interval_share < 1 or target is not None:
+            assert logits.nominal is not None
+            point = self._batch_loss(logits.nominal.float(), y, target)
+            loss = self.interval_share * loss + (1 - self.interval_share) * point
+        if scale < 1:
+            loss = loss + _WARMUP_PENALTY * (1 - scale) * warmup_penalty(box, box.journal)
+        return loss, worst
 
     def _batch_loss(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         loss = F.cross_entropy(logits, y)

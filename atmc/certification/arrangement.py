@@ -1,0 +1,135 @@
+"""Rules of functions that move values and compute none: the ends move alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from atmc.certification.interval import (
+    Interval,
+    NoRuleError,
+    as_interval,
+    first_tensor,
+    rounding,
+    rule,
+)
+
+_VIEWS = (
+    *("view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"),
+    *("transpose", "swapaxes", "movedim", "t", "expand", "expand_as", "contiguous", "chunk"),
+    *("split", "unbind", "narrow", "select", "__getitem__", "detach", "channel_shuffle"),
+    *("pixel_shuffle", "pixel_unshuffle"),
+)
+_COPIES = ("clone", "repeat", "repeat_interleave", "flip", "roll", "index_select", "tile")
+_JOINTS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
+
+
+def _moved(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function that only moves values makes of an interval, or of several."""
+    like = first_tensor((args, kwargs))
+
+    def at(part: str) -> Any:
+        def pick(value: Any) -> Any:
+            return getattr(value, part) if isinstance(value, Interval) else value
+
+        return func(*tree_map(pick, args), **tree_map(pick, kwargs))
+
+    lower, upper = at("lower"), at("upper")
+    error = None if like.error is None else at("error")
+    if isinstance(lower, Tensor):
+        return Interval(lower, upper, error)
+    errors = [None] * len(lower) if error is None else error
+    return tuple(Interval(*parts) for parts in zip(lower, upper, errors, strict=True))
+
+
+def _mover(name: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        func = getattr(Tensor, name, None) or getattr(torch, name, None) or getattr(F, name)
+        return _moved(func, *args, **kwargs)
+
+    return run
+
+
+for _each in _VIEWS:
+    rule(_each, view=True)(_mover(_each))
+for _each in _COPIES:
+    rule(_each)(_mover(_each))
+
+
+@rule("to", "float", "double", view=True)
+def _to(input: Interval, *args: Any, **kwargs: Any) -> Interval:
+    """A type of more digits changes nothing; one of fewer rounds."""
+    kept = {"memory_format", "non_blocking", "copy"}
+    settings = {key: value for key, value in kwargs.items() if key not in kept}
+    if input.error is None and (args or settings):
+        moved: Interval = _moved(Tensor.to, input, *args, **settings)
+        return moved
+    kind = next(
+        (each for each in (*args, *settings.values()) if isinstance(each, torch.dtype)), None
+    )
+    if kind not in (None, torch.float32, torch.float64):
+        raise NoRuleError(f"a conversion to {kind}")
+    return input
+
+
+def _joint(name: str) -> Callable[..., Interval]:
+    def run(tensors: Any, *args: Any, **kwargs: Any) -> Interval:
+        like = first_tensor(tensors)
+        parts = [as_interval(each, like) for each in tensors]
+        joined: Interval = _moved(getattr(torch, name), parts, *args, **kwargs)
+        return joined
+
+    return run
+
+
+for _each in _JOINTS:
+    rule(_each)(_joint(_each))
+
+
+@rule("pad")
+def _pad(
+    input: Interval, pad: list[int], mode: str = "constant", value: float | None = None
+) -> Interval:
+    # What is padded is exact.
+    error = None if input.error is None else F.pad(input.error, pad, mode)
+    ends = (F.pad(end, pad, mode, value) for end in (input.lower, input.upper))
+    return Interval(*ends, error)
+
+
+def _dropout(name: str) -> Callable[..., Interval]:
+    def run(
+        input: Interval, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Interval:
+        if not training or p == 0:
+            return input
+        mask: Tensor = getattr(F, name)(torch.ones_like(input.lower), p)
+        result = Interval(*(mask * end for end in (input.lower, input.upper)))
+        if input.error is not None:
+            result.error = mask * input.error + rounding(1, mask * input.magnitude)
+        if input.nominal is not None:
+            result.nominal = mask * input.nominal
+        return result
+
+    return run
+
+
+for _each in ("dropout", "dropout1d", "dropout2d", "dropout3d"):
+    rule(_each)(_dropout(_each))
+
+
+def _constant(name: str) -> Callable[..., Tensor]:
+    def run(input: Interval, *args: Any, **kwargs: Any) -> Tensor:
+        func = getattr(torch, name, None) or getattr(Tensor, name)
+        made: Tensor = func(input.lower, *args, **kwargs)
+        return made
+
+    return run
+
+
+for _each in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"):
+    rule(_each)(_constant(_each))

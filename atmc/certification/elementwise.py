@@ -1,0 +1,334 @@
+"""Rules of activations, of arithmetic, and of pools: both ends by the function itself.
+
+A function that does not decrease in any of its inputs maps the ends of the inputs to the ends of
+the outputs. Few others are needed: activations with one minimum, absolute values, squares, products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atmc.certification.interval import Interval, NoRuleError, as_interval, rounding, rule
+
+_STEPS = 16  # float32 operations that an activation counts as
+
+
+def _activation(
+    x: Interval, f: Callable[[Tensor], Tensor], slope: float = 1.0, exact: bool = False
+) -> Interval:
+    """The result of an activation that does not decrease.
+
+    Args:
+        x: its input.
+        f: the activation.
+        slope: the largest of its slopes.
+        exact: whether float32 computes it without rounding.
+    """
+    lower, upper = f(x.lower), f(x.upper)
+    return Interval(lower, upper, _error(x, lower, upper, slope, exact))
+
+
+def _error(x: Interval, lower: Tensor, upper: Tensor, slope: float, exact: bool) -> Tensor | None:
+    if x.error is None:
+        return None
+    error = slope * x.error
+    if not exact:
+        # Some cancel their input against a constant, so that this counts as well.
+        size = torch.maximum(lower.abs(), upper.abs()) + torch.maximum(x.lower.abs(), x.upper.abs())
+        error = error + rounding(_STEPS, size + error)
+    return error
+
+
+@rule("relu", recorded=True)
+def _relu(input: Interval, inplace: bool = False) -> Interval:
+    return _activation(input, F.relu, exact=True)
+
+
+@rule("relu6")
+def _relu6(input: Interval, inplace: bool = False) -> Interval:
+    return _activation(input, F.relu6, exact=True)
+
+
+@rule("hardtanh")
+def _hardtanh(
+    input: Interval, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Interval:
+    return _activation(input, lambda end: F.hardtanh(end, min_val, max_val), exact=True)
+
+
+@rule("clamp", "clip")
+def _clamp(input: Interval, min: Any = None, max: Any = None) -> Interval:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        raise NoRuleError("clamp by tensors")
+    return _activation(input, lambda end: end.clamp(min, max), exact=True)
+
+
+@rule("leaky_relu")
+def _leaky_relu(input: Interval, negative_slope: float = 0.01, inplace: bool = False) -> Interval:
+    if negative_slope < 0:
+        raise NoRuleError("leaky_relu with a negative slope")
+    slope = max(1.0, negative_slope)
+    return _activation(input, lambda end: F.leaky_relu(end, negative_slope), slope)
+
+
+@rule("prelu")
+def _prelu(input: Interval, weight: Tensor) -> Interval:
+    if bool((weight < 0).any()):
+        raise NoRuleError("prelu with a negative slope")
+    slope = max(1.0, float(weight.detach().max()))
+    return _activation(input, lambda end: F.prelu(end, weight.to(end.dtype)), slope)
+
+
+@rule("elu")
+def _elu(input: Interval, alpha: float = 1.0, inplace: bool = False) -> Interval:
+    if alpha < 0:
+        raise NoRuleError("elu with a negative alpha")
+    return _activation(input, lambda end: F.elu(end, alpha), max(1.0, alpha))
+
+
+@rule("celu")
+def _celu(input: Interval, alpha: float = 1.0, inplace: bool = False) -> Interval:
+    if alpha < 0:
+        raise NoRuleError("celu with a negative alpha")
+    return _activation(input, lambda end: F.celu(end, alpha))
+
+
+@rule("softplus")
+def _softplus(input: Interval, beta: float = 1.0, threshold: float = 20.0) -> Interval:
+    if beta <= 0:
+        raise NoRuleError("softplus with a beta that is not positive")
+    jump = math.exp(-threshold) / beta  # where it becomes linear
+    result = _activation(input, lambda end: F.softplus(end, beta, threshold))
+    error = None if result.error is None else result.error + jump
+    return Interval(result.lower - jump, result.upper + jump, error)
+
+
+# By the largest slope.
+_SMOOTH: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "sigmoid": (torch.sigmoid, 0.25),
+    "tanh": (torch.tanh, 1.0),
+    "selu": (F.selu, 1.7581),
+    "logsigmoid": (F.logsigmoid, 1.0),
+    "log_sigmoid": (F.logsigmoid, 1.0),
+    "softsign": (F.softsign, 1.0),
+    "hardsigmoid": (F.hardsigmoid, 1 / 6),
+    "tanhshrink": (F.tanhshrink, 1.0),
+    "atan": (torch.atan, 1.0),
+    "erf": (torch.erf, 1.1284),
+}
+
+
+def _smooth(f: Callable[[Tensor], Tensor], slope: float) -> Callable[..., Interval]:
+    def run(input: Interval, inplace: bool = False) -> Interval:
+        return _activation(input, f, slope)
+
+    return run
+
+
+for _name, (_f, _slope) in _SMOOTH.items():
+    rule(_name)(_smooth(_f, _slope))
+
+
+def _one_minimum(
+    x: Interval, f: Callable[[Tensor], Tensor], minimum: float, slope: float
+) -> Interval:
+    """The result of an activation that falls up to a point and rises after it.
+
+    Args:
+        x: its input.
+        f: the activation.
+        minimum: where it is least, to 10 digits.
+        slope: the largest absolute value of its slopes.
+    """
+    first, second = f(x.lower), f(x.upper)
+    least = f(torch.full_like(first, minimum)) - 1e-12
+    inside = (x.lower <= minimum) & (minimum <= x.upper)
+    lower = torch.where(inside, least, torch.minimum(first, second))
+    upper = torch.maximum(first, second)
+    return Interval(lower, upper, _error(x, lower, upper, slope, exact=False))
+
+
+@rule("silu")
+def _silu(input: Interval, inplace: bool = False) -> Interval:
+    return _one_minimum(input, F.silu, -1.2784645428, 1.1)
+
+
+@rule("mish")
+def _mish(input: Interval, inplace: bool = False) -> Interval:
+    return _one_minimum(input, F.mish, -1.1924312145, 1.1)
+
+
+@rule("hardswish")
+def _hardswish(input: Interval, inplace: bool = False) -> Interval:
+    return _one_minimum(input, F.hardswish, -1.5, 1.5)
+
+
+@rule("gelu")
+def _gelu(input: Interval, approximate: str = "none") -> Interval:
+    minimum = -0.7517915241 if approximate == "none" else -0.7524614122
+    return _one_minimum(input, lambda end: F.gelu(end, approximate=approximate), minimum, 1.13)
+
+
+@rule("add", "__add__", "__radd__", "__iadd__")
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Interval:
+    a, b = _pair(input, other)
+    if alpha != 1:
+        b = _scaled(b, torch.tensor(float(alpha), dtype=b.dtype, device=b.device))
+    lower, upper = a.lower + b.lower, a.upper + b.upper
+    return Interval(lower, upper, _sum_error(a, b))
+
+
+@rule("sub", "subtract", "__sub__", "__isub__")
+def _sub(input: Any, other: Any, *, alpha: float = 1) -> Interval:
+    return _add(input, other, alpha=-alpha)
+
+
+@rule("__rsub__", "rsub")
+def _rsub(input: Any, other: Any, *, alpha: float = 1) -> Interval:
+    return _add(other, input, alpha=-alpha)
+
+
+@rule("neg", "negative", "__neg__")
+def _neg(input: Interval) -> Interval:
+    return Interval(-input.upper, -input.lower, input.error)
+
+
+@rule("mul", "multiply", "__mul__", "__rmul__", "__imul__")
+def _mul(input: Any, other: Any) -> Interval:
+    if not isinstance(input, Interval):
+        input, other = other, input
+    if not isinstance(other, Interval):
+        return _scaled(input, torch.as_tensor(other, device=input.device).to(input.dtype))
+    products = [
+        one * two for one in (input.lower, input.upper) for two in (other.lower, other.upper)
+    ]
+    error = None
+    if input.error is not None and other.error is not None:
+        # Each factor may be off; their errors count once more in the rounding.
+        size = input.magnitude * other.magnitude
+        error = input.magnitude * other.error + other.magnitude * input.error + rounding(1, size)
+    lower, upper = products[0], products[0]
+    for each in products[1:]:
+        lower, upper = torch.minimum(lower, each), torch.maximum(upper, each)
+    return Interval(lower, upper, error)
+
+
+@rule("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__div__", "__idiv__")
+def _div(input: Any, other: Any) -> Interval:
+    if isinstance(other, Interval):
+        raise NoRuleError("division by an interval")
+    divisor = torch.as_tensor(other, device=input.device).to(input.dtype)
+    return _scaled(input, 1 / divisor)
+
+
+def _scaled(x: Interval, factor: Tensor) -> Interval:
+    one, two = x.lower * factor, x.upper * factor
+    error = None
+    if x.error is not None:
+        size = torch.maximum(one.abs(), two.abs()) + x.error * factor.abs()
+        error = x.error * factor.abs() + rounding(2, size)  # a quotient may be a product
+    return Interval(torch.minimum(one, two), torch.maximum(one, two), error)
+
+
+def _pair(one: Any, two: Any) -> tuple[Interval, Interval]:
+    like: Interval = one if isinstance(one, Interval) else two
+    return as_interval(one, like), as_interval(two, like)
+
+
+def _sum_error(a: Interval, b: Interval) -> Tensor | None:
+    if a.error is None or b.error is None:
+        return None
+    return a.error + b.error + rounding(1, a.magnitude + b.magnitude)
+
+
+@rule("abs", "absolute")
+def _abs(input: Interval) -> Interval:
+    one, two = input.lower.abs(), input.upper.abs()
+    crosses = (input.lower < 0) & (input.upper > 0)
+    lower = torch.where(crosses, torch.zeros_like(one), torch.minimum(one, two))
+    return Interval(lower, torch.maximum(one, two), input.error)
+
+
+@rule("square", "pow", "__pow__")
+def _square(input: Interval, exponent: Any = 2) -> Interval:
+    if exponent != 2:
+        raise NoRuleError(f"the power {exponent}")
+    size = _abs(input)
+    error = None
+    if input.error is not None:
+        error = input.error * (2 * size.upper + input.error)
+        error = error + rounding(1, input.magnitude.square())
+    return Interval(size.lower.square(), size.upper.square(), error)
+
+
+@rule("maximum", "fmax")
+def _maximum(input: Any, other: Any) -> Interval:
+    return _extreme(torch.maximum, input, other)
+
+
+@rule("minimum", "fmin")
+def _minimum(input: Any, other: Any) -> Interval:
+    return _extreme(torch.minimum, input, other)
+
+
+def _extreme(f: Callable[..., Tensor], one: Any, two: Any) -> Interval:
+    a, b = _pair(one, two)
+    error = None if a.error is None or b.error is None else torch.maximum(a.error, b.error)
+    return Interval(f(a.lower, b.lower), f(a.upper, b.upper), error)
+
+
+def _pool(name: str) -> Callable[..., Interval]:
+    """The rule of a pool that takes the largest value of a window."""
+
+    def run(input: Interval, *args: Any, **kwargs: Any) -> Interval:
+        func = getattr(F, name, None) or getattr(torch, name)
+        lower, upper = func(input.lower, *args, **kwargs), func(input.upper, *args, **kwargs)
+        if not isinstance(lower, Tensor):
+            raise NoRuleError(f"{name} with indices")
+        error = None if input.error is None else func(input.error, *args, **kwargs)
+        return Interval(lower, upper, error)
+
+    return run
+
+
+for _name in ("max_pool1d", "max_pool2d", "max_pool3d"):
+    rule(_name)(_pool(_name))
+for _name in ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "amax"):
+    rule(_name)(_pool(_name))
+
+
+def _mean(name: str) -> Callable[..., Interval]:
+    """The rule of a weighted mean, or of a sum."""
+
+    def run(input: Interval, *args: Any, **kwargs: Any) -> Interval:
+        func = getattr(F, name, None) or getattr(torch, name)
+        lower, upper = func(input.lower, *args, **kwargs), func(input.upper, *args, **kwargs)
+        error = None
+        if input.error is not None:
+            # Of an element, at the most: of a whole example, or what lies behind each result.
+            terms = max(input.numel() // max(1, len(input)), input.numel() // lower.numel())
+            size = func(input.magnitude, *args, **kwargs)
+            error = func(input.error, *args, **kwargs) + rounding(terms, size)
+        return Interval(lower, upper, error)
+
+    return run
+
+
+for _name in ("avg_pool1d", "avg_pool2d", "avg_pool3d", "mean", "sum"):
+    rule(_name)(_mean(_name))
+for _name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
+    rule(_name)(_mean(_name))
+
+
+@rule("interpolate")
+def _interpolate(input: Interval, *args: Any, **kwargs: Any) -> Interval:
+    mode = kwargs.get("mode", args[2] if len(args) > 2 else "nearest")
+    if mode == "bicubic" or kwargs.get("antialias"):
+        raise NoRuleError(f"interpolate with mode {mode!r}")
+    return _mean("interpolate")(input, *args, **kwargs)
