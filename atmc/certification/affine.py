@@ -50,7 +50,7 @@ def _affine(
     return Interval(centre - radius, centre + radius, error)
 
 
-@rule("linear")
+@rule("linear", linear=True)
 def _linear(input: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:
     result = _affine(input, F.linear, weight, bias, weight.shape[-1])
     if input.dim() == 2:
@@ -58,7 +58,7 @@ def _linear(input: Interval, weight: Tensor, bias: Tensor | None = None) -> Inte
     return result
 
 
-@rule("matmul", "mm", "bmm", "__matmul__")
+@rule("matmul", "mm", "bmm", "__matmul__", linear=True)
 def _matmul(input: Any, other: Any) -> Interval:
     if isinstance(input, Interval) and isinstance(other, Tensor):
         return _affine(input, torch.matmul, other, None, other.shape[-2 if other.dim() > 1 else 0])
@@ -83,11 +83,11 @@ def _convolution(name: str, transposed: bool) -> Callable[..., Interval]:
 
 
 for _dims in (1, 2, 3):
-    rule(f"conv{_dims}d")(_convolution(f"conv{_dims}d", transposed=False))
-    rule(f"conv_transpose{_dims}d")(_convolution(f"conv_transpose{_dims}d", transposed=True))
+    for _name, _transposed in (f"conv{_dims}d", False), (f"conv_transpose{_dims}d", True):
+        rule(_name, linear=True)(_convolution(_name, _transposed))
 
 
-@rule("batch_norm")
+@rule("batch_norm", linear=True)
 def _batch_norm(
     input: Interval,
     running_mean: Tensor | None,
@@ -125,7 +125,7 @@ def _batch_norm(
     return Interval(torch.minimum(one, two), torch.maximum(one, two), error)
 
 
-@rule("instance_norm")
+@rule("instance_norm", linear=True)
 def _instance_norm(
     input: Interval,
     running_mean: Tensor | None = None,

@@ -56,12 +56,12 @@ def _mover(name: str) -> Callable[..., Any]:
 
 
 for _each in _VIEWS:
-    rule(_each, view=True)(_mover(_each))
+    rule(_each, view=True, linear=True)(_mover(_each))
 for _each in _COPIES:
-    rule(_each)(_mover(_each))
+    rule(_each, linear=True)(_mover(_each))
 
 
-@rule("to", "float", "double", view=True)
+@rule("to", "float", "double", view=True, linear=True)
 def _to(input: Interval, *args: Any, **kwargs: Any) -> Interval:
     """A type of more digits changes nothing; one of fewer rounds."""
     kept = {"memory_format", "non_blocking", "copy"}
@@ -88,15 +88,17 @@ def _joint(name: str) -> Callable[..., Interval]:
 
 
 for _each in _JOINTS:
-    rule(_each)(_joint(_each))
+    rule(_each, linear=True)(_joint(_each))
 
 
-@rule("pad")
+@rule("pad", linear=True)
 def _pad(
     input: Interval, pad: list[int], mode: str = "constant", value: float | None = None
 ) -> Interval:
-    # What is padded is exact.
-    error = None if input.error is None else F.pad(input.error, pad, mode)
+    error = None
+    if input.error is not None:
+        off = rounding(1, abs(value)) if mode == "constant" and value else None
+        error = F.pad(input.error, pad, mode, off)
     ends = (F.pad(end, pad, mode, value) for end in (input.lower, input.upper))
     return Interval(*ends, error)
 
@@ -119,7 +121,7 @@ def _dropout(name: str) -> Callable[..., Interval]:
 
 
 for _each in ("dropout", "dropout1d", "dropout2d", "dropout3d"):
-    rule(_each)(_dropout(_each))
+    rule(_each, linear=True)(_dropout(_each))
 
 
 def _constant(name: str) -> Callable[..., Tensor]:
@@ -132,4 +134,4 @@ def _constant(name: str) -> Callable[..., Tensor]:
 
 
 for _each in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"):
-    rule(_each)(_constant(_each))
+    rule(_each, linear=True)(_constant(_each))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atmc.certification.interval import Interval, NoRuleError, as_interval, rounding, rule
+from atmc.certification.interval import Interval, NoRuleError, Read, as_interval, rounding, rule
 
 _STEPS = 16  # float32 operations that an activation counts as
 
@@ -45,7 +45,7 @@ def _error(x: Interval, lower: Tensor, upper: Tensor, slope: float, exact: bool)
     return error
 
 
-@rule("relu", recorded=True)
+@rule("relu")
 def _relu(input: Interval, inplace: bool = False) -> Interval:
     return _activation(input, F.relu, exact=True)
 
@@ -59,14 +59,14 @@ def _relu6(input: Interval, inplace: bool = False) -> Interval:
 def _hardtanh(
     input: Interval, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Interval:
-    return _activation(input, lambda end: F.hardtanh(end, min_val, max_val), exact=True)
+    return _activation(input, lambda end: F.hardtanh(end, min_val, max_val))
 
 
 @rule("clamp", "clip")
 def _clamp(input: Interval, min: Any = None, max: Any = None) -> Interval:
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         raise NoRuleError("clamp by tensors")
-    return _activation(input, lambda end: end.clamp(min, max), exact=True)
+    return _activation(input, lambda end: end.clamp(min, max))
 
 
 @rule("leaky_relu")
@@ -175,7 +175,7 @@ def _gelu(input: Interval, approximate: str = "none") -> Interval:
     return _one_minimum(input, lambda end: F.gelu(end, approximate=approximate), minimum, 1.13)
 
 
-@rule("add", "__add__", "__radd__", "__iadd__")
+@rule("add", "__add__", "__radd__", "__iadd__", linear=True)
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Interval:
     a, b = _pair(input, other)
     if alpha != 1:
@@ -184,27 +184,29 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Interval:
     return Interval(lower, upper, _sum_error(a, b))
 
 
-@rule("sub", "subtract", "__sub__", "__isub__")
+@rule("sub", "subtract", "__sub__", "__isub__", linear=True)
 def _sub(input: Any, other: Any, *, alpha: float = 1) -> Interval:
     return _add(input, other, alpha=-alpha)
 
 
-@rule("__rsub__", "rsub")
+@rule("__rsub__", "rsub", linear=True)
 def _rsub(input: Any, other: Any, *, alpha: float = 1) -> Interval:
     return _add(other, input, alpha=-alpha)
 
 
-@rule("neg", "negative", "__neg__")
+@rule("neg", "negative", "__neg__", linear=True)
 def _neg(input: Interval) -> Interval:
     return Interval(-input.upper, -input.lower, input.error)
 
 
-@rule("mul", "multiply", "__mul__", "__rmul__", "__imul__")
+@rule("mul", "multiply", "__mul__", "__rmul__", "__imul__", linear=True)
 def _mul(input: Any, other: Any) -> Interval:
     if not isinstance(input, Interval):
         input, other = other, input
     if not isinstance(other, Interval):
         return _scaled(input, torch.as_tensor(other, device=input.device).to(input.dtype))
+    if input.journal is not None:  # of two intervals it is not linear
+        input.journal.append(Read("mul", input))
     products = [
         one * two for one in (input.lower, input.upper) for two in (other.lower, other.upper)
     ]
@@ -219,7 +221,7 @@ def _mul(input: Any, other: Any) -> Interval:
     return Interval(lower, upper, error)
 
 
-@rule("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__div__", "__idiv__")
+@rule("div", "divide", "true_divide", "__truediv__", "__itruediv__", linear=True)
 def _div(input: Any, other: Any) -> Interval:
     if isinstance(other, Interval):
         raise NoRuleError("division by an interval")
@@ -321,12 +323,12 @@ def _mean(name: str) -> Callable[..., Interval]:
 
 
 for _name in ("avg_pool1d", "avg_pool2d", "avg_pool3d", "mean", "sum"):
-    rule(_name)(_mean(_name))
+    rule(_name, linear=True)(_mean(_name))
 for _name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
-    rule(_name)(_mean(_name))
+    rule(_name, linear=True)(_mean(_name))
 
 
-@rule("interpolate")
+@rule("interpolate", linear=True)
 def _interpolate(input: Interval, *args: Any, **kwargs: Any) -> Interval:
     mode = kwargs.get("mode", args[2] if len(args) > 2 else "nearest")
     if mode == "bicubic" or kwargs.get("antialias"):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +40,18 @@ _PROPERTIES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "require
 class _Rule:
     run: Callable[..., Any]
     view: bool  # the result may share memory with an input
-    recorded: bool  # the input goes into the journal
+    linear: bool  # in the intervals among its arguments
 
 
 _RULES: dict[Any, _Rule] = {}
 _IN_PLACE: set[Any] = set()
+
+
+class Read(NamedTuple):
+    """What a function that is not linear has read: its name, and the interval."""
+
+    function: str
+    input: Interval
 
 
 @dataclass
@@ -69,14 +76,14 @@ class Interval(Tensor):
             rounding is left out of account.
         nominal: one tensor of the box, which goes through the network with it; None for none.
             Batch norm in training mode takes its statistics from it.
-        journal: receives the interval that each ReLU reads, in the order of the calls.
+        journal: receives what functions read that are not linear, in the order of the calls.
     """
 
     lower: Tensor
     upper: Tensor
     error: Tensor | None
     nominal: Tensor | None
-    journal: list[Interval] | None
+    journal: list[Read] | None
     head: Head | None
     shared: bool  # with other tensors: not to be changed in place
 
@@ -87,7 +94,7 @@ class Interval(Tensor):
         upper: Tensor,
         error: Tensor | None = None,
         nominal: Tensor | None = None,
-        journal: list[Interval] | None = None,
+        journal: list[Read] | None = None,
     ) -> Interval:
         """A tensor without storage of its own."""
         make: Callable[..., Interval] = Tensor._make_wrapper_subclass
@@ -99,7 +106,7 @@ class Interval(Tensor):
         upper: Tensor,
         error: Tensor | None = None,
         nominal: Tensor | None = None,
-        journal: list[Interval] | None = None,
+        journal: list[Read] | None = None,
     ) -> None:
         self._set(lower, upper, error)
         self.nominal = nominal
@@ -159,9 +166,9 @@ class Interval(Tensor):
         intervals = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Interval)]
         in_place = func in _IN_PLACE or bool(kwargs.get("inplace"))
         journal = next((each.journal for each in intervals if each.journal is not None), None)
-        if rule.recorded and journal is not None:
-            before = args[0]
-            journal.append(Interval(before.lower, before.upper, before.error))
+        if journal is not None and not rule.linear:
+            before = intervals[0]
+            journal.append(Read(_name(func), Interval(before.lower, before.upper, before.error)))
         result = rule.run(*args, **kwargs)
         if in_place and result is not args[0] and getattr(args[0], "shared", True):
             # Which other tensors see the change is not known.
@@ -209,7 +216,7 @@ def _name(func: Any) -> str:
     return func.__self__.__name__ if name == "__get__" else str(name)
 
 
-def rule(*names: str, view: bool = False, recorded: bool = False) -> Callable[[Rule], Rule]:
+def rule(*names: str, view: bool = False, linear: bool = False) -> Callable[[Rule], Rule]:
     """Register the decorated function as the rule of functions of torch with these names.
 
     That is of ``Tensor``, ``torch`` and ``torch.nn.functional``, and of their in-place forms.
@@ -217,7 +224,7 @@ def rule(*names: str, view: bool = False, recorded: bool = False) -> Callable[[R
     Args:
         names: as in ``"relu"``, which stands for ``"relu_"`` too, or ``"__getitem__"``.
         view: whether the result may be a view of an input.
-        recorded: whether the journal receives the input.
+        linear: whether the function is linear, or affine, in the intervals among its arguments.
     """
 
     def decorate(run: Rule) -> Rule:
@@ -226,7 +233,7 @@ def rule(*names: str, view: bool = False, recorded: bool = False) -> Callable[[R
                 for form in (name, f"{name}_"):
                     func = getattr(place, form, None)
                     if func is not None and not isinstance(func, type):
-                        _RULES[func] = _Rule(run, view, recorded)
+                        _RULES[func] = _Rule(run, view, linear)
                         if form != name:
                             _IN_PLACE.add(func)
         return run
@@ -242,12 +249,12 @@ def as_interval(value: Tensor | float, like: Interval) -> Interval:
     return Interval(exact, exact, None if like.error is None else torch.zeros_like(exact))
 
 
-def rounding(terms: int, magnitude: Tensor | float) -> Tensor | float:
+def rounding(terms: int, magnitude: Any) -> Any:
     """A bound of the rounding of ``terms`` float32 operations on values of that magnitude.
 
     Args:
         terms: operations that an element takes part in, one after the other.
-        magnitude: the sum of the absolute values that they combine.
+        magnitude: the sum of the absolute values that they combine, a tensor or a number.
     """
     terms += 1  # for the rounding of float64
     return terms * _UNIT / (1 - terms * _UNIT) * magnitude + terms * _SMALLEST

@@ -12,25 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atmc.certification.interval import Interval
+from atmc.certification.interval import Interval, Read
 
 _TOLERANCE = 0.5  # τ of the paper
 _TINY = 1e-12
 
 
-def warmup_penalty(box: Interval, read: Sequence[Interval]) -> Tensor:
+def warmup_penalty(box: Interval, read: Sequence[Read]) -> Tensor:
     """How far the ReLUs' inputs are too wide, or on one side of zero (equations 9 to 11 there).
 
     Args:
         box: the inputs of the network.
-        read: what each ReLU reads.
+        read: the journal of the network's pass.
 
     Returns:
         A scalar; 0 for a network without ReLUs.
     """
     total = box.lower.new_zeros(())
     width = box.radius.mean()
-    for each in read:
+    reads = [each.input for each in read if each.function == "relu"]
+    for each in reads:
         centre = each.centre
         ratios = [width / each.radius.mean().clamp(min=_TINY)]
         active, inactive = each.lower > 0, each.upper < 0
@@ -43,4 +44,4 @@ def warmup_penalty(box: Interval, read: Sequence[Interval]) -> Tensor:
                 ratio = part / other.clamp(min=_TINY)
                 ratios.append(torch.minimum(ratio, 1 / ratio.clamp(min=_TINY)))
         total = total + sum(F.relu(_TOLERANCE - ratio) for ratio in ratios)
-    return total / (_TOLERANCE * max(1, len(read)))
+    return total / (_TOLERANCE * max(1, len(reads)))
