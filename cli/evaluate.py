@@ -11,6 +11,7 @@ import click
 from atmc import messages as wording
 from atmc.attacks import registry
 from atmc.attacks.losses import Loss
+from atmc.certification.certificate import Bound
 from atmc.engine.evaluation import evaluate
 from atmc.engine.settings import Settings
 from atmc.reports import curves
@@ -52,8 +53,13 @@ _NAMES = {"eval_step_size": "step-size", "eval_examples": "examples"}
     multiple=True,
     default=("fgsm", "pgd"),
     metavar="NAME",
-    help=f"{', '.join(registry.names())}; pgd-100 for 100 steps of the matching size. "
-    "May be repeated. [default: fgsm and pgd]",
+    help=f"{', '.join(registry.names())}; pgd-100 for 100 steps of the matching size; certified "
+    "for interval bounds. May be repeated. [default: fgsm and pgd]",
+)
+@click.option(
+    "--certify",
+    type=click.Choice(get_args(Bound)),
+    help="Certified accuracy by this bound; crown knows linear layers, ReLU and max-pools.",
 )
 @click.option(
     "--loss",
@@ -83,6 +89,7 @@ def command(
     attacks: tuple[str, ...],
     loss: Loss,
     source: tuple[Path, ...],
+    certify: Bound | None,
     eps_grid: str | None,
     plot: Path | None,
     as_json: bool,
@@ -106,6 +113,7 @@ def command(
             restarts=restarts,
             loss=loss,
             sources=source,
+            certify=certify,
             eps_grid=() if eps_grid is None else eps_grid.split(","),
             **{key.removeprefix("eval_"): settings[key] for key in texts},
         )

@@ -46,6 +46,10 @@ def accuracy_pairs(report: dict[str, Any]) -> list[tuple[str, str]]:
         settings += [f"{attack['examples']:,} examples"]
         pairs.append((attack["name"] + steps, f"{attack['accuracy']:.4f}  ({', '.join(settings)})"))
     pairs.append(("worst case", f"{report['accuracy']['worst']:.4f}"))
+    if certified := report.get("certified"):
+        settings = [certified["bound"], f"eps {certified['eps']:.4g}"]
+        settings += [f"{certified['examples']:,} examples"]
+        pairs.append(("certified", f"{certified['accuracy']:.4f}  ({', '.join(settings)})"))
     return pairs
 
 

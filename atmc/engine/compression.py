@@ -18,6 +18,7 @@ from atmc import codec, distributed, methods
 from atmc.accounting import dense_bits
 from atmc.artifact import decode, from_artifact
 from atmc.attacks import frozen, pgd
+from atmc.certification.certificate import Certificate
 from atmc.data import Dataset, Loader
 from atmc.data.loaded import AnyLoader
 from atmc.engine.folder import ARTIFACT, DENSE, DENSE_TIMES, REPORT, RunFolder
@@ -471,9 +472,15 @@ def _test(
         return {"accuracy": None, "attacks": []}
     home = next((p.device for p in model.parameters()), device)
     model.to(device)
+    bound, certificate = settings.evaluation.bound(settings.bounded), None
+    if bound is not None:
+        assert settings.attack.eps is not None
+        certificate = Certificate(model, settings.attack.eps, bound)
     try:
         with forked_generators():  # the loader may draw its order
             torch.manual_seed(derive(settings.run.seed))
-            return evaluate(model, batches, attacks, seed=settings.run.seed)
+            return evaluate(
+                model, batches, attacks, certificate=certificate, seed=settings.run.seed
+            )
     finally:
         model.to(home)

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from atmc import codec, data, models
 from atmc.attacks.losses import Loss
 from atmc.attacks.registry import Source, attack, parse
+from atmc.certification.certificate import Bound, Certificate
 from atmc.data import Dataset
 from atmc.engine.inputs import check_dataset
 from atmc.engine.model_files import read_model, run_config, run_record
@@ -45,6 +46,7 @@ def evaluate(
     loss: Loss = "ce",
     sources: Sequence[str | os.PathLike[str]] = (),
     eps_grid: Sequence[float | str] = (),
+    certify: Bound | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def evaluate(
         data_root: where the data lies; None for that of the run folder.
         download: whether to download its missing files.
         image_size: of its images; None for that of the run folder.
-        attacks: names as :func:`atmc.evaluation.attack` takes them.
+        attacks: names as :func:`atmc.evaluation.attack` takes them; "certified" among them is
+            ``certify="interval"``.
         eps: the ℓ∞ radius, a number or as in ``"8/255"``, as all lengths here; None for that of the
             run folder, else the default of the data set.
         steps: of PGD; None likewise.
@@ -69,19 +72,26 @@ def evaluate(
         loss: of PGD, "ce", "margin" or "dlr".
         sources: files of models, as ``path``, from each of which the attack "transfer" is run.
         eps_grid: the ε of a ladder of PGD, with step sizes in proportion to ε.
+        certify: the bound of certified accuracy, "interval" or "crown"; None for none.
         seed: of the random starts.
         device: "cpu", "cuda", or "auto".
 
     Returns:
-        ``{"accuracy", "attacks", "size"}`` as in report.json, ``size`` without what a dense file
+        ``{"accuracy", "attacks", "certified", "size"}`` as in report.json, ``size`` without what a dense file
         does not have. With ``eps_grid`` also ``"ladder"`` and ``"checks"``, see
         :func:`atmc.evaluation.ladder.climb`.
 
     Raises:
-        AtmcError: the file, the model, the data or an attack cannot be loaded as asked for.
+        AtmcError: the file, the model, the data or an attack cannot be loaded as asked for, or
+            the model calls a function of which no sound bounds are known.
         ValueError: an invalid radius or step size.
     """
-    attacks = (attacks,) if isinstance(attacks, str) else attacks
+    attacks = [attacks] if isinstance(attacks, str) else list(attacks)
+    if "certified" in attacks:
+        attacks = [each for each in attacks if each != "certified"]
+        certify = certify or "interval"
+    if certify not in (None, *get_args(Bound)):
+        raise SettingsError(f"{argument('certify')} is {certify!r}: use interval or crown")
     _check_attacks(attacks, sources)
     grid = _parse_grid(eps_grid)
     keep_freed()
@@ -118,7 +128,8 @@ def evaluate(
     decoded = decoded.to(where)
     test = dataset.test.first(examples)
     batches = test.batches(evaluation_batch(dataset.input_shape), device=where)
-    measured = accuracy.evaluate(decoded, batches, chosen, seed=seed)
+    certificate = None if certify is None else Certificate(decoded, radius, certify)
+    measured = accuracy.evaluate(decoded, batches, chosen, certificate=certificate, seed=seed)
     if grid:
         rung = resolve("pgd") if radius > 0 else resolve("pgd", eps=1.0, step_size=None)
         measured |= climb(decoded, batches, grid, rung, seed=seed)

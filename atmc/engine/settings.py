@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from atmc import data, methods, models
 from atmc.attacks.registry import training_attack, training_names
+from atmc.certification.certificate import Bound
 from atmc.errors import SettingsError
 from atmc.factorization.start import Factors
 from atmc.hardware import fast_bfloat16
@@ -47,6 +48,7 @@ Ratios = Annotated[dict[str, float] | None, BeforeValidator(parse_ratios)]
 BitsPerValue = Annotated[
     int | Literal["auto"], BeforeValidator(parse_bits_per_value), BeforeValidator(_number)
 ]
+Certified = Literal["none", "interval", "crown"]
 TrainAttack = Annotated[str, AfterValidator(lambda name: training_attack(name).name)]
 Positive = Annotated[Integer, Field(ge=1)]
 Count = Annotated[Integer, Field(ge=0)]
@@ -262,6 +264,17 @@ class EvaluationSettings(_Group):
     eval_examples: Positive | None = _setting(
         None, "N", "Evaluate on the first N test examples; by default all."
     )
+    certify: Certified | None = _setting(
+        None,
+        "|".join(get_args(Certified)),
+        "Bound of certified accuracy; by default interval after training on bounds, else none.",
+    )
+
+    def bound(self, bounded: bool) -> Bound | None:
+        """The bound to certify by, None for none; by whether training was on bounds."""
+        if self.certify is None:
+            return "interval" if bounded else None
+        return None if self.certify == "none" else self.certify
 
 
 class RunSettings(_Group):
@@ -370,6 +383,11 @@ class Settings(_Group):
             and attack.train_attack != "none"
             and attack.eps != 0
         )
+
+    @property
+    def bounded(self) -> bool:
+        """Whether training is on interval bounds."""
+        return self.attacked and self.attack.train_attack == "interval"
 
 
 def _grouped(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

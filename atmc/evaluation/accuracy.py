@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atmc.attacks.freezing import frozen
 from atmc.attacks.registry import Attack
+from atmc.certification.certificate import Certificate
 from atmc.data.loaded import Checked
 from atmc.inference import (
     PROBABILITIES,
@@ -45,10 +46,11 @@ def evaluate(
     batches: Iterable[tuple[Tensor, ...]],
     attacks: Sequence[Attack],
     *,
+    certificate: Certificate | None = None,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Clean accuracy, accuracy under each attack, and the worst case over all of them.
+    """Clean accuracy, accuracy under each attack, the worst case, and certified accuracy.
 
     Each example counts as broken by an attack when any step of any restart breaks it; broken
     examples leave the batch, so that further steps and restarts are spent on the rest. (The result
@@ -58,13 +60,14 @@ def evaluate(
         model: a classifier of inputs in [0, 1].
         batches: pairs (x, y), in a fixed order.
         attacks: run one after the other, each by itself.
+        certificate: of the model; None for no certified accuracy.
         seed: of the random starts, which differ by attack, batch and restart.
         on_batch: called with the number of examples done so far.
 
     Returns:
-        ``{"accuracy": {...}, "attacks": [...], "warnings": [...]}`` as in report.json. ``worst`` is
-        per example, over the clean input and all attacks; a warning is a line that says why robust
-        accuracies are not to be trusted.
+        ``{"accuracy": {...}, "attacks": [...], "certified": ..., "warnings": [...]}`` as in
+        report.json. ``worst`` is per example, over the clean input and all attacks; a warning is a
+        line that says why robust accuracies are not to be trusted.
 
     Raises:
         ValueError: no examples, or a batch that is not what it should be.
@@ -74,18 +77,19 @@ def evaluate(
         attacked = any(each.eps != 0 for each in attacks)
         batches = Checked(batches, "the loader", pixels=attacked)
     with float32_products(device):
-        return _evaluate(model, batches, attacks, device, seed, on_batch)
+        return _evaluate(model, batches, attacks, certificate, device, seed, on_batch)
 
 
 def _evaluate(
     model: nn.Module,
     batches: Checked,
     attacks: Sequence[Attack],
+    certificate: Certificate | None,
     device: torch.device,
     seed: int,
     on_batch: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    clean = total = worst = classes = 0
+    clean = total = worst = classes = certified = 0
     survivors = [0] * len(attacks)
     warnings: list[str] = []
     labels: set[int] = set()
@@ -104,6 +108,8 @@ def _evaluate(
             unbroken &= survives
         clean += int(correct.sum())
         worst += int(unbroken.sum())
+        if certificate is not None:
+            certified += int(certificate(x, y).sum())
         total += len(y)
         labels.update(y.tolist())
         if on_batch is not None:
@@ -122,7 +128,11 @@ def _evaluate(
         before = accuracy.get(attack.name)
         accuracy[attack.name] = min(count / total, math.inf if before is None else before)
     accuracy["worst"] = worst / total
-    return {"accuracy": accuracy, "attacks": rows, "warnings": warnings}
+    row = None
+    if certificate is not None:
+        accuracy["certified"] = certified / total
+        row = certificate.row(total, certified / total)
+    return {"accuracy": accuracy, "attacks": rows, "certified": row, "warnings": warnings}
 
 
 def _survives(
