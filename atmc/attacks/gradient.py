@@ -375,8 +375,9 @@ def wrm(
 register("transfer", numbered=True, source_attack="pgd")(pgd)
 
 
-# Bounds need no attack; what share of the loss is not on them is on single steps.
-register_training("interval")(n_fgsm)
+# Bounds need no attack; what share of the loss is not on them is on a step from a random start
+# (Wong et al., ICLR 2020).
+register_training("interval", steps=1, step_size=lambda eps, steps: 1.25 * eps / steps)(pgd)
 
 
 @register_training("none")

@@ -115,7 +115,7 @@ def _batch_norm(
     one, two = (input.lower - mean) * scale, (input.upper - mean) * scale
     error = None
     if input.error is not None:
-        # (x - mean) scale + bias, or x scale + (bias - mean scale): either way some eight operations.
+        # (x - mean) scale + bias, or x scale + (bias - mean scale): eight operations at most.
         size = (input.magnitude + mean.abs()) * scale.abs()
         error = input.error * scale.abs() + rounding(8, size)
     if bias is not None:

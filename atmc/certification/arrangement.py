@@ -99,8 +99,8 @@ def _pad(
     if input.error is not None:
         off = rounding(1, abs(value)) if mode == "constant" and value else None
         error = F.pad(input.error, pad, mode, off)
-    ends = (F.pad(end, pad, mode, value) for end in (input.lower, input.upper))
-    return Interval(*ends, error)
+    lower, upper = (F.pad(end, pad, mode, value) for end in (input.lower, input.upper))
+    return Interval(lower, upper, error)
 
 
 def _dropout(name: str) -> Callable[..., Interval]:
@@ -110,7 +110,7 @@ def _dropout(name: str) -> Callable[..., Interval]:
         if not training or p == 0:
             return input
         mask: Tensor = getattr(F, name)(torch.ones_like(input.lower), p)
-        result = Interval(*(mask * end for end in (input.lower, input.upper)))
+        result = Interval(mask * input.lower, mask * input.upper)
         if input.error is not None:
             result.error = mask * input.error + rounding(1, mask * input.magnitude)
         if input.nominal is not None:

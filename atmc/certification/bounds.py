@@ -88,9 +88,8 @@ def margins(logits: Interval, y: Tensor) -> Tensor:
     else:
         head = logits.head
         count = max(1, _VALUES // head.weight.numel())
-        parts = zip(
-            *(part.split(count) for part in (head.input.centre, head.input.radius, y)), strict=True
-        )
+        whole = head.input.centre, head.input.radius, y
+        parts = zip(*(torch.split(each, count) for each in whole), strict=True)
         lower = torch.cat([_head_margins(head.weight, head.bias, *part) for part in parts])
     if logits.error is not None:
         lower = lower - logits.error - logits.error.gather(1, y[:, None])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atmc.certification.bounds import ball, margins, propagate
 from atmc.certification.relaxation import relaxed_margins
 from atmc.factorization.layers import defactorize, factorized_weights
-from atmc.models.preparation import copy_model
+from atmc.models.preparation import copy_model, make_plain
 
 Bound = Literal["interval", "crown"]
 
@@ -30,7 +30,7 @@ class Certificate:
     """
 
     def __init__(self, model: nn.Module, eps: float, bound: Bound = "interval") -> None:
-        self.model = copy_model(model).eval()
+        self.model = make_plain(copy_model(model)).eval()
         if factorized_weights(self.model):
             defactorize(self.model)  # in its own type
         self.model.double()

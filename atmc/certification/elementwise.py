@@ -1,7 +1,7 @@
 """Rules of activations, of arithmetic, and of pools: both ends by the function itself.
 
 A function that does not decrease in any of its inputs maps the ends of the inputs to the ends of
-the outputs. Few others are needed: activations with one minimum, absolute values, squares, products.
+the outputs. The others are activations with one minimum, absolute values, squares and products.
 """
 
 from __future__ import annotations
@@ -246,7 +246,8 @@ def _pair(one: Any, two: Any) -> tuple[Interval, Interval]:
 def _sum_error(a: Interval, b: Interval) -> Tensor | None:
     if a.error is None or b.error is None:
         return None
-    return a.error + b.error + rounding(1, a.magnitude + b.magnitude)
+    total: Tensor = a.error + b.error + rounding(1, a.magnitude + b.magnitude)
+    return total
 
 
 @rule("abs", "absolute")

@@ -33,7 +33,16 @@ _METADATA = {
     *("dim", "size", "numel", "nelement", "ndimension", "element_size", "get_device", "stride"),
     *("is_floating_point", "is_complex", "is_contiguous", "__len__", "__hash__"),
 }
-_PROPERTIES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad", "is_sparse"}
+_PROPERTIES = {
+    "shape",
+    "ndim",
+    "dtype",
+    "device",
+    "is_cuda",
+    "layout",
+    "requires_grad",
+    "is_sparse",
+}
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ class Interval(Tensor):
         self.lower, self.upper, self.error = lower, upper, error
         self.head = None
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Interval({tuple(self.shape)}, {self.dtype})"
 
     @property
@@ -137,7 +146,7 @@ class Interval(Tensor):
         return largest if self.error is None else largest + self.error
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own is declared as no method
         cls,
         func: Callable[..., Any],
         types: Iterable[type],

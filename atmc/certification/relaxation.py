@@ -183,9 +183,7 @@ def relaxed_margins(model: nn.Module, x: Interval, y: Tensor) -> Tensor:
         relaxed.slack.total = 0.0
         with torch.enable_grad():
             margin = values.gather(1, y[:, None])[:, 0] - values[:, other]
-        (slopes,) = torch.autograd.grad(
-            margin, centre, torch.ones_like(margin), retain_graph=True
-        )
+        (slopes,) = torch.autograd.grad(margin, centre, torch.ones_like(margin), retain_graph=True)
         reach = (slopes.abs() * x.radius).flatten(1).sum(1)
         columns.append(margin.detach() - relaxed.slack.total - reach)
     lower = torch.stack(columns, 1) - error

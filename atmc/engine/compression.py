@@ -472,10 +472,10 @@ def _test(
         return {"accuracy": None, "attacks": []}
     home = next((p.device for p in model.parameters()), device)
     model.to(device)
-    bound, certificate = settings.evaluation.bound(settings.bounded), None
-    if bound is not None:
+    certificate = None
+    if settings.bound is not None:
         assert settings.attack.eps is not None
-        certificate = Certificate(model, settings.attack.eps, bound)
+        certificate = Certificate(model, settings.attack.eps, settings.bound)
     try:
         with forked_generators():  # the loader may draw its order
             torch.manual_seed(derive(settings.run.seed))

@@ -77,8 +77,8 @@ def evaluate(
         device: "cpu", "cuda", or "auto".
 
     Returns:
-        ``{"accuracy", "attacks", "certified", "size"}`` as in report.json, ``size`` without what a dense file
-        does not have. With ``eps_grid`` also ``"ladder"`` and ``"checks"``, see
+        ``{"accuracy", "attacks", "certified", "size"}`` as in report.json, ``size`` without what a
+        dense file does not have. With ``eps_grid`` also ``"ladder"`` and ``"checks"``, see
         :func:`atmc.evaluation.ladder.climb`.
 
     Raises:

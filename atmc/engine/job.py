@@ -18,6 +18,7 @@ from atmc.artifact import decode, from_artifact
 from atmc.attacks import fgsm
 from atmc.attacks.losses import example_loss
 from atmc.attacks.registry import Attack, training_attack
+from atmc.certification.certificate import Certificate
 from atmc.data import Loader
 from atmc.engine.settings import Settings
 from atmc.errors import BudgetError, SettingsError
@@ -134,7 +135,7 @@ class Job:
         self.memory_format = torch.channels_last
 
     def rehearse(self, plain: nn.Module | None, attacks: Sequence[Attack] = ()) -> None:
-        """Write, read and attack the file of the untrained model, so that errors come early.
+        """Write, read, attack and certify the untrained model's file, so that errors come early.
 
         Args:
             plain: the module whose copy takes the weights of the file; None for the model of the
@@ -143,6 +144,7 @@ class Job:
 
         Raises:
             AtmcFormatError, RuntimeError: the file cannot be read into the model, or run.
+            CertificationError: no sound bounds are known of a function that the model calls.
             SettingsError: a loss is not defined for so few classes.
         """
         data = codec.encode(empty_artifact(self.model, self.target.width, self.target.meta))
@@ -153,6 +155,9 @@ class Job:
         if self.settings.attacked:
             assert self.settings.attack.eps is not None
             fgsm(decoded, x, y, self.settings.attack.eps)
+        bound = self.settings.bound
+        if bound is not None:
+            Certificate(decoded, 0.0, bound)(x, y)
         logits = as_logits(outputs(decoded, x))
         for attack in attacks:
             try:

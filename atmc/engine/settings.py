@@ -146,16 +146,16 @@ class AttackSettings(_Group):
         "interval trains on bounds of the whole ball.",
     )
     steps: Positive | None = _setting(
-        None, "S", "Steps of the attack in training; by default 7, 1 for atta."
+        None, "S", "Steps of the attack in training; by default 7, 1 for atta and interval."
     )
     step_size: Eps | None = _setting(
-        None, "A", "Their size; by default 2 eps / steps, eps / 2 for atta."
+        None, "A", "Their size; by default 2 eps / steps, eps / 2 for atta, 1.25 eps for interval."
     )
     bpda: bool = _setting(
         False, "true|false", "Let the attack in training see past ReLUs that are off."
     )
     interval_share: Share = _setting(
-        1.0, "SHARE", "Share of the loss on interval bounds; the rest is of n-fgsm. For interval."
+        1.0, "SHARE", "Share of the loss on bounds, with interval; the rest is on attacked inputs."
     )
     compiled: bool = _setting(
         False, "true|false", "Compile the attack in training; worth a try on a GPU."
@@ -270,12 +270,6 @@ class EvaluationSettings(_Group):
         "Bound of certified accuracy; by default interval after training on bounds, else none.",
     )
 
-    def bound(self, bounded: bool) -> Bound | None:
-        """The bound to certify by, None for none; by whether training was on bounds."""
-        if self.certify is None:
-            return "interval" if bounded else None
-        return None if self.certify == "none" else self.certify
-
 
 class RunSettings(_Group):
     """Where and how the run computes."""
@@ -388,6 +382,14 @@ class Settings(_Group):
     def bounded(self) -> bool:
         """Whether training is on interval bounds."""
         return self.attacked and self.attack.train_attack == "interval"
+
+    @property
+    def bound(self) -> Bound | None:
+        """The bound that the file is certified by; None for none."""
+        certify = self.evaluation.certify
+        if certify is None:
+            return "interval" if self.bounded else None
+        return None if certify == "none" else certify
 
 
 def _grouped(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

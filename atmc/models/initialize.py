@@ -33,7 +33,8 @@ def _interval(weight: Tensor) -> Tensor:
     return nn.init.normal_(weight, std=math.sqrt(2 * math.pi) / weight[0].numel())
 
 
-# The first seven of Ye et al. (ICCV 2019, table 6). "uniform" and "normal" are scaled to 1 / √(fan-in).
+# The first seven of Ye et al. (ICCV 2019, table 6), of which "uniform" and "normal" are scaled to
+# 1 / √(fan-in).
 INITIALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "uniform": _uniform,
     "normal": _normal,

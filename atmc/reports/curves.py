@@ -14,7 +14,7 @@ _NARROW = 5  # times the least: too few ticks at 1, 2 and 5 times a power of ten
 
 
 def draw(path: Path, groups: Sequence[Group], *more: Path) -> None:
-    """Clean and robust accuracy over file bits and, where known, multiply-adds.
+    """Clean, robust and certified accuracy over file bits and, where known, multiply-adds.
 
     A group with a finished run has a row of panels for each of the two.
 
@@ -32,7 +32,8 @@ def draw(path: Path, groups: Sequence[Group], *more: Path) -> None:
         0.6 + 3.6 * len(group.axes) + 0.2 * math.ceil(count / 4)
         for group, count in zip(shown, entries, strict=True)
     ] or [1.0]
-    with pictures.picture(path, 11, sum(heights), *more) as figure:
+    width = 5.5 * max([2, *(len(_shown(group)) for group in shown)])
+    with pictures.picture(path, width, sum(heights), *more) as figure:
         rows = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
         for row, group in zip(rows, shown, strict=False):
             _draw_group(row, group)
@@ -40,15 +41,15 @@ def draw(path: Path, groups: Sequence[Group], *more: Path) -> None:
 
 def _draw_group(figure: Any, group: Group) -> None:
     figure.suptitle(group.title, x=0.01, ha="left", fontweight="bold")
-    panels = figure.subplots(len(group.axes), 2, squeeze=False, sharey="col")
+    shown = _shown(group)
+    panels = figure.subplots(len(group.axes), max(2, len(shown)), squeeze=False, sharey="col")
     lines: dict[str, Any] = {}
-    for over, (left, right) in zip(group.axes, panels, strict=True):
-        lines |= _draw_panel(left, group, over, "clean", "clean accuracy")
-        if group.accuracies:
-            robust = group.accuracies[0]
-            lines |= _draw_panel(right, group, over, robust, group.robust_label(robust))
-        else:
-            right.set_axis_off()
+    for over, row in zip(group.axes, panels, strict=True):
+        for panel, accuracy in zip(row, shown, strict=False):
+            title = "clean accuracy" if accuracy == "clean" else group.robust_label(accuracy)
+            lines |= _draw_panel(panel, group, over, accuracy, title)
+        for panel in row[len(shown) :]:
+            panel.set_axis_off()
     if lines:
         figure.legend(
             list(lines.values()),
@@ -56,6 +57,13 @@ def _draw_group(figure: Any, group: Group) -> None:
             loc="outside lower center",
             ncols=min(4, len(lines)),
         )
+
+
+def _shown(group: Group) -> list[str]:
+    """The accuracies that have a panel."""
+    certified = [name for name in group.accuracies if name == "certified"]
+    robust = [name for name in group.accuracies[:1] if name not in certified]
+    return ["clean", *robust, *certified]
 
 
 def _draw_panel(axes: Any, group: Group, over: str, accuracy: str, title: str) -> dict[str, Any]:

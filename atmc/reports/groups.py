@@ -149,6 +149,9 @@ class Group:
                 return "robust accuracy, worst case of each run's attacks"
             names = ", ".join(next(iter(attacks), ()))
             return "robust accuracy, worst case" + (f" of {names}" if names else "")
+        if accuracy == "certified":
+            bounds = dict.fromkeys(run.bound for run in self.finished if run.bound)
+            return "certified accuracy" + (f", {' and '.join(bounds)} bounds" if bounds else "")
         steps = {a.steps for run in self.finished for a in run.attacks if a.name == accuracy}
         name = _attack_name(accuracy, steps.pop() if len(steps) == 1 else None)
         return f"robust accuracy, {name}"

@@ -108,6 +108,7 @@ class Result(_Record):
         multiply_adds: for one example, of the compact network, as ``latency_ms``.
         dense_multiply_adds: of the network as it is, as ``dense_latency_ms``.
         smallest_bits: of a failed run: the smallest budget that its method can reach.
+        bound: that its certified accuracy is by.
     """
 
     folder: Path
@@ -146,6 +147,7 @@ class Result(_Record):
     class_names: _ClassNames = None
     error: _Reason | None = None
     smallest_bits: _Count | None = None
+    bound: _Name | None = Field(None, validation_alias=AliasPath("certified", "bound"))
 
     @property
     def failed(self) -> bool:
@@ -293,7 +295,19 @@ COLUMNS = (
     *("method", "bits", "model", "dataset", "seed", "budget_bits"),
     *("file_bits", "paper_bits", "dense_bits", "nonzeros"),
     *("multiply_adds", "dense_multiply_adds", "latency_ms", "dense_latency_ms"),
-    *("clean", "fgsm", "pgd", "worst", "eps", "examples", "attacks", "train_attack", "warnings"),
+    *(
+        "clean",
+        "fgsm",
+        "pgd",
+        "worst",
+        "certified",
+        "bound",
+        "eps",
+        "examples",
+        "attacks",
+        "train_attack",
+        "warnings",
+    ),
     *("train_seconds", "compress_seconds", "evaluate_seconds"),
     *("factors", "status", "smallest_bits", "error", "path"),
 )
@@ -311,7 +325,8 @@ def to_csv(results: Iterable[Result]) -> bytes:
     writer.writeheader()
     for result in results:
         row = {name: getattr(result, name, None) for name in COLUMNS}
-        row |= {name: result.accuracy.get(name) for name in ("clean", "fgsm", "pgd", "worst")}
+        names = ("clean", "fgsm", "pgd", "worst", "certified")
+        row |= {name: result.accuracy.get(name) for name in names}
         row |= {f"{name}_seconds": value for name, value in result.seconds.items()}
         row["attacks"] = "; ".join(
             attack.settings + ("" if attack.accuracy is None else f" = {attack.accuracy}")

@@ -14,7 +14,6 @@ from atmc.attacks.freezing import frozen
 from atmc.attacks.losses import divergence
 from atmc.attacks.registry import training_attack
 from atmc.certification.bounds import ball, margins, propagate
-from atmc.certification.interval import Interval
 from atmc.certification.objective import warmup_penalty
 from atmc.inference import as_logits
 from atmc.messages import argument
@@ -57,7 +56,7 @@ class Objective:
 
     Raises:
         ValueError: TRADES with a ``clean_weight``, or with an attack that ascends cross-entropy
-            alone.
+            alone; an ``interval_share`` without the attack "interval", or a ``clean_weight`` with.
     """
 
     eps: float
@@ -75,7 +74,17 @@ class Objective:
     interval_share: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what TRADES does not go with."""
+        """Refuse what TRADES and interval bounds do not go with."""
+        if self.interval_share < 1 and self.train_attack != "interval":
+            raise ValueError(
+                f"{argument('interval_share', self.interval_share)} is for "
+                f"{argument('train_attack', 'interval')}: give that too"
+            )
+        if self.bounded and self.clean_weight > 0:
+            raise ValueError(
+                f"{argument('clean_weight')} {self.clean_weight} does not apply to interval "
+                f"bounds: leave it out, and lower {argument('interval_share')}"
+            )
         if self.trades_beta is None or not self.attacked:
             return
         if self.clean_weight > 0:

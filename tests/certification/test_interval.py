@@ -209,7 +209,9 @@ def test_dropout_in_eval_mode_may_be_in_place_on_a_view():
 )
 def test_a_function_without_a_rule_is_named_with_its_layer(layer, function):
     network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), layer, nn.Linear(5, 3)).eval()
-    with pytest.raises(CertificationError, match=rf"layer '2' \({type(layer).__name__}\).*{function}"):
+    with pytest.raises(
+        CertificationError, match=rf"layer '2' \({type(layer).__name__}\).*{function}"
+    ):
         propagate(network.double(), ball(torch.rand(2, 4), 0.1, exact=True))
 
 

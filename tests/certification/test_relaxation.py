@@ -122,7 +122,9 @@ def test_other_functions_are_named(layer, named):
     model = nn.Sequential(nn.Linear(6, 4), layer, nn.LazyLinear(2))
     model(torch.rand(1, 6))
     with pytest.raises(CertificationError, match=f"not {named}: use interval bounds"):
-        relaxed_margins(model.double(), ball(torch.rand(2, 6), 0.1, exact=True), torch.tensor([0, 1]))
+        relaxed_margins(
+            model.double(), ball(torch.rand(2, 6), 0.1, exact=True), torch.tensor([0, 1])
+        )
 
 
 def test_pools_of_other_kinds_are_refused():
