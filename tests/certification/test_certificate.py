@@ -86,7 +86,7 @@ def test_a_network_that_no_bounds_are_known_of_is_refused_before_training(tmp_pa
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.LayerNorm(4))
     x, y = torch.rand(8, 1, 4, 4), torch.arange(8) % 4
     for settings in ({"train_attack": "interval"}, {"certify": "crown"}):
-        with pytest.raises(CertificationError, match="layer '2' .* calls layer_norm"):
+        with pytest.raises(CertificationError, match=r"layer '2' .* calls layer_norm"):
             atmc.compress(
                 model,
                 [(x, y)],

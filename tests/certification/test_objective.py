@@ -83,7 +83,7 @@ def test_the_penalty_is_its_formula():
     for number in range(2):
         read = box.journal[number].input
         centre, radius = (read.lower + read.upper) / 2, (read.upper - read.lower) / 2
-        total += max(0.0, 0.5 - float(box.radius.mean() / radius.mean())) / 0.5
+        total += max(0.0, 0.5 - float((box.radius.mean() / radius.mean()).detach())) / 0.5
         sums = {True: [0.0, 0.0], False: [0.0, 0.0]}
         mean = float(centre.mean())
         for low, high, middle in zip(
