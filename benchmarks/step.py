@@ -121,11 +121,18 @@ def arithmetic() -> float:
     return 2.0 * products * BATCH * (2 * STEPS + 2 * 3)
 
 
-def trained(attack: str, steps: int, clean: float, x: Tensor, y: Tensor) -> Callable[[], None]:
+def trained(
+    attack: str,
+    steps: int,
+    clean: float,
+    x: Tensor,
+    y: Tensor,
+    precision: torch.dtype | None = torch.bfloat16,
+) -> Callable[[], None]:
     """CHECK_EVERY steps under a training-time attack, one check for collapse among them."""
     model = channels_last(atmc.models.create("lenet5"))
     optimizer = adam(model.parameters(), 1e-4)
-    goal = Objective(EPS, steps, clean_weight=clean, precision=torch.bfloat16, train_attack=attack)
+    goal = Objective(EPS, steps, clean_weight=clean, precision=precision, train_attack=attack)
     attacked, index = InnerAttack(goal), torch.arange(len(y))
 
     def run() -> None:
@@ -171,6 +178,10 @@ def main() -> None:
     routines["atta-half"] = trained("atta", 1, 0.5, *small)
     routines["n-fgsm-half"] = trained("n-fgsm", 7, 0.5, *small)
     routines[dear] = trained("pgd", 10, 0.5, *small)
+    bounds = ("none", "interval", "pgd-7")
+    for name in bounds:
+        attack, _, steps = name.partition("-")
+        routines[name] = trained(attack, int(steps or 1), 0.0, *small, precision=None)
     for name, precision in kinds.items():
         routines[f"library-{name}"] = plain(precision, x, y, fast=False)
         routines[f"plain-{name}"] = plain(precision, x, y)
@@ -178,7 +189,8 @@ def main() -> None:
         routines[f"admm-{name}"] = pruned(precision, x, y)
     seconds = {name: value / EVERY for name, value in least(routines, given.repeat).items()}
     checked = CHECK_EVERY / EVERY
-    training = {name: seconds[name] / checked for name in seconds if name in cheap or name == dear}
+    named = (*cheap, dear, *bounds)
+    training = {name: seconds[name] / checked for name in seconds if name in named}
     rate = 2 * SIDE**3 / seconds["sgemm"]
     print(f"{flops / 1e9:.1f} GFLOP a step, sgemm at {rate / 1e9:.0f} GFLOP/s")
     rows = [
@@ -209,6 +221,10 @@ def main() -> None:
     ]
     peer = "PGD-10, half clean, batch 128, bf16"
     rows += [row(f"train-{name}", training[name], training[dear], peer, "s") for name in cheap]
+    peer = "step without an attack, batch 128, fp32"
+    rows += [
+        row(f"train-{name}", training[name], training["none"], peer, "s") for name in bounds[1:]
+    ]
     show(rows, given.json)
 
 
