@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from atmc.certification.bounds import ball, margins, propagate
 from atmc.certification.relaxation import relaxed_margins
+from atmc.errors import CertificationError
 from atmc.factorization.layers import defactorize, factorized_weights
 from atmc.models.preparation import copy_model, make_plain
 
@@ -23,17 +24,25 @@ class Certificate:
     products of float32 (no TF32, and no convolution by Winograd or Fourier transforms).
 
     Args:
-        model: a classifier of inputs in [0, 1].
+        model: a classifier of inputs in [0, 1], in float32.
         eps: the ℓ∞ radius, in pixels of [0, 1].
         bound: "interval"; "crown" for the better of interval bounds and a linear relaxation, of
             networks of linear layers, ReLU and max_pool2d.
+
+    Raises:
+        CertificationError: a model in another type than float32.
     """
 
     def __init__(self, model: nn.Module, eps: float, bound: Bound = "interval") -> None:
         self.model = make_plain(copy_model(model)).eval()
         if factorized_weights(self.model):
             defactorize(self.model)  # in its own type
-        self.model.double()
+        types = {p.dtype for p in self.model.parameters()} - {torch.float32}
+        if types:
+            raise CertificationError(
+                f"the model computes in {types.pop()}, and certificates are for float32: convert it"
+            )
+        self.model.double().requires_grad_(False)
         self.eps = eps
         self.bound = bound
 

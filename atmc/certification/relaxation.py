@@ -122,18 +122,34 @@ class _Relaxed(Replacement):
     ) -> Tensor | None:
         """Replace ReLU and max-pool; the interval pass has seen that there is nothing else."""
         result: Tensor
+        if not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
+            return None  # a constant, which the interval pass has not recorded
         if func in (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_):
-            box, x = next(self.reads).input, args[0]
+            box, x = self._next(args[0]), args[0]
             in_place = func in (torch.relu_, Tensor.relu_) or kwargs.get("inplace", False)
             read = x.clone() if in_place else x
             result = _ReLU.apply(read, box.lower, box.upper, self.slack)
             return x.copy_(result) if in_place else result
         if func in (F.max_pool2d, torch.max_pool2d):
-            box = next(self.reads).input
+            box = self._next(args[0])
             windows = _pool_windows(*args[1:], **kwargs)
             result = _MaxPool2d.apply(args[0], box.lower, box.upper, self.slack, windows)
             return result
         return None
+
+    def _next(self, x: Tensor) -> Interval:
+        """The interval that the function at hand has read, which contains ``x``."""
+        read = next(self.reads, None)
+        slack = 1e-9 * (1 + x.detach().abs())
+        if (
+            read is None
+            or read.input.shape != x.shape
+            or not bool(((x >= read.input.lower - slack) & (x <= read.input.upper + slack)).all())
+        ):
+            raise CertificationError(
+                "the network takes another way through its layers each time: use interval bounds"
+            )
+        return read.input
 
 
 def _pool_windows(
@@ -157,7 +173,8 @@ def relaxed_margins(model: nn.Module, x: Interval, y: Tensor) -> Tensor:
     """Lower bounds of z_y - z_j over a box, (n, classes), 0 for j = y: the better of both kinds.
 
     Args:
-        model: of linear layers, ReLU and max_pool2d, in eval mode, in the type of ``x``.
+        model: of linear layers, ReLU and max_pool2d, in eval mode, in the type of ``x``, with
+            parameters that require no gradient.
         x: the box.
         y: classes (n,), int64.
 

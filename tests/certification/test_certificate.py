@@ -97,3 +97,8 @@ def test_a_network_that_no_bounds_are_known_of_is_refused_before_training(tmp_pa
                 **settings,
             )
         assert not (tmp_path / "run").exists()
+
+
+def test_other_types_than_float32_are_refused():
+    with pytest.raises(CertificationError, match=r"computes in torch\.bfloat16"):
+        Certificate(nn.Linear(4, 2).bfloat16(), 0.1)
