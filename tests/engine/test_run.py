@@ -631,7 +631,7 @@ def test_a_function_s_data_are_looked_at_to_the_last_before_training(tmp_path: P
 
 @pytest.mark.parametrize("attacks", ["pgd-3, margin", ["pgd-3", "margin"]])
 def test_the_attacks_of_the_evaluation_are_a_setting(tmp_path: Path, attacks: object) -> None:
-    settings = TINY | {"eval_attacks": attacks, "eval_examples": 40, "dense_epochs": 0}
+    settings = TINY | {"eval_attacks": attacks, "eval_examples": 40}
     report = run(settings, tmp_path / "run")
     rows = [(row["name"], row["steps"], row["loss"]) for row in report["attacks"]]
     assert rows == [("pgd", 3, "ce"), ("margin", 2, "margin")]
