@@ -92,6 +92,8 @@ def _printer(count: int) -> Callable[[Outcome], None]:
                 f"{size['file_bits']:,} bits, clean {accuracy['clean']:.4f}, "
                 f"worst {accuracy['worst']:.4f}"
             )
+            if "certified" in accuracy:
+                text += f", certified {accuracy['certified']:.4f}"
         name, status = outcome.point.name, outcome.status
         click.echo(f"[{next(numbers)}/{count}] {name}: {status}: {text}")
 

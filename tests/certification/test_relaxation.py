@@ -130,7 +130,11 @@ def test_other_functions_are_named(layer, named):
 def test_pools_of_other_kinds_are_refused():
     model = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(9, 2)).double()
     with pytest.raises(CertificationError, match="ceil_mode"):
-        relaxed_margins(model.requires_grad_(False), ball(torch.rand(1, 1, 5, 5), 0.1, exact=True), torch.tensor([0]))
+        relaxed_margins(
+            model.requires_grad_(False),
+            ball(torch.rand(1, 1, 5, 5), 0.1, exact=True),
+            torch.tensor([0]),
+        )
 
 
 class Restless(nn.Module):

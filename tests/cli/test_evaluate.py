@@ -190,3 +190,22 @@ def test_dense_weights_outside_a_run_folder_name_no_model(atmc, run, tmp_path):
         "evaluate", alone, "--model", "digits-cnn", "--attack", "fgsm", "--examples", "20"
     )
     assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize("bound", ["interval", "crown"])
+def test_certified_accuracy(atmc, artifact, bound):
+    wanted = ("--attack", "certified") if bound == "interval" else ("--certify", "crown")
+    options = ("evaluate", artifact, "--attack", "pgd-5", *wanted, "--eps", "0.001")
+    found = measured(atmc(*options, "--examples", "60", "--json"))
+    row = found["certified"]
+    assert (row["bound"], row["eps"], row["examples"]) == (bound, 0.001, 60)
+    assert row["accuracy"] == found["accuracy"]["certified"]
+    assert 0 < row["accuracy"] <= found["accuracy"]["worst"]
+    shown = atmc(*options, "--examples", "60").stdout
+    assert f"certified       {row['accuracy']:.4f}  ({bound}, eps 0.001, 60 examples)" in shown
+
+
+def test_without_a_certificate_there_is_none(atmc, artifact):
+    found = measured(atmc("evaluate", artifact, "--examples", "5", "--attack", "fgsm", "--json"))
+    assert found["certified"] is None
+    assert "certified" not in found["accuracy"]

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from report_builders import cost, dense, failure, run
+from report_builders import certified, cost, dense, failure, run
 
 from atmc.reports.curves import draw, draw_ladder
 from atmc.reports.groups import group_runs
@@ -53,6 +53,16 @@ def test_a_second_row_over_multiply_adds(tmp_path):
     assert texts.count("of the dense multiply-adds") == 2
     # a range without 1, 2 or 5 times a power of ten has ticks all the same
     assert {"320 k", "340 k", "380 k", "80 %", "90 %"} <= set(texts)
+
+
+def test_a_third_column_for_certified_accuracy(tmp_path):
+    run(tmp_path / "a", **certified(0.6))
+    run(tmp_path / "b", budget_bits=40_000, certified=None)
+    run(tmp_path / "c", dataset="mnist")
+    draw(tmp_path / "a.svg", group_runs(find(tmp_path)[0]))
+    texts = texts_of(tmp_path / "a.svg")
+    assert texts.count("clean accuracy") == 2
+    assert texts.count("certified accuracy, interval bounds") == 1
 
 
 def test_failures_alone(tmp_path):

@@ -1,7 +1,7 @@
 """Which runs form a curve."""
 
 import pytest
-from report_builders import attacks, cost, dense, failure, run
+from report_builders import attacks, certified, cost, dense, failure, run
 
 from atmc.reports.groups import group_runs
 from atmc.reports.results import find
@@ -99,3 +99,9 @@ def test_robust_accuracy_says_under_which_attacks(tmp_path):
     run(tmp_path / "b", attacks=attacks()[1:])
     (group,) = grouped(tmp_path)
     assert group.robust_label("worst") == "robust accuracy, worst case of each run's attacks"
+    run(tmp_path / "c", **certified(0.6))
+    run(tmp_path / "d", **certified(0.65, "crown"))
+    (group,) = grouped(tmp_path)
+    assert "certified" in group.accuracies
+    label = group.robust_label("certified")
+    assert label == "certified accuracy, interval and crown bounds"

@@ -5,7 +5,7 @@ import io
 import os
 
 import pytest
-from report_builders import attacks, cost, dense, failure, report, run, write
+from report_builders import attacks, certified, cost, dense, failure, report, run, write
 
 from atmc.reports.results import COLUMNS, find, to_csv
 
@@ -188,3 +188,9 @@ def test_csv(tmp_path):
     )
     assert (third["status"], third["smallest_bits"], third["clean"]) == ("unreachable", "31264", "")
     assert to_csv(results) == to_csv(find(tmp_path)[0])
+    assert (first["certified"], first["bound"]) == ("", "")
+    run(tmp_path / "g", **certified(0.6))
+    assert {(row["certified"], row["bound"]) for row in rows(find(tmp_path)[0])} == {
+        ("0.6", "interval"),
+        ("", ""),
+    }
