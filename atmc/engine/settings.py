@@ -62,6 +62,7 @@ Ratios = Annotated[dict[str, float] | None, BeforeValidator(parse_ratios)]
 BitsPerValue = Annotated[
     int | Literal["auto"], BeforeValidator(parse_bits_per_value), BeforeValidator(_number)
 ]
+_INTERVAL_LR = 0.01
 Certified = Literal["none", "interval", "crown"]
 Attacks = Annotated[str, BeforeValidator(_attack_names)]
 TrainAttack = Annotated[str, AfterValidator(lambda name: training_attack(name).name)]
@@ -129,7 +130,7 @@ class StartSettings(_Group):
         "Epochs that train the dense start, 0 for none; by default the data set's.",
     )
     dense_lr: Rate | None = _setting(
-        None, "RATE", "Peak learning rate of the dense start; by default lr."
+        None, "RATE", "Peak learning rate of the dense start; by default lr, 0.01 for interval."
     )
     dense_optimizer: OptimizerName = _setting(
         "adam", "adam|sgd", "Optimizer of the dense start; sgd has a momentum of 0.9."
@@ -383,7 +384,8 @@ class Settings(_Group):
         assert entry is not None
         defaults = entry.settings | {"steps": default_steps(self.attack.train_attack)}
         if self.attack.train_attack == "interval":
-            defaults["init"] = "interval"
+            # Its weights are small, and have to grow while ε does.
+            defaults |= {"init": "interval", "dense_lr": _INTERVAL_LR}
         return self.filled(defaults)
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from atmc.attacks.channels_last import ChannelsLastGradients
 from atmc.attacks.freezing import frozen
@@ -184,7 +185,8 @@ class Objective:
             assert logits.nominal is not None
             point = self._batch_loss(logits.nominal.float(), y, target)
             loss = self.interval_share * loss + (1 - self.interval_share) * point
-        if scale < 1:
+        # Without a norm, whose scale is free, the bounds on the widths keep the logits small.
+        if scale < 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
             loss = loss + _WARMUP_PENALTY * (1 - scale) * warmup_penalty(box, box.journal)
         return loss, worst
 

@@ -72,6 +72,12 @@ def test_the_loss_is_its_formula(share, scale):
     assert all(bool(p.grad.any()) for p in (model[0].weight, model[1].weight, model[4].weight))
 
 
+def test_there_is_no_penalty_without_batch_norms():
+    model, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), examples()
+    loss, worst = Objective(0.05, train_attack="interval").loss(model, x, x, y, 0.5)
+    assert float(loss) == float(F.cross_entropy(worst, y))
+
+
 def test_the_penalty_is_its_formula():
     model, (x, _) = network(), examples()
     model = nn.Sequential(model[0], nn.ReLU(), nn.Flatten(), nn.Linear(108, 9), nn.ReLU())
