@@ -272,7 +272,7 @@ class EvaluationSettings(_Group):
     """How the decoded file is evaluated on the test split."""
 
     eval_attacks: Attacks = _setting(
-        "fgsm,pgd", "NAME,...", "Attacks of the evaluation, as atmc evaluate --attack takes them."
+        "fgsm,pgd", "NAME,...", "Attacks of the evaluation, those of atmc evaluate, as in pgd-100."
     )
     eval_steps: Positive | None = _setting(
         None, "S", "PGD steps of the evaluation; by default the data set's."
