@@ -73,9 +73,11 @@ class Clean(Objective):
 
     noise: list[Tensor] = field(default_factory=list)
 
-    def loss(self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         self.noise.append(adv - x)
-        return super().loss(model, x, x, y)
+        return super().loss(model, x, x, y, scale)
 
 
 def clean() -> Clean:

@@ -36,7 +36,7 @@ def test_evaluate_has_its_options():
         *("artifact", "--dataset", "--data-root", "--eps", "--eval-steps", "--step-size"),
         *("--restarts", "--examples", "--attack", "--seed", "--device", "--json"),
         *("--loss", "--source", "--eps-grid", "--plot", "--download", "--image-size"),
-        "--model",
+        *("--model", "--certify"),
     }
 
 

@@ -491,7 +491,15 @@ def test_the_config_says_all_that_was_settled(finished: tuple[Path, Any]) -> Non
     written = read_config(folder / "config.yaml")
     assert list(written) == list(FIELDS)
     open_ended = {"data_root", "weights", "step_size", "eval_step_size", "eval_examples"}
-    open_ended |= {"ratios", "factors", "dense_lr", "init", "image_size", "steps_per_epoch"}
+    open_ended |= {
+        "certify",
+        "ratios",
+        "factors",
+        "dense_lr",
+        "init",
+        "image_size",
+        "steps_per_epoch",
+    }
     assert {key for key, value in written.items() if value is None} == open_ended
     chosen = read_settings(folder)
     assert chosen == chosen.resolved() == Settings.of(written)

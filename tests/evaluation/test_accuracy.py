@@ -155,6 +155,7 @@ def test_what_was_not_run_is_null() -> None:
     assert result == {
         "accuracy": {"clean": 5 / 6, "fgsm": None, "pgd": None, "worst": 5 / 6},
         "attacks": [],
+        "certified": None,
         "warnings": [],
     }
     with pytest.raises(ValueError, match="no examples"):

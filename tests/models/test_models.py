@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,7 @@ def test_initial_weights_by_name(name):
             "kaiming-uniform": (2 / inputs) ** 0.5,
             "kaiming-normal": (2 / inputs) ** 0.5,
             "orthogonal": inputs**-0.5,  # rows of length 1
+            "interval": (2 * math.pi) ** 0.5 / inputs,
         }[name]
         assert weight.std().item() == pytest.approx(spread, rel=0.05)
         assert not model[index].bias.any()

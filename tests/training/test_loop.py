@@ -93,9 +93,11 @@ class Recorder(Objective):
 
     seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
-    def loss(self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, model: nn.Module, x: Tensor, adv: Tensor, y: Tensor, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         self.seen.append((x.clone(), adv.clone(), y.clone()))
-        return super().loss(model, x, adv, y)
+        return super().loss(model, x, adv, y, scale)
 
 
 class Sgd(Stage):
