@@ -18,8 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from atmc import data, methods, models
-from atmc.attacks import registry as attacks
-from atmc.attacks.registry import training_attack, training_names
+from atmc.attacks.registry import parse, training_attack, training_names
 from atmc.certification.certificate import Bound
 from atmc.errors import SettingsError
 from atmc.factorization.start import Factors
@@ -49,7 +48,9 @@ def _attack_names(value: object) -> object:
         return value
     names = [name.strip() for name in value.split(",")]
     for name in names:
-        if attacks.parse(name)[0].source_attack:
+        if name == "certified":
+            raise ValueError("certified accuracy is the setting certify: interval or crown")
+        if parse(name)[0].source_attack:
             raise ValueError(f"the attack {name} needs a source: use atmc evaluate")
     return ",".join(dict.fromkeys(names))
 

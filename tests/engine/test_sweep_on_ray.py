@@ -84,6 +84,7 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # or it writes into the home folder
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # by default 15: minutes beside other processes
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
