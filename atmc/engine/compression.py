@@ -147,7 +147,7 @@ def compress(
         dataset: in the place of the loaders: a data set (see :func:`atmc.data.from_loaders`), or
             the name of one.
         attacks: what to evaluate under, as names that :func:`atmc.evaluation.attack` takes or as
-            its results; FGSM and PGD if None.
+            its results; None for those of the setting ``eval_attacks``.
         folder: the run folder: artifact, report, config, dense start, checkpoints, TensorBoard
             events. None writes nothing.
         resume: go on with the run in the folder, by its settings, which those of the call must not
@@ -333,8 +333,10 @@ def _attacks(settings: Settings, attacks: Sequence[str | Attack] | None) -> list
     eps, how = settings.attack.eps, settings.evaluation
     assert eps is not None and how.eval_steps is not None
     if attacks is None:
-        pgd_too = attack("pgd", eps=eps, steps=how.eval_steps, step_size=how.eval_step_size)
-        return [attack("fgsm", eps=eps), pgd_too]
+        return [
+            attack(name, eps=eps, steps=how.eval_steps, step_size=how.eval_step_size)
+            for name in how.eval_attacks.split(",")
+        ]
     return [attack(each, eps=eps) if isinstance(each, str) else each for each in attacks]
 
 

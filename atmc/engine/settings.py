@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from atmc import data, methods, models
+from atmc.attacks import registry as attacks
 from atmc.attacks.registry import training_attack, training_names
 from atmc.errors import SettingsError
 from atmc.factorization.start import Factors
@@ -39,6 +40,19 @@ def _number(value: object) -> object:
     return value
 
 
+def _attack_names(value: object) -> object:
+    """Names of attacks as one text, from text or a sequence."""
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if attacks.parse(name)[0].source_attack:
+            raise ValueError(f"the attack {name} needs a source: use atmc evaluate")
+    return ",".join(dict.fromkeys(names))
+
+
 Integer = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
 Size = Annotated[int, BeforeValidator(parse_bits), BeforeValidator(_number)]
@@ -47,6 +61,7 @@ Ratios = Annotated[dict[str, float] | None, BeforeValidator(parse_ratios)]
 BitsPerValue = Annotated[
     int | Literal["auto"], BeforeValidator(parse_bits_per_value), BeforeValidator(_number)
 ]
+Attacks = Annotated[str, BeforeValidator(_attack_names)]
 TrainAttack = Annotated[str, AfterValidator(lambda name: training_attack(name).name)]
 Positive = Annotated[Integer, Field(ge=1)]
 Count = Annotated[Integer, Field(ge=0)]
@@ -249,6 +264,9 @@ class FileSettings(_Group):
 class EvaluationSettings(_Group):
     """How the decoded file is evaluated on the test split."""
 
+    eval_attacks: Attacks = _setting(
+        "fgsm,pgd", "NAME,...", "Attacks of the evaluation, as atmc evaluate --attack takes them."
+    )
     eval_steps: Positive | None = _setting(
         None, "S", "PGD steps of the evaluation; by default the data set's."
     )

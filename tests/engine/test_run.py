@@ -627,3 +627,13 @@ def test_a_function_s_data_are_looked_at_to_the_last_before_training(tmp_path: P
     with pytest.raises(data.DataError, match="its test part: example 399 has a label out of range"):
         run(chosen, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("attacks", ["pgd-3, margin", ["pgd-3", "margin"]])
+def test_the_attacks_of_the_evaluation_are_a_setting(tmp_path: Path, attacks: object) -> None:
+    settings = TINY | {"eval_attacks": attacks, "eval_examples": 40}
+    report = run(settings, tmp_path / "run")
+    rows = [(row["name"], row["steps"], row["loss"]) for row in report["attacks"]]
+    assert rows == [("pgd", 3, "ce"), ("margin", 2, "margin")]
+    assert report["accuracy"]["fgsm"] is None
+    assert read_config(tmp_path / "run" / "config.yaml")["eval_attacks"] == "pgd-3,margin"

@@ -73,6 +73,9 @@ def test_an_unknown_key_is_told_the_nearest(key: Any, nearest: str | None) -> No
         ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
         ({"threads": 0}, "threads: Input should be greater than or equal to 1"),
         ({"dataset": 3}, "dataset: Input should be a valid string"),
+        ({"eval_attacks": "fgsm,pdg"}, "eval_attacks: unknown attack 'pdg'"),
+        ({"eval_attacks": ""}, "eval_attacks: unknown attack ''"),
+        ({"eval_attacks": ["transfer"]}, "eval_attacks: the attack transfer needs a source"),
     ],
     ids=lambda value: str(value)[:30],
 )
