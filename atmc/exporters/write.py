@@ -22,8 +22,9 @@ from atmc.compaction.cost import count, latencies
 from atmc.engine.model_files import read_model, run_record
 from atmc.errors import ExportError, SettingsError
 from atmc.exporters import formats
+from atmc.exporters.c.source import is_exported
 from atmc.exporters.formats import Format
-from atmc.files import write
+from atmc.files import read, write, write_folder
 from atmc.messages import argument
 from atmc.models.sources import Model, is_python_path
 
@@ -37,6 +38,7 @@ class Source:
         input_shape: of one input, as (C, H, W).
         name: in the zoo; None for a user's model.
         artifact: that it was decoded from; None for a dense start.
+        data: the bytes of the artifact; None for a dense start.
         class_names: of its outputs; None where they are not known.
     """
 
@@ -45,6 +47,7 @@ class Source:
     name: str | None = None
     artifact: codec.Artifact | None = None
     class_names: tuple[str, ...] | None = None
+    data: bytes | None = None
 
 
 def read_source(
@@ -80,7 +83,8 @@ def read_source(
             f"{argument('input_shape', ('C', 'H', 'W'))}"
         )
     decoded = decoded.to(memory_format=torch.contiguous_format)
-    return Source(decoded, input_shape, name, artifact, record.class_names)
+    data = None if artifact is None else read(path)
+    return Source(decoded, input_shape, name, artifact, record.class_names, data)
 
 
 def write_model(
@@ -113,33 +117,73 @@ def write_model(
         SettingsError: there is no such format.
     """
     output, chosen, shape = Path(output), formats.get(format), source.input_shape
-    check_path(output, overwrite)
+    check_path(output, overwrite, chosen)
     chosen.require()
+    smaller = None
+    if compact and not chosen.folder:
+        smaller = compaction.compact(source.model, shape, source.artifact)
+    model = source.model if smaller is None else smaller.model
+    if chosen.folder:
+        content = chosen.write(model, shape, *_artifact(source, chosen, compact))
+        size = sum(map(len, content.files.values()))
+    else:
+        content = chosen.write(model, shape, _meta(source, compact))
+        size = len(content)
+    runner = chosen.load(content, model)
+    report: dict[str, Any] = {
+        "file": str(output),
+        "bytes": size,
+        "format": format,
+        "model": source.name,
+        "compact": compact,
+        "largest_difference": None,
+        **dict.fromkeys(("thin", "before", "after", "latency_error", "memory")),
+    }
+    if runner is not None:
+        advice = formats.other_formats(format)
+        report["largest_difference"] = largest_difference(
+            runner, source.model, shape, chosen.title, advice
+        )
+    if smaller is not None:
+        assert runner is not None
+        report["thin"] = list(smaller.thin)
+        report |= _gains(chosen, source, smaller.model, runner)
+    check_path(output, overwrite, chosen)  # once more: it took a while
+    if chosen.folder:
+        report["memory"] = content.memory
+        write_folder(output, content.files)
+    else:
+        write(output, content)
+    return report
+
+
+def _meta(source: Source, compact: bool) -> dict[str, str]:
+    """What a file says of its model."""
     meta = {"format": "pt", "compact": str(compact).lower()}
     if source.name is not None:
         meta["model"] = source.name
     if source.class_names is not None:
         meta["class_names"] = json.dumps(source.class_names)
-    smaller = compaction.compact(source.model, shape, source.artifact) if compact else None
-    model = source.model if smaller is None else smaller.model
-    data = chosen.write(model, shape, meta)
-    runner = chosen.load(data, model)
-    advice = formats.other_formats(format)
-    report: dict[str, Any] = {
-        "file": str(output),
-        "bytes": len(data),
-        "format": format,
-        "model": source.name,
-        "compact": compact,
-        "largest_difference": largest_difference(runner, source.model, shape, chosen.title, advice),
-        **dict.fromkeys(("thin", "before", "after", "latency_error")),
-    }
-    if smaller is not None:
-        report["thin"] = list(smaller.thin)
-        report |= _gains(chosen, source, smaller.model, runner)
-    check_path(output, overwrite)  # once more: it took a while
-    write(output, data)
-    return report
+    return meta
+
+
+def _artifact(source: Source, chosen: Format, compact: bool) -> tuple[codec.Artifact, bytes]:
+    """The artifact that a folder holds.
+
+    Raises:
+        ExportError: there is none, or the model is to be another than that in it.
+    """
+    if source.artifact is None or source.data is None:
+        raise ExportError(
+            f"a {chosen.title} holds an artifact, and this file is none: export the model.atmc "
+            f"of the run, or {formats.other_formats(chosen.name)}"
+        )
+    if compact:
+        raise ExportError(
+            f"a {chosen.title} uses the artifact as it is, where zeros cost nothing: leave out "
+            f"{argument('compact', True)}"
+        )
+    return source.artifact, source.data
 
 
 def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> dict[str, Any]:
@@ -149,7 +193,9 @@ def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> 
     reason = None
     if chosen.timed:
         try:
-            runners = (chosen.load(chosen.write(before, shape, {}), before), runner)
+            first = chosen.load(chosen.write(before, shape, {}), before)
+            assert first is not None
+            runners = (first, runner)
             times = latencies(runners, random_input(before, shape, 1))
         except ExportError as error:  # the whole model may hold what cannot be exported
             reason = str(error)
@@ -164,22 +210,29 @@ def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> 
     }
 
 
-def check_path(output: Path, overwrite: bool = False) -> None:
-    """Check before the work whether a file can be written.
+def check_path(output: Path, overwrite: bool = False, chosen: Format | None = None) -> None:
+    """Check before the work whether a file, or a format's folder, can be written.
 
     Raises:
-        ExportError: there is a file already, and it is not to be replaced.
+        ExportError: there is one already, and it is not to be replaced; or a folder that
+            was not written by an export.
         OSError: there is no such folder, or ``output`` is one.
     """
     if not output.parent.is_dir():
         raise NotADirectoryError(
             f"there is no folder {output.parent}: make it, or give another path"
         )
-    if output.is_dir():
+    folder = chosen is not None and chosen.folder
+    if output.is_dir() and not folder:
         raise IsADirectoryError(f"{output} is a folder: give the path of a file")
-    if output.exists() and not overwrite:
+    if (output.exists() or output.is_symlink()) and not overwrite:
         raise ExportError(
             f"{output} exists: give another {argument('output')}, or {argument('overwrite', True)}"
+        )
+    if folder and (output.exists() or output.is_symlink()) and not is_exported(output):
+        raise ExportError(
+            f"{output} is not replaced, as atmc did not write all that is there: give another "
+            f"{argument('output')}"
         )
 
 
@@ -216,7 +269,7 @@ def export(
         OSError: the file cannot be written.
     """
     format, target = _target(Path(path), None if output is None else Path(output), format)
-    check_path(target, overwrite)
+    check_path(target, overwrite, formats.get(format))
     source = read_source(path, input_shape, model)
     return write_model(source, target, format, compact=compact, overwrite=overwrite)
 
@@ -225,8 +278,8 @@ def _target(path: Path, output: Path | None, format: str | None) -> tuple[str, P
     """The format and the file of an export."""
     if output is None:
         format = format or "onnx"
-        output = path.with_suffix(formats.get(format).suffix)
-    endings = {each.suffix: name for name, each in formats.FORMATS.items()}
+        output = path.with_name(path.stem + formats.get(format).suffix)
+    endings = {each.suffix: name for name, each in formats.FORMATS.items() if not each.folder}
     ending = endings.get(output.suffix.lower())
     chosen = format or ending
     if chosen is None:
