@@ -58,6 +58,7 @@ def test_a_plain_file(source: Source, tmp_path: Path) -> None:
         "before": None,
         "after": None,
         "latency_error": None,
+        "memory": None,
     }
     assert list(tmp_path.iterdir()) == [path]
 

@@ -81,7 +81,6 @@ class Network:
         activations: the size of the memory of activations, in values.
         tensors: the entries of the artifact that the operations read, by their place in it, with
             their names.
-        by_column: the entries of ``tensors`` whose U is read by its columns.
         constants: arrays that are not in the artifact, by name.
         windows: by name.
     """
@@ -98,7 +97,7 @@ class Network:
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and records what each node gives: a shape without the batch, or another value."""
+    """Runs a graph and records what each node gives: the shape of a tensor, or another value."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -315,7 +314,8 @@ class _Translator:
         if len(node.args) != 2 or any(value not in (None, 1) for value in node.kwargs.values()):
             raise self._unknown(node, "with these arguments")
         shape = self._shape(node)
-        operands, inputs = [], []
+        operands: list[str] = []
+        inputs: list[fx.Node] = []
         for value in node.args:
             operand = self._operand(node, value, shape, len(inputs))
             operands.append(operand)
@@ -426,9 +426,10 @@ class _Translator:
             node,
             layer.weight,
             f"start({bias}, {rows}, {plane}, {{out}});",
-            f"conv_rows({window}, {{matrix}}, {groups}, {rows // groups}, {inputs}, {{0}}, {{out}});",
-            f"conv_product({window}, {{u}}, {{v}}, {groups}, {{rank}}, {inputs}, {{identity}}, {{0}}, "
-            "{plane}, {out});",
+            f"conv_rows({window}, {{matrix}}, {groups}, {rows // groups}, {inputs}, {{0}}, "
+            "{out});",
+            f"conv_product({window}, {{u}}, {{v}}, {groups}, {{rank}}, {inputs}, {{identity}}, "
+            "{0}, {plane}, {out});",
             plane,
         )
 

@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from atmc import codec
 from atmc.compaction.check import Runner, first_line
 from atmc.errors import ExportError
-from atmc.exporters.c.source import FOLDER, Program
+from atmc.exporters.c.source import FOLDER, PROGRAM, Program
 from atmc.exporters.formats import Folder, other_formats, register
 
 _COMPILERS = ("cc", "gcc", "clang")
@@ -51,16 +52,16 @@ def load_program(folder: Folder, _: nn.Module) -> Runner | None:
     """
     if compiler() is None:
         return None
+    with _folder(folder.files) as path:
+        sources = [file for file in folder.files if file.endswith(".c")]
+        _compile(path, ["-O1", *sources, "-o", PROGRAM, "-lm"])
+        program = (path / PROGRAM).read_bytes()
 
-    @torch.no_grad()
     def run(x: Tensor) -> Tensor:
-        with tempfile.TemporaryDirectory() as name:
-            for file, content in folder.files.items():
-                (Path(name) / file).write_bytes(content)
-            sources = [file for file in folder.files if file.endswith(".c")]
-            _compile(Path(name), ["-O1", *sources, "-o", "classify", "-lm"])
-            images = np.ascontiguousarray(x.float().numpy()).tobytes()
-            text = _run([str(Path(name) / "classify")], images).decode()
+        images = np.ascontiguousarray(x.float().numpy()).tobytes()
+        with _folder({PROGRAM: program}) as path:
+            (path / PROGRAM).chmod(0o700)
+            text = _run([str(path / PROGRAM)], images).decode()
         rows = [[float(value) for value in line.split()] for line in text.splitlines()]
         return torch.tensor(rows, dtype=x.dtype)
 
@@ -82,11 +83,20 @@ def to_program(
     Raises:
         ExportError: an operation of the model is not known in C.
     """
-    program = Program.of(model, input_shape, artifact, data)
+    program = Program(model, input_shape, artifact, data)
     words = _work_bound(artifact, data)
     exact = _measured_work(data, words)
     files, memory = program.files(words if exact is None else exact)
     return Folder(files, asdict(memory) | {"ram": memory.ram, "code": _code_size(files, data)})
+
+
+@contextmanager
+def _folder(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A temporary folder of files."""
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            (Path(name) / file).write_bytes(content)
+        yield Path(name)
 
 
 def _compile(folder: Path, arguments: Sequence[str]) -> None:
@@ -117,11 +127,10 @@ def _measured_work(data: bytes, words: int) -> int | None:
     """The words that the decoder needs for a file; None without a compiler."""
     if compiler() is None:
         return None
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "measure.c").write_text(_MEASURE % (len(data), words))
+    with _folder({"measure.c": (_MEASURE % (len(data), words)).encode()}) as path:
         sources = ["measure.c", str(FOLDER / "atmc_decode.c")]
-        _compile(Path(name), ["-O1", f"-I{FOLDER}", *sources, "-o", "measure"])
-        return int(_run([str(Path(name) / "measure")], data))
+        _compile(path, ["-O1", f"-I{FOLDER}", *sources, "-o", "measure"])
+        return int(_run([str(path / "measure")], data))
 
 
 def _code_size(files: dict[str, bytes], data: bytes) -> int | None:
@@ -129,12 +138,10 @@ def _code_size(files: dict[str, bytes], data: bytes) -> int | None:
     size = shutil.which("size")
     if compiler() is None or size is None:
         return None
-    with tempfile.TemporaryDirectory() as name:
-        for file, content in files.items():
-            (Path(name) / file).write_bytes(content)
-        _compile(Path(name), ["-Os", "-c", "model.c", "atmc_decode.c"])
-        paths = [str(Path(name) / file) for file in ("model.o", "atmc_decode.o")]
-        text = _run([size, *paths], b"").decode()
+    with _folder(files) as path:
+        _compile(path, ["-Os", "-c", "model.c", "atmc_decode.c"])
+        objects = [str(path / file) for file in ("model.o", "atmc_decode.o")]
+        text = _run([size, *objects], b"").decode()
     return sum(int(n) for n in re.findall(r"^\s*(\d+)", text, re.MULTILINE)) - len(data)
 
 
