@@ -23,10 +23,12 @@ class Folder:
     Attributes:
         files: by name.
         memory: that a program of these files takes, in bytes; None where it is not known.
+        program: that was compiled from the files; None without a compiler.
     """
 
     files: dict[str, bytes]
     memory: dict[str, int | None]
+    program: bytes | None
 
 
 @dataclass(frozen=True)

@@ -95,18 +95,21 @@ def write_model(
     compact: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a model as a file for other programs, once the file has been compared with it.
+    """Write a model for other programs, once what is written has been compared with it.
 
     Args:
         source: the model.
-        output: the file, written in one step.
+        output: the file or, for C, the folder, written in one step.
         format: one of ``FORMATS``.
         compact: whether dead channels are removed first.
-        overwrite: whether a file at ``output`` may be replaced.
+        overwrite: whether a file at ``output`` may be replaced, or a folder of an export.
 
     Returns:
-        ``{"file", "bytes", "format", "model", "compact", "largest_difference"}``; where compact
-        also ``"thin"``, the layers that became two, and ``"before"`` and ``"after"``, each with
+        ``{"file", "bytes", "format", "model", "compact", "largest_difference"}``; the difference is
+        None where there is no compiler for the C program. Of that also ``"memory"``, bytes of
+        ``"artifact"``, ``"constants"``, decoded ``"weights"``, ``"work"`` of the decoder,
+        ``"activations"`` in the same buffer, ``"ram"``, and ``"code"``, for this machine. Where
+        compact also ``"thin"``, the layers that became two, and ``"before"`` and ``"after"``, each with
         ``"parameters"``, ``"multiply_adds"`` and ``"latency_ms"``; where that cannot be measured it
         is None, and ``"latency_error"`` says why. They are None otherwise.
 
@@ -249,17 +252,17 @@ def export(
     """Write the decoded model of an artifact as a file for other programs.
 
     The file takes batches of any size, and is written once it has been compared with the model on
-    random inputs.
+    random inputs. The format ``"c"`` is a folder with a C program, which holds the artifact itself.
 
     Args:
-        path: the artifact, or the ``dense.safetensors`` of a run folder.
-        output: the file; None for one beside the artifact.
+        path: the artifact, or but for C the ``dense.safetensors`` of a run folder.
+        output: the file, or the folder; None for one beside the artifact.
         format: one of ``FORMATS``; None for what the ending of ``output`` says, or ONNX.
-        compact: whether dead channels are removed first.
+        compact: whether dead channels are removed first; not for C, where zeros cost nothing.
         model: what to build where the file names no model of the zoo: a name, a module or a
             function; see :func:`atmc.engine.model_files.read_model`.
         input_shape: of one input; None for that of the run, or of the model.
-        overwrite: whether a file at ``output`` may be replaced.
+        overwrite: whether a file at ``output`` may be replaced, or a folder of an export.
 
     Returns:
         See :func:`write_model`.
@@ -288,9 +291,10 @@ def _target(path: Path, output: Path | None, format: str | None) -> tuple[str, P
             f"in {formats.endings()}"
         )
     if ending not in (None, chosen):
+        other = formats.get(chosen)
+        name = "give a folder's name" if other.folder else f"end it in {other.suffix}"
         raise SettingsError(
-            f"{output} ends as {ending} does: leave out {argument('format', format)}, or end it in "
-            f"{formats.get(chosen).suffix}"
+            f"{output} ends as {ending} does: leave out {argument('format', format)}, or {name}"
         )
     if output.resolve() == path.resolve():
         raise SettingsError(

@@ -410,12 +410,12 @@ class _Translator:
         channels, size = self._plane(source, dims)
         rows, out_size = self._plane(node, dims)
         kernel, stride, dilation = (
-            _pair(each) for each in (layer.kernel_size, layer.stride, layer.dilation)
+            _pair(each, dims) for each in (layer.kernel_size, layer.stride, layer.dilation)
         )
         if layer.padding == "same":  # of an odd sum the larger part comes last
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
         else:
-            padding = (0, 0) if layer.padding == "valid" else _pair(layer.padding, fill=0)
+            padding = (0, 0) if layer.padding == "valid" else _pair(layer.padding, dims, fill=0)
         window = self._window(
             node, Window(size, out_size, kernel, stride, cast(Any, padding), dilation)
         )
@@ -564,7 +564,7 @@ _POOL_SETTINGS: dict[str, list[tuple[str, Any]]] = {
 }
 
 
-def _pair(value: Any, dims: int = 2, fill: int = 1) -> tuple[int, int]:
+def _pair(value: Any, dims: int, fill: int = 1) -> tuple[int, int]:
     """Of a setting along one or two axes, that along y and x; ``fill`` along an axis that lacks."""
     values = (value,) * dims if isinstance(value, int) else tuple(map(operator.index, value))
     values = values * (dims // len(values))

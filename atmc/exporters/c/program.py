@@ -7,8 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from atmc import codec
-from atmc.compaction.check import Runner, first_line
+from atmc.compaction.check import Runner, first_line, outputs
 from atmc.errors import ExportError
-from atmc.exporters.c.source import FOLDER, PROGRAM, Program
+from atmc.exporters.c.source import PROGRAM, Source
 from atmc.exporters.formats import Folder, other_formats, register
 
 _COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-std=c99", "-ffp-contract=off")
+_FLAGS = ("-std=c99", "-Os", "-ffp-contract=off")
 _MEASURE = """#include <stdio.h>
 #include "atmc_decode.h"
 static uint8_t data[%d];
@@ -44,26 +43,22 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, _COMPILERS)), None)
 
 
-def load_program(folder: Folder, _: nn.Module) -> Runner | None:
-    """The program that is compiled from a folder, to be run; None without a compiler.
-
-    Raises:
-        ExportError: it does not compile.
-    """
-    if compiler() is None:
+def load_program(folder: Folder, model: nn.Module) -> Runner | None:
+    """The program that was compiled from a folder, to be run; None where none was."""
+    program = folder.program
+    if program is None:
         return None
-    with _folder(folder.files) as path:
-        sources = [file for file in folder.files if file.endswith(".c")]
-        _compile(path, ["-O1", *sources, "-o", PROGRAM, "-lm"])
-        program = (path / PROGRAM).read_bytes()
 
     def run(x: Tensor) -> Tensor:
         images = np.ascontiguousarray(x.float().numpy()).tobytes()
-        with _folder({PROGRAM: program}) as path:
-            (path / PROGRAM).chmod(0o700)
-            text = _run([str(path / PROGRAM)], images).decode()
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name, PROGRAM)
+            path.write_bytes(program)
+            path.chmod(0o700)
+            text = _run([str(path)], images).decode()
         rows = [[float(value) for value in line.split()] for line in text.splitlines()]
-        return torch.tensor(rows, dtype=x.dtype)
+        shape = outputs(model, x[:1]).shape[1:]
+        return torch.tensor(rows, dtype=x.dtype).reshape(len(rows), *shape)
 
     return run
 
@@ -81,25 +76,39 @@ def to_program(
         data: the bytes of the file.
 
     Raises:
-        ExportError: an operation of the model is not known in C.
+        ExportError: an operation of the model is not known in C, or the program does not compile.
     """
-    program = Program(model, input_shape, artifact, data)
+    source = Source(model, input_shape, artifact, data)
     words = _work_bound(artifact, data)
-    exact = _measured_work(data, words)
-    files, memory = program.files(words if exact is None else exact)
-    return Folder(files, asdict(memory) | {"ram": memory.ram, "code": _code_size(files, data)})
-
-
-@contextmanager
-def _folder(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A temporary folder of files."""
+    if compiler() is None:
+        files, memory = source.files(words)
+        return Folder(files, asdict(memory) | {"ram": memory.ram, "code": None}, None)
     with tempfile.TemporaryDirectory() as name:
-        for file, content in files.items():
-            (Path(name) / file).write_bytes(content)
-        yield Path(name)
+        path = Path(name)
+        _write(path, source.files(words)[0] | {"measure.c": _measure(data, words)})
+        _compile(path, "-c", "atmc_decode.c")
+        _compile(path, "measure.c", "atmc_decode.o", "-o", "measure")
+        files, memory = source.files(int(_run([str(path / "measure")], data)))
+        _write(path, files)
+        _compile(path, "-c", "model.c")
+        _compile(path, "main.c", "model.o", "atmc_decode.o", "-lm", "-o", PROGRAM)
+        code = _code_size([path / "model.o", path / "atmc_decode.o"])
+        code = None if code is None else code - len(data)
+        program = (path / PROGRAM).read_bytes()
+    return Folder(files, asdict(memory) | {"ram": memory.ram, "code": code}, program)
 
 
-def _compile(folder: Path, arguments: Sequence[str]) -> None:
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _measure(data: bytes, words: int) -> bytes:
+    """A program that prints the words that the decoder needs for a file."""
+    return (_MEASURE % (len(data), words)).encode()
+
+
+def _compile(folder: Path, *arguments: str) -> None:
     """Run the compiler in a folder."""
     path = compiler()
     assert path is not None
@@ -123,26 +132,13 @@ def _run(command: Sequence[str], data: bytes) -> bytes:
     return done.stdout
 
 
-def _measured_work(data: bytes, words: int) -> int | None:
-    """The words that the decoder needs for a file; None without a compiler."""
-    if compiler() is None:
-        return None
-    with _folder({"measure.c": (_MEASURE % (len(data), words)).encode()}) as path:
-        sources = ["measure.c", str(FOLDER / "atmc_decode.c")]
-        _compile(path, ["-O1", f"-I{FOLDER}", *sources, "-o", "measure"])
-        return int(_run([str(path / "measure")], data))
-
-
-def _code_size(files: dict[str, bytes], data: bytes) -> int | None:
-    """Bytes of machine code of the decoder and the network, by -Os; None where unknown."""
+def _code_size(objects: Sequence[Path]) -> int | None:
+    """Bytes of machine code and constants in object files; None where no ``size`` tells them."""
     size = shutil.which("size")
-    if compiler() is None or size is None:
+    if size is None:
         return None
-    with _folder(files) as path:
-        _compile(path, ["-Os", "-c", "model.c", "atmc_decode.c"])
-        objects = [str(path / file) for file in ("model.o", "atmc_decode.o")]
-        text = _run([size, *objects], b"").decode()
-    return sum(int(n) for n in re.findall(r"^\s*(\d+)", text, re.MULTILINE)) - len(data)
+    text = _run([size, *map(str, objects)], b"").decode()
+    return sum(int(n) for n in re.findall(r"^\s*(\d+)", text, re.MULTILINE))
 
 
 def _work_bound(artifact: codec.Artifact, data: bytes) -> int:

@@ -70,7 +70,7 @@ class _Identifiers:
         return self.names[name]
 
 
-class Program:
+class Source:
     """A network in C, but for the size of the decoder's work buffer."""
 
     def __init__(
