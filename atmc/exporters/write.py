@@ -109,9 +109,9 @@ def write_model(
         None where there is no compiler for the C program. Of that also ``"memory"``, bytes of
         ``"artifact"``, ``"constants"``, decoded ``"weights"``, ``"work"`` of the decoder,
         ``"activations"`` in the same buffer, ``"ram"``, and ``"code"``, for this machine. Where
-        compact also ``"thin"``, the layers that became two, and ``"before"`` and ``"after"``, each with
-        ``"parameters"``, ``"multiply_adds"`` and ``"latency_ms"``; where that cannot be measured it
-        is None, and ``"latency_error"`` says why. They are None otherwise.
+        it is compact also ``"thin"``, the layers that became two, and ``"before"`` and ``"after"``,
+        with ``"parameters"``, ``"multiply_adds"`` and ``"latency_ms"``; where that cannot be
+        measured it is None, and ``"latency_error"`` says why. They are None otherwise.
 
     Raises:
         ExportError: the model cannot be exported as asked, or the file differs from it.

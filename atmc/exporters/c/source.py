@@ -19,7 +19,12 @@ from atmc.exporters.c.network import Network, Shape, Window, forms, translate
 FOLDER = Path(__file__).parent
 MARK = "/* Written by atmc export --format c."
 PROGRAM = "classify"  # that the Makefile builds
-_COPIED = ("atmc_decode.h", "atmc_decode.c", "main.c", "Makefile")
+_COPIED = {  # files of the folder, and those here
+    "atmc_decode.h": "atmc_decode.h",
+    "atmc_decode.c": "atmc_decode.c",
+    "main.c": "main.c",
+    "Makefile": "Makefile.in",
+}
 _LINE = 100
 
 
@@ -176,7 +181,7 @@ class Source:
             "cases": "\n".join(self.cases),
             "run": "\n".join(self._run()),
         }
-        files = {name: (FOLDER / name).read_bytes() for name in _COPIED}
+        files = {name: (FOLDER / origin).read_bytes() for name, origin in _COPIED.items()}
         for name, content in (("model.c", code), ("model.h", numbers), ("README.md", numbers)):
             template = Template((FOLDER / f"{name}.in").read_text(encoding="utf-8"))
             files[name] = template.substitute(content).encode()
