@@ -97,15 +97,19 @@ class Network:
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and records what each node gives: the shape of a tensor, or another value."""
+    """Runs a graph and records the shapes of its tensors, and other values."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.results: dict[fx.Node, Any] = {}
+        self.shapes: dict[fx.Node, Shape] = {}
+        self.others: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self.results[n] = tuple(result.shape) if isinstance(result, Tensor) else result
+        if isinstance(result, Tensor):
+            self.shapes[n] = tuple(result.shape)
+        else:
+            self.others[n] = result
         return result
 
 
@@ -129,7 +133,7 @@ def translate(
     shapes = _Shapes(module)
     with failing_as("the traced model does not run", other_formats("c")), torch.no_grad():
         shapes.run(x)
-    return _Translator(model, module, shapes.results, input_shape, artifact, identifier).run()
+    return _Translator(model, module, shapes, input_shape, artifact, identifier).run()
 
 
 class _Translator:
@@ -137,13 +141,14 @@ class _Translator:
         self,
         model: nn.Module,
         module: fx.GraphModule,
-        results: dict[fx.Node, Any],
+        shapes: _Shapes,
         input_shape: Shape,
         artifact: codec.Artifact,
         identifier: Callable[[str], str],
     ) -> None:
-        self.module, self.results, self.artifact = module, results, artifact
-        self.identifier = identifier
+        self.module, self.artifact, self.identifier = module, artifact, identifier
+        self.shapes, self.others = shapes.shapes, shapes.others
+        self.order = {node: place for place, node in enumerate(module.graph.nodes)}
         self.network = Network(input_shape)
         state = cast(dict[str, Tensor], named_state(model))
         names = [entry.name for entry in artifact.entries]
@@ -152,16 +157,10 @@ class _Translator:
         self.aliases: dict[fx.Node, fx.Node] = {}  # a view, and what it is of
 
     def run(self) -> Network:
-        nodes = list(self.module.graph.nodes)
-        for node in nodes:
-            if isinstance(self.results[node], tuple) and node.op in (
-                "call_module",
-                "call_function",
-                "call_method",
-            ):
+        for node in self.order:
+            if node in self.shapes and node.op.startswith("call_"):
                 self._translate(node)
-        (last,) = (node for node in nodes if node.op == "output")
-        result = last.args[0]
+        result = list(self.order)[-1].args[0]
         if not isinstance(result, fx.Node) or self._root(result).op == "placeholder":
             raise ExportError(f"the model computes nothing: {other_formats('c')}")
         self.network.output_size = math.prod(self._shape(result))
@@ -172,7 +171,7 @@ class _Translator:
 
     def _shape(self, node: fx.Node) -> Shape:
         """Of a value, without the batch."""
-        shape: Shape = self.results[node]
+        shape = self.shapes.get(node, ())
         if not shape or shape[0] != _BATCH:
             raise self._unknown(node, f"which gives shape {shape}")
         return shape[1:]
@@ -248,8 +247,9 @@ class _Translator:
         if called is not None and (called._forward_hooks or called._forward_pre_hooks):
             raise self._unknown(node, "which has hooks")
         known = type(called).__module__.startswith("torch.nn.") if called is not None else True
-        if not known:
+        if not known or not (node.args or name in ("cat", "concat")):
             raise self._unknown(node)
+        self._check_in_place(node, called)
         if self._is_view(node, name):
             self.aliases[node] = cast(fx.Node, node.args[0])
         elif name in ACTIVATIONS:
@@ -270,6 +270,22 @@ class _Translator:
             self._concatenation(node)
         else:
             raise self._unknown(node)
+
+    def _check_in_place(self, node: fx.Node, called: nn.Module | None) -> None:
+        """Check that no value that an operation changes in place is read after it."""
+        changes = getattr(called, "inplace", False) or node.kwargs.get("inplace")
+        if called is None:
+            name = name_of(node)
+            changes = changes or name.endswith("_") or name in _IN_PLACE or True in node.args
+        value = node.args[0] if node.args else None
+        if not changes or not isinstance(value, fx.Node):
+            return
+        root = self._root(value)
+        for other in self.order:
+            if self._root(other) is root and any(
+                self.order[user] > self.order[node] for user in other.users
+            ):
+                raise self._unknown(node, "in place, on a value that is read again")
 
     def _is_view(self, node: fx.Node, name: str) -> bool:
         """Whether a node gives the values of its input in the same order."""
@@ -335,9 +351,8 @@ class _Translator:
             return c_float(value)
         if not isinstance(value, fx.Node):
             raise self._unknown(node, f"with {value}")
-        result = self.results[value]
-        if isinstance(result, int | float):
-            return c_float(result)
+        if isinstance(self.others.get(value), int | float):
+            return c_float(self.others[value])
         if value.op == "get_attr":
             tensor: Tensor = attrgetter(str(value.target))(self.module)
             sizes = (1,) * (1 + len(shape) - tensor.dim()) + tuple(tensor.shape)
@@ -533,6 +548,7 @@ _BINARY = {
     "true_divide": "{} / {}",
     "itruediv": "{} / {}",
 }
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 _POOLS = {
     name: (kind, dims)
     for kind in ("max", "avg", "adaptive_max", "adaptive_avg")

@@ -231,7 +231,7 @@ class Arithmetic(nn.Module):
         y = gate * y + x
         y += 2 - y
         y = y * y - 0.5 * x
-        z = torch.relu_(y).view(x.size(0), -1).contiguous()
+        z = torch.relu_(y).view(x.shape[0], -1).contiguous()
         return self.dropout(self.fc(z))
 
 
@@ -326,6 +326,26 @@ def test_an_unknown_operation_is_named(layer: nn.Module, text: str, tmp_path: Pa
     with pytest.raises(ExportError, match=text):
         write_model(source, tmp_path / "net", "c")
     assert list(tmp_path.iterdir()) == []
+
+
+class ReadAgain(nn.Module):
+    """Adds what a ReLU in place has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        return self.relu(x) + x
+
+
+def test_a_value_that_is_changed_and_read_again(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"ReLU \(relu\), in place, on a value that is read again"
+    ):
+        write_model(compressed(ReadAgain(), (4,)), tmp_path / "net", "c")
 
 
 def test_a_weight_that_is_not_factorized(tmp_path: Path) -> None:
