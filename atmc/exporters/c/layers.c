@@ -159,13 +159,15 @@ static void add_tap(const window *w, const float *input, uint32_t column, float 
 }
 
 /* part conv_rows types add_tap */
-/* output += m input, with `rows` rows and `inputs` input values for each group. */
-static void conv_rows(const window *w, const matrix *m, uint32_t groups, uint32_t rows,
+/* output += m input for the rows from `row` to `end` - 1. Each group has `rows` rows and `inputs`
+ * input values.
+ */
+static void conv_rows(const window *w, const matrix *m, uint32_t row, uint32_t end, uint32_t rows,
                       uint32_t inputs, const float *input, float *output)
 {
     const int32_t plane = w->out_height * w->out_width;
-    uint32_t row, i;
-    for (row = 0; row < groups * rows; row++, output += plane)
+    uint32_t i;
+    for (; row < end; row++, output += plane)
         for (i = m->starts[row]; i < m->starts[row + 1]; i++)
             add_tap(w, input + row / rows * inputs, m->places[i], value_of(m, i), output);
 }

@@ -43,6 +43,11 @@ class Operation:
         parts: of layers.c that the lines call.
         in_place: whether the output may take the memory of the first input.
         scratch: in values.
+        of_channel: lines that do one channel alone, whose number is ``channel`` in C; none where
+            channels are not apart. Inputs and output are then planes of that channel, but of a
+            convolution the input is whole.
+        shape: of the output.
+        kind: "convolution" or "pool", where it is one.
     """
 
     title: str
@@ -53,6 +58,9 @@ class Operation:
     parts: tuple[str, ...] = ()
     in_place: bool = False
     scratch: int = 0
+    of_channel: tuple[str, ...] = ()
+    shape: Shape = ()
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,7 @@ class _Translator:
         if not isinstance(result, fx.Node) or self._root(result).op == "placeholder":
             raise ExportError(f"the model computes nothing: {other_formats('c')}")
         self.network.output_size = math.prod(self._shape(result))
+        self._fuse(self._root(result))
         _place(self.network, self.aliases, result)
         return self.network
 
@@ -204,16 +213,39 @@ class _Translator:
         inputs: Sequence[fx.Node],
         code: list[str],
         *parts: str,
-        in_place: bool = False,
-        scratch: int = 0,
+        **traits: Any,
     ) -> None:
-        shapes = [self._shape(each) for each in (*inputs, node)]
-        *before, after = ("x".join(map(str, shape)) or "1" for shape in shapes)
+        shape = self._shape(node)
+        *before, after = ("x".join(map(str, self._shape(each))) for each in (*inputs, node))
         title = f"{self._title(node)}: {', '.join(before)} to {after}"
-        size = math.prod(shapes[-1])
-        self.network.operations.append(
-            Operation(title, node, tuple(inputs), size, code, parts, in_place, scratch)
+        operation = Operation(
+            title, node, tuple(inputs), math.prod(shape), code, parts, shape=shape, **traits
         )
+        self.network.operations.append(operation)
+
+    def _fuse(self, result: fx.Node) -> None:
+        """Let each convolution before a pool do one channel after the other.
+
+        Its output, which is the largest value of many networks, then takes the memory of a plane.
+        """
+        readers: dict[fx.Node, list[int]] = {}
+        operations = self.network.operations
+        for step, operation in enumerate(operations):
+            for node in operation.inputs:
+                readers.setdefault(self._root(node), []).append(step)
+        fused: set[int] = set()
+        for step, first in enumerate(operations):
+            steps, last = [step], first
+            while last.of_channel and last.kind != "pool" and last.output is not result:
+                after = readers.get(last.output, [])
+                if len(after) != 1 or operations[after[0]].shape[0] != first.shape[0]:
+                    break
+                steps += after
+                last = operations[after[0]]
+            if first.kind == "convolution" and last.kind == "pool":
+                fused.update(steps[:-1])
+                operations[steps[-1]] = _by_channel([operations[i] for i in steps])
+        self.network.operations = [o for step, o in enumerate(operations) if step not in fused]
 
     def _tensor(self, tensor: Tensor | None, name: str) -> str:
         """The array of a tensor in C, or NULL."""
@@ -318,13 +350,17 @@ class _Translator:
         except (TypeError, ValueError) as error:
             raise self._unknown(node, f"with {values}") from error
         source = cast(fx.Node, node.args[0])
-        code = [
-            f"for (i = 0; i < {math.prod(self._shape(node))}; i++) {{{{",
-            "    const float x = {0}[i];",
-            f"    {{out}}[i] = {formula};",
-            "}}",
-        ]
-        self._add(node, [source], code, in_place=True)
+        shape = self._shape(node)
+        whole, plane = (
+            (
+                f"for (i = 0; i < {size}; i++) {{{{",
+                "    const float x = {0}[i];",
+                f"    {{out}}[i] = {formula};",
+                "}}",
+            )
+            for size in (math.prod(shape), math.prod(shape[1:]))
+        )
+        self._add(node, [source], list(whole), in_place=True, of_channel=plane)
 
     def _binary(self, node: fx.Node, name: str) -> None:
         if len(node.args) != 2 or any(value not in (None, 1) for value in node.kwargs.values()):
@@ -380,12 +416,20 @@ class _Translator:
         return value, self.identifier(name)
 
     def _products(
-        self, node: fx.Node, weight: Tensor, start: str, rows: str, product: str, scratch: int
+        self,
+        node: fx.Node,
+        weight: Tensor,
+        start: str,
+        rows: str,
+        product: str,
+        scratch: int = 0,
+        of_channel: tuple[str, str] | None = None,
     ) -> None:
         """W x + b of a layer, from its factors as they are.
 
         ``rows`` and ``product`` are calls in which ``{matrix}``, and ``{u}``, ``{v}``, ``{rank}``
-        and ``{identity}``, stand for what the factors tell.
+        and ``{identity}``, stand for what the factors tell; ``of_channel`` has ``start`` and
+        ``rows`` for one channel.
         """
         value, name = self._weight(node, weight)
         code, parts = [start], ["start"]
@@ -401,7 +445,12 @@ class _Translator:
             code.append(call.replace("{rank}", str(value.rank)))
             parts.append(product.partition("(")[0])
         source = cast(fx.Node, node.args[0])
-        self._add(node, [source], code, *parts, scratch=scratch if by_product else 0)
+        traits: dict[str, Any] = {"scratch": scratch} if by_product else {}
+        if of_channel is not None and not by_product:  # a product writes many channels at once
+            begin, row = of_channel
+            calls = (row.replace("{matrix}", f"&{name}_{letter}") for letter in direct)
+            traits |= {"of_channel": (begin, *calls), "kind": "convolution"}
+        self._add(node, [source], code, *parts, **traits)
 
     def _linear(self, node: fx.Node, layer: nn.Linear) -> None:
         if len(self._shape(node)) != 1:
@@ -414,7 +463,6 @@ class _Translator:
             f"start({bias}, {rows}, 1, {{out}});",
             f"linear_rows({{matrix}}, {rows}, {{0}}, {{out}});",
             "linear_product({u}, {v}, {rank}, {identity}, {0}, {out});",
-            0,
         )
 
     def _convolution(self, node: fx.Node, layer: nn.Conv2d) -> None:
@@ -441,11 +489,16 @@ class _Translator:
             node,
             layer.weight,
             f"start({bias}, {rows}, {plane}, {{out}});",
-            f"conv_rows({window}, {{matrix}}, {groups}, {rows // groups}, {inputs}, {{0}}, "
+            f"conv_rows({window}, {{matrix}}, 0, {rows}, {rows // groups}, {inputs}, {{0}}, "
             "{out});",
             f"conv_product({window}, {{u}}, {{v}}, {groups}, {{rank}}, {inputs}, {{identity}}, "
             "{0}, {plane}, {out});",
             plane,
+            (
+                f"start({_of_channel(bias)}, 1, {plane}, {{out}});",
+                f"conv_rows({window}, {{matrix}}, channel, channel + 1, {rows // groups}, "
+                f"{inputs}, {{0}}, {{out}});",
+            ),
         )
 
     def _batch_norm(self, node: fx.Node, norm: nn.BatchNorm2d) -> None:
@@ -461,11 +514,13 @@ class _Translator:
             self._tensor(norm.bias, f"{node.target}.bias"),
         ]
         plane = math.prod(shape[1:])
-        call = (
-            f"batch_norm({', '.join(arrays)}, {c_float(norm.eps)}, {shape[0]}, {plane}, "
-            "{0}, {out});"
+        whole, one = (
+            f"batch_norm({', '.join(each)}, {c_float(norm.eps)}, {channels}, {plane}, {{0}}, "
+            "{out});"
+            for each, channels in ((arrays, shape[0]), (map(_of_channel, arrays), 1))
         )
-        self._add(node, [cast(fx.Node, node.args[0])], [call], "batch_norm", in_place=True)
+        source = cast(fx.Node, node.args[0])
+        self._add(node, [source], [whole], "batch_norm", in_place=True, of_channel=(one,))
 
     def _pool(self, node: fx.Node, name: str) -> None:
         kind, dims = _POOLS[name]
@@ -476,22 +531,34 @@ class _Translator:
         if values.pop("return_indices", False):
             raise self._unknown(node, "which returns indices")
         if kind.startswith("adaptive"):
-            window = self._window(node, Window(size, out_size))
-            largest = int(kind == "adaptive_max")
-            call = f"adaptive_pool({window}, {channels}, {largest}, {{0}}, {{out}});"
-            self._add(node, [source], [call], "adaptive_pool")
-            return
-        kernel = _pair(values["kernel_size"], dims)
-        stride = kernel if values["stride"] in (None, ()) else _pair(values["stride"], dims)
-        padding = _pair(values["padding"], dims, fill=0)
-        dilation = _pair(values.get("dilation", 1), dims)
-        window = self._window(node, Window(size, out_size, kernel, stride, padding, dilation))
-        if kind == "max":
-            call = f"max_pool({window}, {channels}, {{0}}, {{out}});"
+            window, part = Window(size, out_size), "adaptive_pool"
+            settings = [int(kind == "adaptive_max")]
         else:
-            padded, divisor = int(values["count_include_pad"]), values["divisor_override"] or 0
-            call = f"avg_pool({window}, {channels}, {padded}, {divisor}, {{0}}, {{out}});"
-        self._add(node, [source], [call], f"{kind}_pool")
+            kernel = _pair(values["kernel_size"], dims)
+            stride = kernel if values["stride"] in (None, ()) else _pair(values["stride"], dims)
+            padding = _pair(values["padding"], dims, fill=0)
+            dilation = _pair(values.get("dilation", 1), dims)
+            window, part = Window(size, out_size, kernel, stride, padding, dilation), f"{kind}_pool"
+            settings = []
+            if kind == "avg":
+                settings = [int(values["count_include_pad"]), values["divisor_override"] or 0]
+        self._add_pool(node, source, channels, part, window, settings)
+
+    def _add_pool(
+        self,
+        node: fx.Node,
+        source: fx.Node,
+        channels: int,
+        part: str,
+        window: Window,
+        settings: list[int],
+    ) -> None:
+        name = self._window(node, window)
+        whole, one = (
+            f"{part}({', '.join(map(str, (name, number, *settings)))}, {{0}}, {{out}});"
+            for number in (channels, 1)
+        )
+        self._add(node, [source], [whole], part, of_channel=(one,), kind="pool")
 
     def _mean(self, node: fx.Node) -> None:
         """The mean of each plane."""
@@ -503,9 +570,8 @@ class _Translator:
         if not axes or sorted(axis % rank for axis in axes) != list(range(2, rank)):
             raise self._unknown(node, "which is not over all places of each channel")
         self._shape(node)
-        window = self._window(node, Window((1, math.prod(shape[1:])), (1, 1)))
-        call = f"adaptive_pool({window}, {shape[0]}, 0, {{0}}, {{out}});"
-        self._add(node, [source], [call], "adaptive_pool")
+        window = Window((1, math.prod(shape[1:])), (1, 1))
+        self._add_pool(node, source, shape[0], "adaptive_pool", window, [0])
 
     def _concatenation(self, node: fx.Node) -> None:
         values = cast(Sequence[fx.Node], node.args[0])
@@ -518,6 +584,30 @@ class _Translator:
             code.append(f"memcpy({{out}} + {place}, {{{i}}}, {size} * sizeof(float));")
             place += size
         self._add(node, values, code)
+
+
+def _by_channel(chain: Sequence[Operation]) -> Operation:
+    """A convolution, what follows it, and a pool, done channel by channel in the scratch memory."""
+    first, last = chain[0], chain[-1]
+    lines = []
+    for operation in chain:
+        for line in operation.of_channel:
+            if operation is not first:
+                line = line.replace("{0}", "{plane}")
+            out = "{plane}"
+            if operation is last:
+                out = f"{{out}} + channel * {math.prod(last.shape[1:])}"
+            lines.append("    " + line.replace("{out}", out))
+    return Operation(
+        "; ".join(operation.title for operation in chain),
+        last.output,
+        first.inputs,
+        last.size,
+        [f"for (channel = 0; channel < {first.shape[0]}; channel++) {{{{", *lines, "}}"],
+        tuple(part for operation in chain for part in operation.parts),
+        scratch=math.prod(first.shape[1:]),
+        shape=last.shape,
+    )
 
 
 def forms(weight: codec.FactorizedWeight) -> tuple[list[str], bool]:
@@ -578,6 +668,11 @@ _POOL_SETTINGS: dict[str, list[tuple[str, Any]]] = {
     "adaptive_max": [("output_size", None), ("return_indices", False)],
     "adaptive_avg": [("output_size", None)],
 }
+
+
+def _of_channel(array: str) -> str:
+    """The part of an array in C with the values of one channel."""
+    return array if array == "NULL" else f"{array} + channel"
 
 
 def _pair(value: Any, dims: int, fill: int = 1) -> tuple[int, int]:

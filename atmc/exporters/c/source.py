@@ -164,7 +164,12 @@ class Source:
             "outputs": network.output_size,
         }
         weights = [f"static {kind} {name}[{count}];" for kind, name, count in self.arrays]
-        windows = [f"static const window {n} = {_window(w)};" for n, w in network.windows.items()]
+        run = "\n".join(self._run())
+        windows = [
+            f"static const window {name} = {_window(window)};"
+            for name, window in network.windows.items()
+            if f"&{name}," in run  # a layer whose weight is zero reads nothing
+        ]
         constants = (line for n, v in network.constants.items() for line in _constant(n, v))
         code = {
             "mark": MARK,
@@ -179,7 +184,7 @@ class Source:
             "weights": "\n".join(weights + self.matrices),
             "windows": "\n".join([*windows, ""]),
             "cases": "\n".join(self.cases),
-            "run": "\n".join(self._run()),
+            "run": run,
         }
         files = {name: (FOLDER / origin).read_bytes() for name, origin in _COPIED.items()}
         for name, content in (("model.c", code), ("model.h", numbers), ("README.md", numbers)):
@@ -203,8 +208,9 @@ class Source:
         declared = []
         if network.activations:
             declared.append("    float *const values = memory.values;")
-        if any("(i = 0;" in line for line in lines):
-            declared.append("    uint32_t i;")
+        for index in ("i", "channel"):
+            if any(f"({index} = 0;" in line for line in lines):
+                declared.append(f"    uint32_t {index};")
         return declared + lines
 
 

@@ -33,6 +33,12 @@ needs_compiler = pytest.mark.skipif(program.compiler() is None, reason="no C com
 LENET = ROOT / "docs" / "results" / "artifacts" / "lenet5-relu-0.1.atmc"
 
 
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every program here is compiled with warnings as errors."""
+    monkeypatch.setattr(program, "_FLAGS", (*program._FLAGS, *WARNINGS))
+
+
 def compressed(
     model: nn.Module, shape: tuple[int, ...], empty: str = "", floats: bool = False, **start: Any
 ) -> Source:
@@ -286,6 +292,37 @@ def test_memory_is_shared(tmp_path: Path) -> None:
     ]
     folder = check(compressed(nn.Sequential(*layers, nn.Linear(20, 2)), (8,)))
     assert folder.memory["activations"] == 4 * (40 + 30)
+
+
+class Fused(nn.Module):
+    """Convolutions that pools read, at once or after what works channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 6, 3, padding=1, groups=3)
+        self.norms = nn.Sequential(nn.BatchNorm2d(6), nn.BatchNorm2d(6))
+        self.norms[1].weight = self.norms[0].weight  # their statistics are in the file
+        self.two = nn.Conv2d(6, 4, 3)
+        self.three = nn.Conv2d(6, 4, 1, bias=False)
+        self.read_again = nn.Conv2d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.norms(self.one(x))), 2, ceil_mode=True)
+        y = self.read_again(x)
+        parts = [F.avg_pool2d(torch.sigmoid(self.two(x)), 2), F.adaptive_max_pool2d(y, 2) + 1]
+        parts += [self.three(x).flatten(2).mean(2), y]
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+@needs_compiler
+def test_a_convolution_before_a_pool_takes_the_memory_of_a_plane() -> None:
+    folder = check(compressed(Fused(), (3, 13, 11), empty="U"))
+    assert folder.files["model.c"].count(b"; channel++)") == 3
+    pooled, kept = 6 * 7 * 6, 4 * 5 * 4
+    assert folder.memory["activations"] <= 4 * (13 * 11 + pooled + kept + 4 * 4 + 4 * 4 + 4 + 100)  # type: ignore
+    layers = [nn.Conv2d(1, 8, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 100, 2)]
+    small = check(compressed(nn.Sequential(*layers), (1, 24, 24), empty="U"))
+    assert small.memory["activations"] == 4 * (20 * 20 + 8 * 10 * 10)
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
