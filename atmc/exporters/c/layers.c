@@ -227,24 +227,30 @@ static int32_t clip(int32_t value, int32_t low, int32_t high)
     return value < low ? low : value > high ? high : value;
 }
 
-/* part max_pool window */
+/* part max_pool window clip */
+static int32_t first_inside(int32_t from, int32_t step)
+{
+    while (from < 0)
+        from += step;
+    return from;
+}
+
 static void max_pool(const window *w, uint32_t channels, const float *input, float *output)
 {
     int32_t y, x, in_y, in_x;
     for (; channels > 0; channels--, input += w->height * w->width)
         for (y = 0; y < w->out_height; y++)
             for (x = 0; x < w->out_width; x++) {
-                const int32_t from_y = y * w->stride_y - w->pad_y;
-                const int32_t from_x = x * w->stride_x - w->pad_x;
+                const int32_t top = y * w->stride_y - w->pad_y, left = x * w->stride_x - w->pad_x;
+                const int32_t first_y = first_inside(top, w->dilation_y);
+                const int32_t first_x = first_inside(left, w->dilation_x);
+                const int32_t end_y = clip(top + w->kernel_y * w->dilation_y, 0, w->height);
+                const int32_t end_x = clip(left + w->kernel_x * w->dilation_x, 0, w->width);
                 float largest = -INFINITY;
-                for (in_y = from_y; in_y < from_y + w->kernel_y * w->dilation_y;
-                     in_y += w->dilation_y)
-                    for (in_x = from_x; in_x < from_x + w->kernel_x * w->dilation_x;
-                         in_x += w->dilation_x) {
-                        if (in_y < 0 || in_y >= w->height || in_x < 0 || in_x >= w->width)
-                            continue;
-                        if (input[in_y * w->width + in_x] > largest)
-                            largest = input[in_y * w->width + in_x];
+                for (in_y = first_y; in_y < end_y; in_y += w->dilation_y)
+                    for (in_x = first_x; in_x < end_x; in_x += w->dilation_x) {
+                        const float value = input[in_y * w->width + in_x];
+                        largest = value > largest ? value : largest;
                     }
                 *output++ = largest;
             }
