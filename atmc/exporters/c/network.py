@@ -168,6 +168,8 @@ class _Translator:
         for node in self.order:
             if node in self.shapes and node.op.startswith("call_"):
                 self._translate(node)
+            elif node.op == "call_module":  # such as attention
+                raise self._unknown(node, "which gives no tensor alone")
         result = list(self.order)[-1].args[0]
         if not isinstance(result, fx.Node) or self._root(result).op == "placeholder":
             raise ExportError(f"the model computes nothing: {other_formats('c')}")
@@ -308,7 +310,8 @@ class _Translator:
         changes = getattr(called, "inplace", False) or node.kwargs.get("inplace")
         if called is None:
             name = name_of(node)
-            changes = changes or name.endswith("_") or name in _IN_PLACE or True in node.args
+            flagged = name in ACTIVATIONS and any(value is True for value in node.args)
+            changes = changes or flagged or name.endswith("_") or name in _IN_PLACE
         value = node.args[0] if node.args else None
         if not changes or not isinstance(value, fx.Node):
             return
@@ -509,7 +512,9 @@ class _Translator:
         arrays = [
             # As a rule the file holds them in the scale and the shift.
             "NULL" if not mean.any() else self._tensor(mean, f"{node.target}.running_mean"),
-            "NULL" if bool((variance == 1).all()) else self._tensor(variance, f"{node.target}.var"),
+            "NULL"
+            if bool((variance == 1).all())
+            else self._tensor(variance, f"{node.target}.running_var"),
             self._tensor(norm.weight, f"{node.target}.weight"),
             self._tensor(norm.bias, f"{node.target}.bias"),
         ]

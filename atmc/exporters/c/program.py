@@ -124,7 +124,10 @@ def _compile(folder: Path, *arguments: str) -> None:
 
 
 def _run(command: Sequence[str], data: bytes) -> bytes:
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
+    except OSError as error:
+        raise ExportError(f"{command[0]} cannot be run ({error}): {other_formats('c')}") from error
     if done.returncode:
         raise ExportError(
             f"it ends with status {done.returncode}: {done.stderr.decode(errors='replace')[:200]}"
