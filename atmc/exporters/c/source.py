@@ -17,7 +17,7 @@ from atmc.exporters.c.literals import c_float
 from atmc.exporters.c.network import Network, Shape, Window, forms, translate
 
 FOLDER = Path(__file__).parent
-MARK = "/* Written by atmc export --format c."
+MARK = "/* Written by atmc export, format c."
 PROGRAM = "classify"  # that the Makefile builds
 _COPIED = {  # files of the folder, and those here
     "atmc_decode.h": "atmc_decode.h",
