@@ -14,7 +14,8 @@ from torch import nn
 
 from atmc import codec
 from atmc.exporters.c.literals import c_float
-from atmc.exporters.c.network import Network, Shape, Window, forms, translate
+from atmc.exporters.c.network import Network, Shape, Window
+from atmc.exporters.c.translate import forms, translate
 
 FOLDER = Path(__file__).parent
 MARK = "/* Written by atmc export, format c."
@@ -81,7 +82,7 @@ class Source:
     def __init__(
         self, model: nn.Module, input_shape: Shape, artifact: codec.Artifact, data: bytes
     ) -> None:
-        """Translate a model; see :func:`atmc.exporters.c.network.translate`."""
+        """Translate a model; see :func:`atmc.exporters.c.translate.translate`."""
         self.identifier = _Identifiers()
         self.network: Network = translate(model, input_shape, artifact, self.identifier)
         self.data = data
