@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -27,6 +29,33 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
+    """Write a folder of files; there is the old one or the whole new one, or for an instant none.
+
+    Raises:
+        OSError: it failed; the old folder stays, and no temporary one.
+    """
+    target = Path(path)
+    token = secrets.token_hex(4)
+    temporary, old = (target.with_name(f".{target.name}.{token}.{end}") for end in ("tmp", "old"))
+    try:
+        temporary.mkdir()
+        for name, data in files.items():
+            write(temporary / name, data)
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)
+            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def temporary_of(name: str) -> str | None:

@@ -46,7 +46,7 @@ def _shape(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"The file ({formats.endings()}); by default beside the artifact.",
+    help=f"The file ({formats.endings()}), or for c the folder; by default beside the artifact.",
 )
 @click.option(
     "--input-shape",
@@ -59,7 +59,11 @@ def _shape(
     help="What to build where the file does not say: file.py:function, or a name of ours.",
     default=False,
 )
-@click.option("--overwrite", is_flag=True, help="Replace the file if there is one.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace the file, or the folder of an export, if there is one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     artifact: Path,
@@ -71,10 +75,12 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write the decoded model of ARTIFACT as ONNX, safetensors or a torch.export program.
+    """Write the decoded model of ARTIFACT as ONNX, safetensors, a torch.export program or C.
 
     ARTIFACT may also be the dense.safetensors of a run folder. The file takes batches of any size,
-    and is written once it has been compared with the model on random inputs.
+    and is written once it has been compared with the model on random inputs. C is a folder: the
+    artifact, a decoder and the network, for devices without Python, compared where there is a C
+    compiler.
     """
     with about(artifact):
         report = export(
@@ -93,14 +99,33 @@ def command(
 
 
 def _show(report: dict[str, Any]) -> None:
+    difference = "not compared: no C compiler (cc, gcc or clang) on the path"
+    if report["largest_difference"] is not None:
+        difference = f"{report['largest_difference']:.2g} at most, of any output"
     show_pairs(
         [
             ("file", report["file"]),
             ("format", report["format"]),
             ("bytes", f"{report['bytes']:,}"),
-            ("difference", f"{report['largest_difference']:.2g} at most, of any output"),
+            ("difference", difference),
         ]
     )
+    if report["memory"] is not None:
+        memory = {
+            name: "unknown" if n is None else f"{n:,}" for name, n in report["memory"].items()
+        }
+        click.echo()
+        show_columns(
+            ("memory", "bytes"),
+            [
+                ["artifact", memory["artifact"]],
+                ["constants", memory["constants"]],
+                ["code (-Os, this machine)", memory["code"]],
+                ["decoded weights", memory["weights"]],
+                ["decoder's work, then activations", f"{memory['work']}, {memory['activations']}"],
+                ["RAM", memory["ram"]],
+            ],
+        )
     if not report["compact"]:
         return
     before, after = report["before"], report["after"]

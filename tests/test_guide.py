@@ -44,7 +44,7 @@ def test_the_guide_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 8 * artifact.stat().st_size <= 24_000
     report = json.loads((tmp_path / "runs/shapes/report.json").read_text())
     assert report["accuracy"]["clean"] > 0.7
-    assert printed[-2].splitlines() == [
+    assert printed[-3].splitlines() == [
         "pictures/discs/000.png discs",
         "pictures/rings/001.png rings",
     ]

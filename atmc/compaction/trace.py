@@ -16,13 +16,20 @@ def advice() -> str:
     return f"export it without {argument('compact', True)}"
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(
+    model: nn.Module, problem: str = "the model cannot be compacted", remedy: str | None = None
+) -> fx.GraphModule:
     """The graph of a model in eval mode; it shares modules and parameters with the model.
+
+    Args:
+        model: in eval mode.
+        problem: what cannot be done without a graph, for messages.
+        remedy: what to do instead; None for :func:`advice`.
 
     Raises:
         ExportError: its operations depend on the values of its inputs.
     """
-    with failing_as("the model cannot be compacted, as torch.fx cannot trace it", advice()):
+    with failing_as(f"{problem}, as torch.fx cannot trace it", remedy or advice()):
         graph = fx.Tracer().trace(model)
         module = fx.GraphModule(model, graph, type(model).__name__)
     for node in graph.nodes:  # torch makes all buffers persistent

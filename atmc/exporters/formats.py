@@ -13,31 +13,49 @@ from atmc.errors import SettingsError
 from atmc.extras import require
 from atmc.messages import argument
 
-Writer = Callable[[nn.Module, tuple[int, ...], dict[str, str]], bytes]
+Writer = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a format writes that is a folder.
+
+    Attributes:
+        files: by name.
+        memory: that a program of these files takes, in bytes; None where it is not known.
+        program: that was compiled from the files; None without a compiler.
+    """
+
+    files: dict[str, bytes]
+    memory: dict[str, int | None]
+    program: bytes | None
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A kind of file, or of folder.
 
     Attributes:
         name: as the argument ``format`` takes it.
-        suffix: the ending of its files, with the dot.
+        suffix: the ending of its files, with the dot; of a folder, by which it is not recognized.
         title: its name in messages; an "s" makes it several.
         write: the model, plain and in eval mode, the shape of one input, and metadata to the bytes
-            of a file.
-        load: the bytes of a file, and the model that was written, to what runs it.
+            of a file. Of a folder: the model, the shape, and the artifact, as content and as bytes,
+            to a :class:`Folder`.
+        load: what was written, and the model, to what runs it; None where nothing here can.
         packages: that it needs, of the extra with its name.
         timed: whether the latency of its files is measured.
+        folder: whether it is one. It is made from an artifact alone.
     """
 
     name: str
     suffix: str
     title: str
     write: Writer
-    load: Callable[[bytes, nn.Module], Runner]
+    load: Callable[[Any, nn.Module], Runner | None]
     packages: tuple[str, ...] = ()
     timed: bool = False
+    folder: bool = False
 
     def require(self) -> None:
         """Check that the packages are installed.
@@ -69,8 +87,8 @@ def names() -> tuple[str, ...]:
 
 
 def endings() -> str:
-    """The endings of all formats, for a message."""
-    return ", ".join(FORMATS[name].suffix for name in names())
+    """The endings of all formats whose files have one, for a message."""
+    return ", ".join(FORMATS[name].suffix for name in names() if not FORMATS[name].folder)
 
 
 def get(name: str) -> Format:

@@ -22,8 +22,9 @@ from atmc.compaction.cost import count, latencies
 from atmc.engine.model_files import read_model, run_record
 from atmc.errors import ExportError, SettingsError
 from atmc.exporters import formats
+from atmc.exporters.c.source import is_exported
 from atmc.exporters.formats import Format
-from atmc.files import write
+from atmc.files import read, write, write_folder
 from atmc.messages import argument
 from atmc.models.sources import Model, is_python_path
 
@@ -37,6 +38,7 @@ class Source:
         input_shape: of one input, as (C, H, W).
         name: in the zoo; None for a user's model.
         artifact: that it was decoded from; None for a dense start.
+        data: the bytes of the artifact; None for a dense start.
         class_names: of its outputs; None where they are not known.
     """
 
@@ -45,6 +47,7 @@ class Source:
     name: str | None = None
     artifact: codec.Artifact | None = None
     class_names: tuple[str, ...] | None = None
+    data: bytes | None = None
 
 
 def read_source(
@@ -80,7 +83,8 @@ def read_source(
             f"{argument('input_shape', ('C', 'H', 'W'))}"
         )
     decoded = decoded.to(memory_format=torch.contiguous_format)
-    return Source(decoded, input_shape, name, artifact, record.class_names)
+    data = None if artifact is None else read(path)
+    return Source(decoded, input_shape, name, artifact, record.class_names, data)
 
 
 def write_model(
@@ -91,20 +95,23 @@ def write_model(
     compact: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a model as a file for other programs, once the file has been compared with it.
+    """Write a model for other programs, once what is written has been compared with it.
 
     Args:
         source: the model.
-        output: the file, written in one step.
+        output: the file or, for C, the folder, written in one step.
         format: one of ``FORMATS``.
         compact: whether dead channels are removed first.
-        overwrite: whether a file at ``output`` may be replaced.
+        overwrite: whether a file at ``output`` may be replaced, or a folder of an export.
 
     Returns:
-        ``{"file", "bytes", "format", "model", "compact", "largest_difference"}``; where compact
-        also ``"thin"``, the layers that became two, and ``"before"`` and ``"after"``, each with
-        ``"parameters"``, ``"multiply_adds"`` and ``"latency_ms"``; where that cannot be measured it
-        is None, and ``"latency_error"`` says why. They are None otherwise.
+        ``{"file", "bytes", "format", "model", "compact", "largest_difference"}``; the difference is
+        None where there is no compiler for the C program. Of that also ``"memory"``, bytes of
+        ``"artifact"``, ``"constants"``, decoded ``"weights"``, ``"work"`` of the decoder,
+        ``"activations"`` in the same buffer, ``"ram"``, and ``"code"``, for this machine. Where
+        it is compact also ``"thin"``, the layers that became two, and ``"before"`` and ``"after"``,
+        with ``"parameters"``, ``"multiply_adds"`` and ``"latency_ms"``; where that cannot be
+        measured it is None, and ``"latency_error"`` says why. They are None otherwise.
 
     Raises:
         ExportError: the model cannot be exported as asked, or the file differs from it.
@@ -113,33 +120,73 @@ def write_model(
         SettingsError: there is no such format.
     """
     output, chosen, shape = Path(output), formats.get(format), source.input_shape
-    check_path(output, overwrite)
+    check_path(output, overwrite, chosen)
     chosen.require()
+    smaller = None
+    if compact and not chosen.folder:
+        smaller = compaction.compact(source.model, shape, source.artifact)
+    model = source.model if smaller is None else smaller.model
+    if chosen.folder:
+        content = chosen.write(model, shape, *_artifact(source, chosen, compact))
+        size = sum(map(len, content.files.values()))
+    else:
+        content = chosen.write(model, shape, _meta(source, compact))
+        size = len(content)
+    runner = chosen.load(content, model)
+    report: dict[str, Any] = {
+        "file": str(output),
+        "bytes": size,
+        "format": format,
+        "model": source.name,
+        "compact": compact,
+        "largest_difference": None,
+        **dict.fromkeys(("thin", "before", "after", "latency_error", "memory")),
+    }
+    if runner is not None:
+        advice = formats.other_formats(format)
+        report["largest_difference"] = largest_difference(
+            runner, source.model, shape, chosen.title, advice
+        )
+    if smaller is not None:
+        assert runner is not None
+        report["thin"] = list(smaller.thin)
+        report |= _gains(chosen, source, smaller.model, runner)
+    check_path(output, overwrite, chosen)  # once more: it took a while
+    if chosen.folder:
+        report["memory"] = content.memory
+        write_folder(output, content.files)
+    else:
+        write(output, content)
+    return report
+
+
+def _meta(source: Source, compact: bool) -> dict[str, str]:
+    """What a file says of its model."""
     meta = {"format": "pt", "compact": str(compact).lower()}
     if source.name is not None:
         meta["model"] = source.name
     if source.class_names is not None:
         meta["class_names"] = json.dumps(source.class_names)
-    smaller = compaction.compact(source.model, shape, source.artifact) if compact else None
-    model = source.model if smaller is None else smaller.model
-    data = chosen.write(model, shape, meta)
-    runner = chosen.load(data, model)
-    advice = formats.other_formats(format)
-    report: dict[str, Any] = {
-        "file": str(output),
-        "bytes": len(data),
-        "format": format,
-        "model": source.name,
-        "compact": compact,
-        "largest_difference": largest_difference(runner, source.model, shape, chosen.title, advice),
-        **dict.fromkeys(("thin", "before", "after", "latency_error")),
-    }
-    if smaller is not None:
-        report["thin"] = list(smaller.thin)
-        report |= _gains(chosen, source, smaller.model, runner)
-    check_path(output, overwrite)  # once more: it took a while
-    write(output, data)
-    return report
+    return meta
+
+
+def _artifact(source: Source, chosen: Format, compact: bool) -> tuple[codec.Artifact, bytes]:
+    """The artifact that a folder holds.
+
+    Raises:
+        ExportError: there is none, or the model is to be another than that in it.
+    """
+    if source.artifact is None or source.data is None:
+        raise ExportError(
+            f"a {chosen.title} holds an artifact, and this file is none: export the model.atmc "
+            f"of the run, or {formats.other_formats(chosen.name)}"
+        )
+    if compact:
+        raise ExportError(
+            f"a {chosen.title} uses the artifact as it is, where zeros cost nothing: leave out "
+            f"{argument('compact', True)}"
+        )
+    return source.artifact, source.data
 
 
 def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> dict[str, Any]:
@@ -149,7 +196,9 @@ def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> 
     reason = None
     if chosen.timed:
         try:
-            runners = (chosen.load(chosen.write(before, shape, {}), before), runner)
+            first = chosen.load(chosen.write(before, shape, {}), before)
+            assert first is not None
+            runners = (first, runner)
             times = latencies(runners, random_input(before, shape, 1))
         except ExportError as error:  # the whole model may hold what cannot be exported
             reason = str(error)
@@ -164,22 +213,29 @@ def _gains(chosen: Format, source: Source, after: nn.Module, runner: Runner) -> 
     }
 
 
-def check_path(output: Path, overwrite: bool = False) -> None:
-    """Check before the work whether a file can be written.
+def check_path(output: Path, overwrite: bool = False, chosen: Format | None = None) -> None:
+    """Check before the work whether a file, or a format's folder, can be written.
 
     Raises:
-        ExportError: there is a file already, and it is not to be replaced.
+        ExportError: there is one already, and it is not to be replaced; or a folder that
+            was not written by an export.
         OSError: there is no such folder, or ``output`` is one.
     """
     if not output.parent.is_dir():
         raise NotADirectoryError(
             f"there is no folder {output.parent}: make it, or give another path"
         )
-    if output.is_dir():
+    folder = chosen is not None and chosen.folder
+    if output.is_dir() and not folder:
         raise IsADirectoryError(f"{output} is a folder: give the path of a file")
-    if output.exists() and not overwrite:
+    if (output.exists() or output.is_symlink()) and not overwrite:
         raise ExportError(
             f"{output} exists: give another {argument('output')}, or {argument('overwrite', True)}"
+        )
+    if folder and (output.exists() or output.is_symlink()) and not is_exported(output):
+        raise ExportError(
+            f"{output} is not replaced, as atmc did not write all that is there: give another "
+            f"{argument('output')}"
         )
 
 
@@ -196,17 +252,17 @@ def export(
     """Write the decoded model of an artifact as a file for other programs.
 
     The file takes batches of any size, and is written once it has been compared with the model on
-    random inputs.
+    random inputs. The format ``"c"`` is a folder with a C program, which holds the artifact itself.
 
     Args:
-        path: the artifact, or the ``dense.safetensors`` of a run folder.
-        output: the file; None for one beside the artifact.
+        path: the artifact, or but for C the ``dense.safetensors`` of a run folder.
+        output: the file, or the folder; None for one beside the artifact.
         format: one of ``FORMATS``; None for what the ending of ``output`` says, or ONNX.
-        compact: whether dead channels are removed first.
+        compact: whether dead channels are removed first; not for C, where zeros cost nothing.
         model: what to build where the file names no model of the zoo: a name, a module or a
             function; see :func:`atmc.engine.model_files.read_model`.
         input_shape: of one input; None for that of the run, or of the model.
-        overwrite: whether a file at ``output`` may be replaced.
+        overwrite: whether a file at ``output`` may be replaced, or a folder of an export.
 
     Returns:
         See :func:`write_model`.
@@ -216,7 +272,7 @@ def export(
         OSError: the file cannot be written.
     """
     format, target = _target(Path(path), None if output is None else Path(output), format)
-    check_path(target, overwrite)
+    check_path(target, overwrite, formats.get(format))
     source = read_source(path, input_shape, model)
     return write_model(source, target, format, compact=compact, overwrite=overwrite)
 
@@ -225,8 +281,8 @@ def _target(path: Path, output: Path | None, format: str | None) -> tuple[str, P
     """The format and the file of an export."""
     if output is None:
         format = format or "onnx"
-        output = path.with_suffix(formats.get(format).suffix)
-    endings = {each.suffix: name for name, each in formats.FORMATS.items()}
+        output = path.with_name(path.stem + formats.get(format).suffix)
+    endings = {each.suffix: name for name, each in formats.FORMATS.items() if not each.folder}
     ending = endings.get(output.suffix.lower())
     chosen = format or ending
     if chosen is None:
@@ -235,9 +291,10 @@ def _target(path: Path, output: Path | None, format: str | None) -> tuple[str, P
             f"in {formats.endings()}"
         )
     if ending not in (None, chosen):
+        other = formats.get(chosen)
+        name = "give a folder's name" if other.folder else f"end it in {other.suffix}"
         raise SettingsError(
-            f"{output} ends as {ending} does: leave out {argument('format', format)}, or end it in "
-            f"{formats.get(chosen).suffix}"
+            f"{output} ends as {ending} does: leave out {argument('format', format)}, or {name}"
         )
     if output.resolve() == path.resolve():
         raise SettingsError(

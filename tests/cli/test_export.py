@@ -75,6 +75,23 @@ def test_the_ending_says_the_format(atmc, pruned, here):
     assert load_file("any.name")["fc1.weight"].shape == (128, 1024)
 
 
+def test_a_program_in_c(atmc, pruned, here, monkeypatch):
+    """The command says whether it was compared, and what memory it takes."""
+    monkeypatch.setattr("atmc.exporters.c.program.compiler", lambda: None)
+    result = atmc("export", pruned, "--format", "c")
+    found = said(result)
+    assert (found["file"], found["format"]) == (str(here / "model-c"), "c")
+    assert found["difference"] == "not compared: no C compiler (cc, gcc or clang) on the path"
+    assert found["artifact"] == f"{pruned.stat().st_size:,}"
+    assert {"model.c", "model.h", "main.c", "Makefile"} < {
+        p.name for p in (here / "model-c").iterdir()
+    }
+    line = error(atmc("export", pruned, "--format", "c"), 1)
+    assert "model-c exists: give another --output, or --overwrite" in line
+    line = error(atmc("export", pruned, "--format", "c", "--output", "a.onnx"), 2)
+    assert line == "a.onnx ends as onnx does: leave out --format c, or give a folder's name"
+
+
 def test_onnx_files_alone_are_timed(atmc, pruned, no_packages):
     args = ("export", pruned, "--compact", "--format", "safetensors", "--overwrite")
     shown = atmc(*args).stdout

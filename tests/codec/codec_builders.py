@@ -105,6 +105,38 @@ def ordered(artifact: codec.Artifact, ties: bool = True) -> codec.Artifact:
     return codec.Artifact(artifact.meta, tuple(entries))
 
 
+def two_layers(seed: int) -> codec.Artifact:
+    """Rows and columns that are uneven or empty to varying degrees, after another such layer."""
+    rng = np.random.default_rng(seed)
+    entries: list[codec.Entry] = []
+    live = np.ones(1, dtype=bool)
+    outputs = int(rng.integers(1, 20))
+    for inputs in (3, outputs * int(rng.choice([1, 1, 4])) + int(rng.choice([0, 0, 1]))):
+        kernel = [(), (1,), (2, 2), (3, 3)][int(rng.integers(4))]
+        rows = outputs if not entries else int(rng.integers(2, 60))
+        rest = inputs * math.prod(kernel)
+        shares = np.exp(rng.choice([0, 1, 2, 3]) * rng.normal(size=(rows, 1)))
+        shares = shares * np.exp(rng.choice([0, 0.5, 1.5, 3]) * rng.normal(size=rest))
+        shares *= rng.choice([0.02, 0.1, 0.5, 1]) / shares.mean()
+        shares[rng.random(rows) < rng.choice([0, 0.3, 0.8])] = 0
+        shares[:, rng.random(rest) < rng.choice([0, 0.3, 0.8])] = 0
+        if rows < 40 and rest % live.size == 0:
+            shares *= np.repeat(live, rest // live.size)
+        mask = rng.random((rows, rest)) < np.minimum(shares, 0.95)
+        if rng.random() < 0.6:  # the fullest rows first, some of them in the order that is free
+            free = rng.random() < 0.7
+            keys = [(-row.sum(), *(np.flatnonzero(row) if free else ())) for row in mask]
+            mask = mask[sorted(range(rows), key=keys.__getitem__)]
+        live = mask.any(axis=1)
+        places = np.flatnonzero(mask)
+        c = codec.SparseTensor((rows, rest), places, 0 * places, [1], 0, 2)
+        u, v = empty_factor((rows, 0)), empty_factor((0, rest))
+        shape = (rows, inputs, *kernel)
+        weight = codec.FactorizedWeight(shape, 1, False, "none", u, v, c)
+        entries.append(codec.Entry(None, weight))
+    return codec.Artifact({}, tuple(entries))
+
+
 @st.composite
 def factors(draw: Any, shape: tuple[int, ...]) -> Factor:
     size = math.prod(shape)
