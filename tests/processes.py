@@ -22,6 +22,7 @@ from atmc.methods.atmc import CompressStage
 from atmc.methods.closing.target import Target
 from atmc.methods.dense import DenseStage
 from atmc.methods.levels import LevelStage
+from atmc.training.checkpoint import Checkpoint
 from atmc.training.loop import Progress, Trainer
 from atmc.training.objective import Objective
 from atmc.training.stage import Stage
@@ -168,10 +169,13 @@ def trainings(folder: Path) -> dict[str, Any]:
     whole, before, after = clean(), clean(), clean()
     out["whole"] = trained(net(), whole, on_step=steps.append)
     out["losses"] = [progress.loss for progress in steps]
-    cut = {"checkpoint": folder / "cut.pt", "on_step": At(7, ctrl_c)}  # in the first process alone
+    cut = {
+        "checkpoint": Checkpoint(folder / "cut.pt"),
+        "on_step": At(7, ctrl_c),
+    }  # in the first process alone
     out["cut"] = raised(lambda: trained(net(), before, **cut))
     again()
-    out["resumed"] = trained(net(), after, checkpoint=folder / "cut.pt")
+    out["resumed"] = trained(net(), after, checkpoint=Checkpoint(folder / "cut.pt"))
     out["noise"] = whole.noise, before.noise + after.noise
 
     one = [DenseStage(1, 1e-2)]
@@ -191,10 +195,10 @@ def trainings(folder: Path) -> dict[str, Any]:
 
 def loss_of_a_process(folder: Path) -> str:
     """What a checkpoint after six steps is; then what is left when the other process ends there."""
-    cut = {"checkpoint": folder / "expected.pt", "on_step": At(6, ctrl_c)}
+    cut = {"checkpoint": Checkpoint(folder / "expected.pt"), "on_step": At(6, ctrl_c)}
     raised(lambda: trained(net(norm=True), clean(), stages=[Acting(int)], **cut))
     again()
-    left = {"checkpoint": folder / "left.pt", "stages": [Acting(end)]}
+    left = {"checkpoint": Checkpoint(folder / "left.pt"), "stages": [Acting(end)]}
     return raised(lambda: trained(net(norm=True), clean(), **left))
 
 

@@ -253,7 +253,7 @@ def _run(
 
     try:
         loader = data.train(settings, device)
-        job = Job(net, loader, settings, meta, place.checkpoints, on_step)
+        job = Job(net, loader, settings, meta, place.checkpoints, on_step=on_step)
         distributed.from_first(lambda: data.check(net, _title(settings)))
         job.check_least()
     except AtmcError:
@@ -264,7 +264,7 @@ def _run(
         job.lay_out()
     job.rehearse(plain if meta is None else None, chosen)
 
-    place.claim(data.record(settings), inputs.facts)
+    job.run = place.claim(data.record(settings), inputs.facts)
     with place.events() as events:
         if distributed.is_first():
             job.on_epoch = _watch(data.val(device), settings.attack.eps, on_epoch, events)

@@ -242,17 +242,21 @@ class RunFolder:
             resumed, report = _resumed(self.path, settings, facts())
         return resumed, report
 
-    def claim(self, settings: Settings, facts: Callable[[], dict[str, Any]]) -> None:
+    def claim(self, settings: Settings, facts: Callable[[], dict[str, Any]]) -> bytes:
         """Make the folder this run's: remove the run that it replaces, and write the config.
+
+        Returns:
+            What tells the run from others, whose checkpoints it must not take.
 
         Raises:
             FolderInUseError: another process works in it.
             RunError: another has worked in it since.
         """
-        if self.path is not None:
-            distributed.from_first(lambda: self._claim(settings, facts))
+        if self.path is None:
+            return b""
+        return distributed.from_first(lambda: self._claim(settings, facts()))
 
-    def _claim(self, settings: Settings, facts: Callable[[], dict[str, Any]]) -> None:
+    def _claim(self, settings: Settings, facts: dict[str, Any]) -> bytes:
         assert self.path is not None
         if not self.resume:
             self._take(self.path)
@@ -263,11 +267,13 @@ class RunFolder:
             self._clear(self.path, settings.start.weights)
         write(self.path / CONFIG, write_config(settings).encode())
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
-        known = facts()
+        known = dict(facts)
         if distributed.size() > 1:
             known[_PROCESSES] = distributed.size()
         if known:
             write(self.path / FACTS, as_json(known))
+        moved = settings.replace({"data_root": None, "download": False})
+        return write_config(moved).encode() + as_json(facts)
 
     @staticmethod
     def _clear(folder: Path, weights: str | None) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from atmc import data
 from atmc.data import Dataset, Loaded, Loader
@@ -22,6 +20,7 @@ from atmc.factorization import factorized_weights
 from atmc.messages import argument
 from atmc.models.check import check_loader, check_model, prepare_model
 from atmc.models.sources import Model, created_as, instantiate
+from atmc.models.weights import digest
 from atmc.python_path import OBJECT_PREFIX
 
 _VALIDATION_EXAMPLES = 500  # evaluated after each epoch
@@ -332,16 +331,3 @@ class Inputs:
         if factorized_weights(model):
             raise ModelError("the model given is factorized: call atmc.defactorize(model) first")
         return model
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256 of the values of a model, with their names, types and shapes."""
-    sha = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if is_lazy(value):
-            sha.update(name.encode())
-        elif isinstance(value, torch.Tensor):
-            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            sha.update(flat.view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()

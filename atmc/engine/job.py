@@ -31,6 +31,8 @@ from atmc.methods.closing.target import fit
 from atmc.methods.dense import DenseStage
 from atmc.models.preparation import copy_model
 from atmc.models.sources import channels_last
+from atmc.models.weights import digest
+from atmc.training.checkpoint import Checkpoint
 from atmc.training.loop import Progress, Trainer
 from atmc.training.objective import Objective, default_steps
 from atmc.training.optimization import Optimization
@@ -49,6 +51,7 @@ class Job:
         settings: resolved, the budget too.
         meta: what the artifact says of the model, None for one that is not of the zoo.
         checkpoints: folder for checkpoints, or None.
+        run: bytes that tell the run from others, whose checkpoints it does not take.
         on_step: called after each step.
         on_epoch: called with the model, the stage and the epoch.
         seconds: of each phase that has run.
@@ -66,6 +69,7 @@ class Job:
     settings: Settings
     meta: dict[str, Any] | None = None
     checkpoints: Path | None = None
+    run: bytes = b""
     on_step: Callable[[Progress], None] | None = None
     on_epoch: Callable[[nn.Module, Stage, int], None] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -238,13 +242,20 @@ class Job:
             objective,
             optimization=optimization,
             seed=(self.settings.run.seed, index),
-            checkpoint=None if self.checkpoints is None else self.checkpoints / f"{phase}.pt",
+            checkpoint=self._checkpoint(phase),
             on_step=self.on_step,
             on_epoch=self.on_epoch,
         )
         trainer.run()
         self.seconds[phase] = sum(trainer.seconds.values())
         self.collapses += trainer.attack.guard.collapses
+
+    def _checkpoint(self, phase: str) -> Checkpoint | None:
+        if self.checkpoints is None:
+            return None
+        # Only what follows the dense start is known to begin from the same weights on resume.
+        start = digest(self.model) if phase == "compress" else ""
+        return Checkpoint(self.checkpoints / f"{phase}.pt", self.run + f"{phase} {start}".encode())
 
     def train_dense(self) -> None:
         """The dense start: the model trained under the method's attack, ε warmed up."""

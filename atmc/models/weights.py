@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import warnings
@@ -141,3 +142,16 @@ def weights_bytes(model: nn.Module) -> bytes:
     """The state dict of a model as a safetensors file."""
     # Copies: safetensors refuses tied weights, which share their memory.
     return save_safetensors({n: v.cpu().clone().contiguous() for n, v in _tensors(model).items()})
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of the values of a model, with their names, types and shapes."""
+    sha = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if is_lazy(value):
+            sha.update(name.encode())
+        elif isinstance(value, Tensor):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            sha.update(flat.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -9,7 +9,6 @@ the same state after each step; what is random in attack and loss is of each pro
 
 from __future__ import annotations
 
-import io
 import math
 import signal
 import threading
@@ -20,9 +19,8 @@ from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,11 +32,11 @@ from atmc.attacks import pgd
 from atmc.data.pixels import check_pixels
 from atmc.errors import ProcessError, TrainingError
 from atmc.factorization.layers import plain_weights
-from atmc.files import read, write
 from atmc.hardware import forked_generators
 from atmc.inference import device_of, run, seed_generators
 from atmc.messages import argument, warn
 from atmc.models.preparation import copy_model
+from atmc.training.checkpoint import Checkpoint, State
 from atmc.training.inner_attack import InnerAttack
 from atmc.training.objective import Objective
 from atmc.training.optimization import Optimization
@@ -164,7 +162,7 @@ class Trainer:
         objective: the loss and its attack.
         optimization: how the stages descend; None for Adam on one cycle, and nothing else.
         seed: of all randomness.
-        checkpoint: file to write checkpoints to and to resume from; None for neither.
+        checkpoint: to write, and to resume from where there is one; None for neither.
         every_seconds: time between checkpoints.
         on_step: called with a :class:`Progress` after each step, in the first process. On a GPU, a
             step whose loss is no number may be reported, and the error follow up to 20 steps later.
@@ -180,7 +178,7 @@ class Trainer:
         *,
         optimization: Optimization | None = None,
         seed: tuple[int, ...] = (0,),
-        checkpoint: Path | None = None,
+        checkpoint: Checkpoint | None = None,
         every_seconds: float = 60.0,
         on_step: Callable[[Progress], None] | None = None,
         on_epoch: Callable[[nn.Module, Stage, int], None] | None = None,
@@ -230,13 +228,13 @@ class Trainer:
             example, batch_size = self._examples()
             for index, stage in enumerate(self.stages):
                 stage.reshape(self.model)
-                if state is not None and index < state["stage"]:
+                if state is not None and index < state.stage:
                     continue
                 stage.total_steps = stage.epochs * self.steps_per_epoch
                 stage.example = example
                 stage.batch_size, stage.gradients = batch_size, self.objective.gradients
                 stage.optimization = self.optimization
-                stage.resumed = None if state is None else state["extra"]
+                stage.resumed = None if state is None else state.extra
                 stage.sample = partial(self._sample, index)
                 optimizer, step = self._start(stage, state)
                 self._compare(stage, optimizer, step)
@@ -282,26 +280,28 @@ class Trainer:
         distributed.broadcast(batches)
         return batches
 
-    def _start(self, stage: Stage, state: dict[str, Any] | None) -> tuple[Optimizer, int]:
+    def _start(self, stage: Stage, state: State | None) -> tuple[Optimizer, int]:
         """The stage's optimizer, and its first step; both as in the checkpoint, if there is one."""
         if state is None:
             optimizer = stage.start(self.model)
             self._start_average(stage)
             return optimizer, 0
         with self._fits():
-            self.model.load_state_dict(state["model"])
+            self.model.load_state_dict(state.model)
         optimizer = stage.start(self.model)
         with self._fits():
             # Once more: a start may have changed values (dead biases, say).
-            self.model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            stage.load_state_dict(state["extra"])
+            self.model.load_state_dict(state.model)
+            optimizer.load_state_dict(state.optimizer)
+            stage.load_state_dict(state.extra)
             self._start_average(stage)
             if stage.average is not None:
-                stage.average.load_state_dict(state["average"])
-            self.attack.load_state_dict(state["guard"])
-            self.seconds = dict(state["seconds"])
-            return optimizer, state["step"]
+                stage.average.load_state_dict(state.average or {})
+            self.attack.load_state_dict(state.guard)
+            self.seconds = dict(state.seconds)
+            if not _in_range(self.model, optimizer):
+                raise ValueError("weights that are no numbers")
+            return optimizer, state.step
 
     def _start_average(self, stage: Stage) -> None:
         stage.average = stage.new_average(self.model) if self.optimization.ema > 0 else None
@@ -493,8 +493,9 @@ class Trainer:
         return self._refuses_one
 
     def _lost(self, what: str, stage: Stage, step: int) -> TrainingError:
-        saved = self.checkpoint is not None and self.checkpoint.exists()
-        last_good = f"; the last good state is in {self.checkpoint}" if saved else ""
+        file, last_good = self.checkpoint, ""
+        if file is not None and file.exists():
+            last_good = f"; the last good state is in {file.path}"
         return TrainingError(
             f"{what} at step {step} of stage {stage.name!r}{last_good}: "
             "lower the learning rate or eps"
@@ -516,8 +517,9 @@ class Trainer:
         """Inside, an error in restoring a state says that it is of another run."""
         try:
             yield
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise self._refused("is of another run", error) from error
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            assert self.checkpoint is not None
+            raise self.checkpoint.refused("is of another run", error) from error
 
     def _save(self, index: int, step: int, stage: Stage, optimizer: Optimizer) -> None:
         if self.checkpoint is None or not distributed.is_first():
@@ -525,57 +527,40 @@ class Trainer:
         # Weights that are lost show in the loss a step later: until then the old state stays.
         if not _in_range(self.model, optimizer):
             return
-        buffer = io.BytesIO()
-        state = {
-            "stage": index,
-            "step": step,
-            "steps_per_epoch": self.steps_per_epoch,
-            "processes": distributed.size(),
-            "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "extra": stage.state_dict(),
-            "average": None if stage.average is None else stage.average.state_dict(),
-            "guard": self.attack.state_dict(),
-            "seconds": self.seconds,
-        }
-        torch.save(state, buffer)
-        write(self.checkpoint, buffer.getvalue())
-
-    def _load(self) -> dict[str, Any] | None:
-        content = distributed.from_first(self._read)
-        if content is None:
-            return None
-        try:
-            data = io.BytesIO(content)
-            state = dict(torch.load(data, map_location="cpu", weights_only=True))
-            batches = state["steps_per_epoch"]
-            self.stages[state["stage"]]
-        except Exception as error:
-            raise self._refused("cannot be read", error) from error
-        again = f"start again with {argument('overwrite', True)}"
-        if batches != self.steps_per_epoch:
-            raise TrainingError(
-                f"the checkpoint {self.checkpoint} is of a loader of {batches} batches, the one "
-                f"given has {self.steps_per_epoch}: give that one, or {again}"
+        self.checkpoint.write(
+            State(
+                stage=index,
+                step=step,
+                steps_per_epoch=self.steps_per_epoch,
+                processes=distributed.size(),
+                model=self.model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                extra=stage.state_dict(),
+                average=None if stage.average is None else stage.average.state_dict(),
+                guard=self.attack.state_dict(),
+                seconds=self.seconds,
             )
-        processes = state.get("processes", 1)  # checkpoints of version 0.1 have none
-        if processes != distributed.size():
+        )
+
+    def _load(self) -> State | None:
+        file = self.checkpoint
+        content = distributed.from_first(lambda: None if file is None else file.read())
+        if file is None or content is None:
+            return None
+        state = file.parse(content)
+        again = f"start again with {argument('overwrite', True)}"
+        if state.steps_per_epoch != self.steps_per_epoch:
             raise TrainingError(
-                f"the checkpoint {self.checkpoint} is of a run by {processes} processes, not by "
+                f"the checkpoint {file.path} is of a loader of {state.steps_per_epoch} batches, "
+                f"the one given has {self.steps_per_epoch}: give that one, or {again}"
+            )
+        if state.processes != distributed.size():
+            raise TrainingError(
+                f"the checkpoint {file.path} is of a run by {state.processes} processes, not by "
                 f"{distributed.size()}: start as many, or {again}"
             )
+        if state.stage >= len(self.stages) or state.step > (
+            self.stages[state.stage].epochs * self.steps_per_epoch
+        ):
+            raise file.refused("is of another run")
         return state
-
-    def _read(self) -> bytes | None:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return None
-        try:
-            return read(self.checkpoint)
-        except OSError as error:
-            raise self._refused("cannot be read", error) from error
-
-    def _refused(self, why: str, error: Exception) -> TrainingError:
-        return TrainingError(
-            f"the checkpoint {self.checkpoint} {why} ({type(error).__name__}): "
-            f"start again with {argument('overwrite', True)}, or in another folder"
-        )

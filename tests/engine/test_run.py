@@ -264,8 +264,22 @@ def test_a_damaged_checkpoint_stops_a_resumed_run(folder: Path) -> None:
     (folder / "report.json").unlink()
     checkpoint = folder / "checkpoints" / "compress.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"compress\.pt cannot be read .*overwrite=True"):
+    with pytest.raises(TrainingError, match=r"compress\.pt is damaged: .*overwrite=True"):
         run(read_settings(folder), folder, resume=True)
+
+
+@pytest.mark.parametrize("name", ["checkpoints/compress.pt", "dense.safetensors"])
+def test_a_file_of_another_run_stops_a_resumed_run(name: str, folder: Path, tmp_path: Path) -> None:
+    """Of another seed: the same shapes, other values."""
+    other = tmp_path / "other"
+    with pytest.raises(StopError):
+        run(settings(seed=1), other, on_epoch=stop_at("compress", 0))
+    (folder / "report.json").unlink()
+    shutil.copy(other / name, folder / name)
+    before = (folder / name).read_bytes()
+    with pytest.raises(TrainingError, match=r"compress\.pt is of another run: .*overwrite=True"):
+        run(read_settings(folder), folder, resume=True)
+    assert (folder / name).read_bytes() == before
 
 
 def test_there_is_no_run_to_resume(tmp_path: Path) -> None:

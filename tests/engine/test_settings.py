@@ -76,7 +76,10 @@ def test_an_unknown_key_is_told_the_nearest(key: Any, nearest: str | None) -> No
         ({"eval_attacks": "fgsm,pdg"}, "eval_attacks: unknown attack 'pdg'"),
         ({"eval_attacks": ""}, "eval_attacks: unknown attack ''"),
         ({"eval_attacks": ["transfer"]}, "eval_attacks: the attack transfer needs a source"),
-        ({"eval_attacks": "fgsm,certified"}, "eval_attacks: certified accuracy is the setting certify"),
+        (
+            {"eval_attacks": "fgsm,certified"},
+            "eval_attacks: certified accuracy is the setting certify",
+        ),
     ],
     ids=lambda value: str(value)[:30],
 )

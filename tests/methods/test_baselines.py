@@ -33,6 +33,7 @@ from atmc.methods.low_rank import LowRankStage, Spectrum, as_products, ranks_at
 from atmc.methods.magnitude import MaskedStage, prune_by_magnitude
 from atmc.methods.sequential import SvdStage
 from atmc.optim.rounding import DISTORTION, rate_distortion
+from atmc.training.checkpoint import Checkpoint
 from atmc.training.loop import Trainer
 from atmc.training.objective import Objective
 
@@ -67,7 +68,9 @@ def loader(steps: int) -> Batches:
     return Batches(x, x[:, 0, :2, :2].flatten(1).argmax(1), 8)
 
 
-def train(model: nn.Module, *stages: Any, steps: int = 6, checkpoint: Path | None = None) -> None:
+def train(
+    model: nn.Module, *stages: Any, steps: int = 6, checkpoint: Checkpoint | None = None
+) -> None:
     objective = Objective(eps=0.05, steps=1)
     Trainer(model, loader(steps), list(stages), objective, checkpoint=checkpoint).run()
 
@@ -578,7 +581,7 @@ def test_every_method_resumes_to_the_same_bytes(name: str, tmp_path: Path) -> No
 
     total = sum(stage.epochs for stage in stages) * 4  # none of the dense one
     for stop in (total // 2 + 1,) if total else ():
-        checkpoint = tmp_path / f"{stop}.pt"
+        checkpoint = Checkpoint(tmp_path / f"{stop}.pt")
 
         class StopError(Exception):
             pass

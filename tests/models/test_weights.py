@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atmc.errors import WeightsError
-from atmc.models.weights import load_weights, read_state
+from atmc.models.weights import digest, load_weights, read_state
 
 
 def net(width=3):
@@ -145,3 +145,20 @@ def test_lazy_layers_take_the_shapes_of_the_file(source, tmp_path):
     model = nn.Sequential(nn.LazyConv2d(3, 3), nn.LazyBatchNorm2d(), nn.LazyConv2d(2, 1))
     load_weights(model, tmp_path / "weights.safetensors")
     assert same(model, source)
+
+
+def test_any_other_value_is_another_digest():
+    def norms():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+
+    known = digest(norms())
+    assert known == digest(norms().eval())
+    assert known == digest(norms().to(memory_format=torch.channels_last))
+    for name, value in norms().state_dict().items():
+        other = norms()
+        other.state_dict()[name].view(-1)[-1] += 1
+        assert digest(other) != known, name
+        assert value.numel() > 0
+    assert digest(norms().double()) != known
+    assert digest(nn.Sequential(*norms(), nn.Linear(2, 2, bias=False))) != known

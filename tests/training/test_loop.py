@@ -28,6 +28,7 @@ from atmc.methods.magnitude import MaskedStage, prune_by_magnitude
 from atmc.optim.codebooks import CodebookOptimizer
 from atmc.training import inner_attack
 from atmc.training import loop as training
+from atmc.training.checkpoint import Checkpoint, State
 from atmc.training.inner_attack import InnerAttack
 from atmc.training.loop import Loader, Trainer, derive
 from atmc.training.objective import Objective
@@ -141,7 +142,7 @@ class Cut:
 
 
 def run(
-    make: Any, checkpoint: Path | None = None, cut: int | None = None
+    make: Any, checkpoint: Checkpoint | None = None, cut: int | None = None
 ) -> tuple[nn.Module, list[tuple[Tensor, Tensor, Tensor]]]:
     """One process's share of a run; what it saw is returned."""
     model = net()
@@ -184,7 +185,7 @@ def test_a_run_cut_anywhere_sees_the_same_batches_and_noise(kind: str, tmp_path:
     assert not torch.equal(torch.stack(first), torch.stack([x.sum() for x, _, _ in seen[4:8]]))
     # Within epochs, at their ends and at those of stages; other loaders differ in the order alone.
     for cut in (1, 4, 6, 11, 17, 20, 22, 24) if kind == "in memory" else (4, 6, 17, 22):
-        checkpoint = tmp_path / f"{cut}.pt"
+        checkpoint = Checkpoint(tmp_path / f"{cut}.pt")
         _, before = run(LOADERS[kind], checkpoint, cut)
         resumed, after = run(LOADERS[kind], checkpoint)
         assert (len(before), len(after)) == (cut, TOTAL - cut)
@@ -196,7 +197,7 @@ def test_a_run_cut_anywhere_sees_the_same_batches_and_noise(kind: str, tmp_path:
 
 def test_a_run_cut_many_times(tmp_path: Path) -> None:
     whole, _ = run(in_memory)
-    checkpoint = tmp_path / "state.pt"
+    checkpoint = Checkpoint(tmp_path / "state.pt")
     done = 0
     for cut in (2, 1, 5, 3, 6):
         done += len(run(in_memory, checkpoint, cut)[1])
@@ -214,7 +215,9 @@ def test_a_run_on_single_steps_cut_anywhere(
     monkeypatch.setattr(inner_attack, "CURE_STEPS", 2)
     monkeypatch.setattr(inner_attack, "COLLAPSED", math.inf)
 
-    def part(checkpoint: Path | None = None, cut: int | None = None) -> tuple[nn.Module, Trainer]:
+    def part(
+        checkpoint: Checkpoint | None = None, cut: int | None = None
+    ) -> tuple[nn.Module, Trainer]:
         model = net()
         objective = Objective(eps=0.1, steps=2, train_attack=attack)
         batches = Batches(*examples(), 8, shuffle=True, indexed=True)
@@ -228,7 +231,7 @@ def test_a_run_on_single_steps_cut_anywhere(
     whole, uncut = part()
     assert 1 < uncut.attack.guard.collapses < TOTAL / 3
     for cut in (1, 2, 5, 10, 17):
-        checkpoint = tmp_path / f"{cut}.pt"
+        checkpoint = Checkpoint(tmp_path / f"{cut}.pt")
         part(checkpoint, cut)
         resumed, trainer = part(checkpoint)
         assert_same_state(whole, resumed)
@@ -461,7 +464,7 @@ def test_stages_that_prune_take_no_average() -> None:
     assert_same_state(*results)
 
 
-def strong(attack: str, checkpoint: Path | None = None, cut: int | None = None) -> nn.Module:
+def strong(attack: str, checkpoint: Checkpoint | None = None, cut: int | None = None) -> nn.Module:
     """A run with all of it: average, decay, schedule, TRADES."""
     model = net()
     target = Target.of(model, 5000, "auto", None)
@@ -487,32 +490,23 @@ def strong(attack: str, checkpoint: Path | None = None, cut: int | None = None) 
 def test_a_run_with_all_of_it_cut_anywhere(attack: str, tmp_path: Path) -> None:
     whole = strong(attack)
     for cut in (1, 6, 8, 11, 17, 18, 20, 22, 24) if attack == "pgd" else (6, 18, 22):
-        checkpoint = tmp_path / f"{cut}.pt"
+        checkpoint = Checkpoint(tmp_path / f"{cut}.pt")
         strong(attack, checkpoint, cut)
         assert_same_state(whole, strong(attack, checkpoint))
 
 
 def test_a_checkpoint_without_an_average(tmp_path: Path) -> None:
-    """Of a run with other settings; that of an earlier version has no such entry."""
-    path = tmp_path / "state.pt"
-    for entry in (True, False):
-        path.unlink(missing_ok=True)
-        trainer = Trainer(
-            *(net(), in_memory(), [DenseStage(1, 1e-2)], Objective(eps=0.1, steps=1)),
-            checkpoint=path,
-            on_step=Cut(2),
-        )
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
-        if not entry:
-            state = torch.load(path, weights_only=True)
-            del state["average"]
-            torch.save(state, path)
-            plain = net()
-            objective = Objective(eps=0.1, steps=1)
-            Trainer(plain, in_memory(), [DenseStage(1, 1e-2)], objective, checkpoint=path).run()
-        with pytest.raises(TrainingError, match="is of another run"):
-            with_average(net(), DenseStage(1, 1e-2), checkpoint=path)
+    """Of a run with other settings."""
+    checkpoint = Checkpoint(tmp_path / "state.pt")
+    trainer = Trainer(
+        *(net(), in_memory(), [DenseStage(1, 1e-2)], Objective(eps=0.1, steps=1)),
+        checkpoint=checkpoint,
+        on_step=Cut(2),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    with pytest.raises(TrainingError, match="is of another run"):
+        with_average(net(), DenseStage(1, 1e-2), checkpoint=checkpoint)
 
 
 # ---- modes
@@ -559,7 +553,13 @@ class Bad:
             yield (x * self.value if step == self.at else x), y
 
 
-def trained(checkpoint: Path | None, loader: Loader, **options: Any) -> Any:
+def state_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    content = checkpoint.read()
+    assert content is not None
+    return dict(vars(checkpoint.parse(content)))
+
+
+def trained(checkpoint: Checkpoint | None, loader: Loader, **options: Any) -> Any:
     model = net()
     stages = [Sgd(1, 1e-2)]
     Trainer(model, loader, stages, Objective(eps=0), checkpoint=checkpoint, **options).run()
@@ -569,8 +569,10 @@ def trained(checkpoint: Path | None, loader: Loader, **options: Any) -> Any:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_loss_that_is_no_number(at: int, value: float, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "state.pt"
-    message = rf"the loss is nan at step {at + 1} of stage 'sgd'; .* in {checkpoint}: lower .*rate"
+    checkpoint = Checkpoint(tmp_path / "state.pt")
+    message = (
+        rf"the loss is nan at step {at + 1} of stage 'sgd'; .* in {checkpoint.path}: lower .*rate"
+    )
     with pytest.raises(TrainingError, match=message) as caught:
         trained(checkpoint, Bad(at, value), every_seconds=0)
     assert "\n" not in str(caught.value)
@@ -585,7 +587,7 @@ def test_losses_that_are_read_late_still_name_their_step(
     at: int, every: int, tmp_path: Path
 ) -> None:
     """As on a GPU."""
-    checkpoint = tmp_path / "state.pt"
+    checkpoint = Checkpoint(tmp_path / "state.pt")
     steps: list[int] = []
     trainer = Trainer(
         *(net(), Bad(at, math.nan), [Sgd(2, 1e-2)], Objective(eps=0)),
@@ -597,7 +599,7 @@ def test_losses_that_are_read_late_still_name_their_step(
         trainer.run()
     # The window, or the epoch, that the step is in was completed.
     assert len(steps) == min(every * (at // every + 1) - 1, STEPS)
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = state_of(checkpoint)
     assert saved["step"] == 0
 
 
@@ -659,14 +661,14 @@ class Explodes(Sgd):
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
     """The loss tells a step late: a checkpoint written in between would be lost too."""
-    checkpoint = tmp_path / "state.pt"
+    checkpoint = Checkpoint(tmp_path / "state.pt")
     stages = [Explodes(1, 1e-2)]
     trainer = Trainer(
         *(net(), in_memory(), stages, Objective(eps=0)), checkpoint=checkpoint, every_seconds=0
     )
     with pytest.raises(TrainingError, match="step 2 of stage 'explodes'"):
         trainer.run()
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = state_of(checkpoint)
     assert saved["step"] == 0
     assert all(bool(v.isfinite().all()) for v in saved["model"].values())
 
@@ -683,7 +685,8 @@ def test_weights_that_overflow_in_a_step(kind: str, rate: float, tmp_path: Path)
         factorize(model)
         stage = LevelStage(2, rate, target)
     trainer = Trainer(
-        *(model, in_memory(), [stage], Objective(eps=0)), checkpoint=tmp_path / "state.pt"
+        *(model, in_memory(), [stage], Objective(eps=0)),
+        checkpoint=Checkpoint(tmp_path / "state.pt"),
     )
     with pytest.raises(TrainingError, match=rf"step \d+ of stage '{kind}'.*: lower the learning"):
         trainer.run()
@@ -701,45 +704,55 @@ def test_other_errors_of_a_step_are_not_renamed() -> None:
         Trainer(net(), in_memory(), [Wrong(1, 1e-2)], Objective(eps=0)).run()
 
 
-def good_checkpoint(path: Path) -> bytes:
+def cut_checkpoint(path: Path) -> Checkpoint:
+    """Of a run that was cut after two steps."""
+    checkpoint = Checkpoint(path)
     trainer = Trainer(
-        *(net(), in_memory(), [Sgd(1, 1e-2)], Objective(eps=0)), checkpoint=path, on_step=Cut(2)
+        *(net(), in_memory(), [Sgd(1, 1e-2)], Objective(eps=0)),
+        checkpoint=checkpoint,
+        on_step=Cut(2),
     )
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
-    return path.read_bytes()
+    return checkpoint
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "junk", "tensor", "keys", "stage"])
-def test_a_damaged_checkpoint(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": 7},
+        {"step": 10**9},
+        {"model": {"fc.weight": torch.zeros(2, 3)}},
+        {"model": {}},
+        {"optimizer": {}},
+        {"optimizer": {"state": {}, "param_groups": [{"params": [0, 1, 2, 3, 4, 5, 6, 7, 8]}]}},
+        {"guard": {}},
+        {"nan": "model"},
+    ],
+    ids=str,
+)
+def test_a_state_of_another_run(change: dict[str, Any], tmp_path: Path) -> None:
+    """As a stranger might have written it: its checksum is right."""
     path = tmp_path / "state.pt"
-    data = good_checkpoint(path)
-    state = torch.load(path, weights_only=True)
-    if damage == "tensor":
-        torch.save(torch.zeros(3), path)
-    elif damage == "keys":
-        torch.save({"stage": 0}, path)
-    elif damage == "stage":
-        torch.save(state | {"stage": 7}, path)
-    else:
-        path.write_bytes(
-            {"empty": b"", "cut": data[: len(data) // 2], "junk": b"junk" * 99}[damage]
-        )
+    checkpoint = cut_checkpoint(path)
+    state = state_of(checkpoint)
+    if change == {"nan": "model"}:
+        next(iter(state["model"].values())).view(-1)[3] = math.nan
+        change = {}
+    checkpoint.write(State(**(state | change)))
     before = path.read_bytes()
-    with pytest.raises(TrainingError, match=rf"the checkpoint {path} .*overwrite=True") as caught:
-        trained(path, in_memory())
-    assert "\n" not in str(caught.value)
+    with pytest.raises(TrainingError, match=rf"^the checkpoint {path} is of another run.*") as e:
+        trained(checkpoint, in_memory())
+    assert "overwrite=True" in str(e.value)
+    assert "\n" not in str(e.value)
     assert path.read_bytes() == before
 
 
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
-    good_checkpoint(path)
+    checkpoint = cut_checkpoint(tmp_path / "state.pt")
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
-    trainer = Trainer(other, in_memory(), [Sgd(1, 1e-2)], Objective(eps=0), checkpoint=path)
-    with pytest.raises(
-        TrainingError, match=rf"the checkpoint {path} .*another.*overwrite=True"
-    ) as e:
+    trainer = Trainer(other, in_memory(), [Sgd(1, 1e-2)], Objective(eps=0), checkpoint=checkpoint)
+    with pytest.raises(TrainingError, match=r"another.*overwrite=True") as e:
         trainer.run()
     assert "\n" not in str(e.value)
 
