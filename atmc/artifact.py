@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from atmc import codec, models
-from atmc.errors import BudgetError
+from atmc.errors import BudgetError, NotFiniteError
 from atmc.factorization.layers import FactorizedWeight, factorized_weights, named_state
 from atmc.factorization.norms import folded_statistics, statistics_names
 from atmc.files import read, write
@@ -56,7 +56,7 @@ def sparse(values: np.ndarray[Any, Any]) -> codec.SparseTensor | codec.FloatSpar
     """
     flat = values.ravel()
     if not np.isfinite(flat).all():
-        raise ValueError("factors hold NaN or infinity: train again from before they arose")
+        raise NotFiniteError("factors hold NaN or infinity: train again from before they arose")
     positions = np.flatnonzero(flat)
     nonzeros = flat[positions]
     if len(positions) == 0:

@@ -60,6 +60,10 @@ class ModelError(AtmcError, ValueError):
     """A model cannot classify the examples."""
 
 
+class NotFiniteError(AtmcError, ValueError):
+    """NaN or infinity is where numbers must be."""
+
+
 class ProcessError(AtmcError, RuntimeError):
     """Another process of a run has ended."""
 

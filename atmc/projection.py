@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atmc.errors import NotFiniteError
+
 __all__ = [
     "Selection",
     "project_columns",
@@ -198,7 +200,7 @@ def _patterns(scores: Tensor) -> Tensor:
 def _check(least: float) -> None:
     """Refuse scores by the least of them, which is NaN where any is."""
     if math.isnan(least):
-        raise ValueError("scores hold NaN; find where it arose")
+        raise NotFiniteError("scores hold NaN; find where it arose")
     if least < 0:
         raise ValueError(f"scores must be 0 or more, got {least}; take magnitudes first")
 

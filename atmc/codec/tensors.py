@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from atmc.errors import NotFiniteError
+
 Float32Array: TypeAlias = NDArray[np.float32]
 Int64Array: TypeAlias = NDArray[np.int64]
 
@@ -355,7 +357,9 @@ def quantize_dense(values: ArrayLike, width: int) -> DenseTensor:
         raise ValueError(f"width {width}: must lie in 2..8")
     array = np.asarray(values, dtype=np.float32)
     if not bool(np.isfinite(array).all()):
-        raise ValueError("dense part: NaN or infinity cannot be stored; train again from before it")
+        raise NotFiniteError(
+            "dense part: NaN or infinity cannot be stored; train again from before it"
+        )
     x = array.reshape(-1).astype(np.float64)
     high = code_range("linear", width)[1]
     if (scale := _exact_scale(x, high)) is not None:

@@ -255,7 +255,7 @@ def _run(
         loader = data.train(settings, device)
         job = Job(net, loader, settings, meta, place.checkpoints, on_step=on_step)
         distributed.from_first(lambda: data.check(net, _title(settings)))
-        job.check_least()
+        job.check_budget()
     except AtmcError:
         raise
     except ValueError as error:

@@ -86,7 +86,14 @@ class Job:
         parameters = list(self.model.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             raise ValueError("no parameter of the model requires a gradient: let some")
-        self.target = self._target(file.budget_bits)
+        self._refused: BudgetError | None = None
+        try:
+            self.target = self._target(file.budget_bits)
+        except BudgetError as error:
+            if self.recipe.least is None or error.smallest is None:
+                raise
+            # Told by check_budget(): the method may need more still.
+            self.target, self._refused = self._target(error.smallest), error
         if file.ratios is not None and not self.recipe.layerwise:
             raise ValueError(
                 f"{file.method} does not prune layer by layer: leave out {argument('ratios')}"
@@ -96,7 +103,6 @@ class Job:
                 f"{file.method} has no choice of factors: leave out {argument('factors')}"
             )
         self._objective(None)  # refuses losses that do not go together
-        self._warn_of_large_tensors()
 
     def _target(self, budget_bits: int | None) -> Target:
         rdo = self.settings.file.rdo
@@ -170,19 +176,20 @@ class Job:
             except ValueError as error:
                 raise SettingsError(str(error)) from error
 
-    def check_least(self) -> None:
-        """Refuse a budget that the method cannot reach; looks at the loader's first batch.
+    def check_budget(self) -> None:
+        """Refuse a budget that no file, or not the method, can keep.
+
+        Warns of tensors that take a large part of it; looks at the loader's first batch.
 
         Raises:
-            BudgetError: with the smallest budget that it can reach.
+            BudgetError: with the smallest budget that both can keep.
             ValueError: ratios that the method cannot keep.
         """
         file = self.settings.file
-        if self.recipe.least is None or (file.budget_bits is None and file.ratios is None):
-            return
         target, least = self.target, 0
+        bounded = file.budget_bits is not None or file.ratios is not None
         # A larger budget may give the dense part more bits a value, and so ask for more again.
-        while True:
+        while self.recipe.least is not None and bounded:
             model = copy_model(self.model)
             needed = self.recipe.least(model, target, self.schedule, self._examples[0])
             if needed <= target.budget_bits:
@@ -195,6 +202,9 @@ class Job:
                 f"smallest that it reaches here is {least} bits ({math.ceil(least / 8)} bytes)",
                 least,
             )
+        if self._refused is not None:
+            raise self._refused
+        self._warn_of_large_tensors()
 
     @property
     def schedule(self) -> Schedule:

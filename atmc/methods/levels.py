@@ -63,7 +63,8 @@ class LevelStage(Stage):
         bits: Mapping[str, int] = {} if floats else _level_bits(model)
         self.optimizer = CodebookOptimizer(
             model,
-            lambda masters: torch.optim.Adam(masters, self.lr),
+            # As a group, which may be empty: the smallest files hold no value to train.
+            lambda masters: torch.optim.Adam([{"params": masters}], self.lr),
             width=self.target.width,
             level_bits=dict(bits),
         )

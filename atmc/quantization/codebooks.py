@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atmc.errors import NotFiniteError
 from atmc.quantization.buckets import Buckets
 from atmc.quantization.entropy_constrained import bit_price, entropy_constrained, territories
 from atmc.quantization.kmeans import Ints, Line, partition
@@ -125,7 +126,7 @@ def round_levels(levels: Tensor, level_bits: int) -> tuple[Tensor, int]:
         return wide.to(torch.int32), 0
     largest = float(wide.abs().amax())
     if not math.isfinite(largest):
-        raise ValueError("levels must be finite, got NaN or infinity")
+        raise NotFiniteError("levels must be finite, got NaN or infinity")
     limit = 2 ** (level_bits - 1) - 1
     mantissa, power = math.frexp(largest)
     exponent = power - (level_bits - 1)
@@ -230,7 +231,7 @@ class _Nonzeros:
         with np.errstate(over="ignore", invalid="ignore"):
             ends = self._host[:0] if not self._host.size else [self._host.min(), self._host.max()]
         if not np.isfinite(ends).all():
-            raise ValueError("values must be finite, got NaN or infinity; find where it arose")
+            raise NotFiniteError("values must be finite, got NaN or infinity; find where it arose")
         many = wide == torch.float32 and self._host.size > _MERGED
         self._buckets = Buckets(self._host) if many else None
 

@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from atmc import distributed
 from atmc.attacks import pgd
 from atmc.data.pixels import check_pixels
-from atmc.errors import ProcessError, TrainingError
+from atmc.errors import NotFiniteError, ProcessError, TrainingError
 from atmc.factorization.layers import plain_weights
 from atmc.hardware import forked_generators
 from atmc.inference import device_of, run, seed_generators
@@ -506,9 +506,9 @@ class Trainer:
         """Inside, errors of projections and codebooks that meet infinite weights are named so."""
         try:
             yield
-        except ValueError as error:
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             self._read_losses(stage)
-            if _in_range(self.model, optimizer):
+            if not isinstance(error, NotFiniteError) and _in_range(self.model, optimizer):
                 raise
             raise self._lost("the weights overflow", stage, step) from error
 

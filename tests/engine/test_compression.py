@@ -467,6 +467,22 @@ def test_the_smallest_budget_is_told_and_kept() -> None:
     assert 8 * len(compress(budget=least).data) <= least
 
 
+@pytest.mark.parametrize("method", [name for name in methods.names() if name != "dense"])
+def test_the_smallest_budget_is_that_of_the_method(method: str) -> None:
+    """Of a net without biases too: then no value is left to train at the smallest."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.Flatten(), nn.Linear(108, 4, bias=False))
+    short = functools.partial(atmc.compress, net, loader(), eps=0.1, method=method, **SHORT)
+    with pytest.raises(BudgetError) as caught:
+        short(1)
+    least = caught.value.smallest
+    assert least is not None
+    with pytest.raises(BudgetError) as again:
+        short(least - 1)
+    assert again.value.smallest == least
+    assert 8 * len(short(least).data) <= least
+
+
 def test_without_a_budget_it_is_the_usual_one() -> None:
     result = atmc.compress(
         nn.Sequential(nn.Flatten(), nn.Linear(64, 40)), loader(), None, 0.1, **SHORT
@@ -735,8 +751,9 @@ def test_the_budget_is_kept(seed: int) -> None:
     }
     method = rng.choice(["atmc", "atmc", *methods.names()])
     settings = Settings.of({**values, "method": method}).resolved()
+    job = Job(copy.deepcopy(model), loader(2), settings)
     try:
-        job = Job(copy.deepcopy(model), loader(2), settings)
+        job.check_budget()
     except BudgetError as error:  # of what the method can reach: then that is promised
         assert error.smallest is not None and budget < error.smallest
         budget = error.smallest

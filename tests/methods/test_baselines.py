@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from atmc import codec, methods
 from atmc.artifact import to_artifact
 from atmc.data import Batches
+from atmc.errors import TrainingError
 from atmc.factorization.layers import factorize, factorized_weights, named_factors
 from atmc.methods import Schedule, Target
 from atmc.methods.admm import AdmmStage, LayerSets
@@ -606,3 +607,19 @@ def test_every_method_resumes_to_the_same_bytes(name: str, tmp_path: Path) -> No
         train(model, *stages_of(name, again), steps=4, checkpoint=checkpoint)
         assert fit(model, again) == expected, f"stopped at step {stop}"
         assert again.outcome == aim.outcome
+
+
+@pytest.mark.parametrize("rate", [1e10, 1e30])
+@pytest.mark.parametrize("name", [n for n in methods.names() if n != "dense"])
+def test_a_rate_that_is_far_too_high_is_said_in_a_line(name: str, rate: float) -> None:
+    """Or training survives it; projections and decompositions meet no numbers otherwise."""
+    aim = target(4, 7_000)
+    stages = list(methods.get(name).stages(aim, Schedule(2, 1, rate)))
+    model = net(1)
+    try:
+        train(model, *stages, steps=2)
+    except TrainingError as error:
+        assert str(error).endswith("lower the learning rate or eps")
+        assert "\n" not in str(error)
+    else:
+        assert 8 * len(fit(model, aim)) <= aim.budget_bits
