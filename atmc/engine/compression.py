@@ -41,7 +41,7 @@ from atmc.training.loop import Progress, derive
 from atmc.training.stage import Stage
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from atmc.engine.events import Events
 
 _VALIDATION_STEPS = 10
 
@@ -427,7 +427,7 @@ def _watch(
     batches: Loader | None,
     eps: float | None,
     on_epoch: OnEpoch | None,
-    events: SummaryWriter | None,
+    events: Events | None,
 ) -> Callable[[nn.Module, Stage, int], None] | None:
     """Reports the figures of each epoch to the caller and to TensorBoard; None for neither."""
     if on_epoch is None and events is None:
@@ -439,9 +439,7 @@ def _watch(
         accuracies = {} if batches is None else _accuracies(model, batches, eps)
         figures: dict[str, Any] = {**accuracies, **stage.measure()}
         if events is not None:
-            for key, value in figures.items():
-                events.add_scalar(f"{stage.name}/{key}", value, epoch)
-            events.flush()
+            events.add({f"{stage.name}/{key}": value for key, value in figures.items()}, epoch)
         if on_epoch is not None:
             seconds = time.monotonic() - started
             on_epoch(EpochFigures(stage.name, epoch, seconds=seconds, **figures))

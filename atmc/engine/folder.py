@@ -25,7 +25,7 @@ from atmc.files import temporary_of, write
 from atmc.messages import argument
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from atmc.engine.events import Events
 
 CONFIG, ARTIFACT, REPORT, DENSE = "config.yaml", "model.atmc", "report.json", "dense.safetensors"
 CHECKPOINTS = "checkpoints"
@@ -304,18 +304,15 @@ class RunFolder:
             write(self.path / name, value if isinstance(value, bytes) else as_json(value))
 
     @contextlib.contextmanager
-    def events(self) -> Iterator[SummaryWriter | None]:
-        """A TensorBoard writer, whose files are known as a run's by their names."""
+    def events(self) -> Iterator[Events | None]:
+        """A file of TensorBoard's events, known as a run's by its name."""
         if self.path is None or not distributed.is_first():
             yield None
             return
-        from torch.utils.tensorboard import SummaryWriter
+        from atmc.engine.events import Events  # loads packages that no other part needs
 
-        writer = SummaryWriter(str(self.path), filename_suffix=_EVENTS)
-        try:
-            yield writer
-        finally:
-            writer.close()
+        with contextlib.closing(Events(self.path, _EVENTS)) as events:
+            yield events
 
 
 def _resumed(

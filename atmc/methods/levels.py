@@ -63,11 +63,12 @@ class LevelStage(Stage):
         bits: Mapping[str, int] = {} if floats else _level_bits(model)
         self.optimizer = CodebookOptimizer(
             model,
-            # As a group, which may be empty: the smallest files hold no value to train.
             lambda masters: torch.optim.Adam([{"params": masters}], self.lr),
             width=self.target.width,
             level_bits=dict(bits),
         )
+        if not self.optimizer.parts:  # the smallest files hold no value to train
+            self.total_steps = 0
         return self.optimizer
 
     def set_mode(self, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ static size_t output_size, output_room;
 static void fail(const char *message)
 {
     fprintf(stderr, "%s\n", message);
-    exit(1);
+    abort();
 }
 
 static void *allocate(size_t size)
@@ -145,6 +145,68 @@ static atmc_status dump(const uint8_t *data, size_t size, uint32_t *work, size_t
     return status;
 }
 
+/* All that the decoder says of a file, in output. */
+static void answer(const uint8_t *data, size_t size, uint32_t max_elements)
+{
+    size_t words = 0, needed = 0;
+    atmc_status status = ATMC_TOO_LITTLE_WORK;
+    uint32_t *work = NULL;
+    while (status == ATMC_TOO_LITTLE_WORK) {
+        work = allocate(words * sizeof *work);
+        output_size = 0;
+        put(0); /* the status */
+        status = dump(data, size, work, words, max_elements, &needed);
+        free(work);
+        if (status == ATMC_TOO_LITTLE_WORK) {
+            if (needed <= words)
+                fail("words_needed does not grow");
+            words = needed > 2 * words ? needed : 2 * words;
+        }
+    }
+    output[0] = (uint32_t)status;
+    if (status == ATMC_END) {
+        size_t before = output_size, again;
+        work = allocate(needed * sizeof *work);
+        if (dump(data, size, work, needed, max_elements, &again) != ATMC_END || again != needed)
+            fail("words_needed does not suffice");
+        output_size = before;
+        if (needed > 0 &&
+            dump(data, size, work, needed - 1, max_elements, &again) != ATMC_TOO_LITTLE_WORK)
+            fail("words_needed is too much");
+        free(work);
+        output_size = before;
+    }
+    put((uint32_t)needed);
+}
+
+#ifdef FUZZ
+
+/* Under a checksum that is right, so that decoding goes past it; the bytes are what follows. */
+int LLVMFuzzerTestOneInput(const uint8_t *stream, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *stream, size_t size)
+{
+    uint8_t *data = allocate(8 + size);
+    uint32_t crc = 0xFFFFFFFF;
+    size_t i;
+    int bit;
+    memcpy(data, "atm\1", 4);
+    memcpy(data + 8, stream, size);
+    for (i = 0; i < 8 + size; i++) {
+        if (i >= 4 && i < 8)
+            continue;
+        crc ^= data[i];
+        for (bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320 : 0);
+    }
+    for (i = 0; i < 4; i++)
+        data[4 + i] = (uint8_t)(~crc >> 8 * i);
+    answer(data, 8 + size, 1 << 16);
+    free(data);
+    return 0;
+}
+
+#else
+
 static int read_number(uint32_t *number)
 {
     unsigned char bytes[4];
@@ -169,42 +231,17 @@ int main(void)
         fail("no max_elements");
     while (read_number(&size)) {
         uint8_t *data = allocate(size);
-        size_t words = 0, needed = 0, i;
-        atmc_status status = ATMC_TOO_LITTLE_WORK;
-        uint32_t *work = NULL;
+        size_t i;
         if (fread(data, 1, size, stdin) != size)
             fail("a file is cut short");
-        while (status == ATMC_TOO_LITTLE_WORK) {
-            work = allocate(words * sizeof *work);
-            output_size = 0;
-            put(0); /* the status */
-            status = dump(data, size, work, words, max_elements, &needed);
-            free(work);
-            if (status == ATMC_TOO_LITTLE_WORK) {
-                if (needed <= words)
-                    fail("words_needed does not grow");
-                words = needed > 2 * words ? needed : 2 * words;
-            }
-        }
-        output[0] = (uint32_t)status;
-        if (status == ATMC_END) {
-            size_t before = output_size, again;
-            work = allocate(needed * sizeof *work);
-            if (dump(data, size, work, needed, max_elements, &again) != ATMC_END || again != needed)
-                fail("words_needed does not suffice");
-            output_size = before;
-            if (needed > 0 && dump(data, size, work, needed - 1, max_elements, &again) !=
-                                  ATMC_TOO_LITTLE_WORK)
-                fail("words_needed is too much");
-            free(work);
-            output_size = before;
-        }
-        put((uint32_t)needed);
+        answer(data, size, max_elements);
+        free(data);
         print_number((uint32_t)output_size);
         for (i = 0; i < output_size; i++)
             print_number(output[i]);
-        free(data);
     }
     free(output);
     return 0;
 }
+
+#endif
