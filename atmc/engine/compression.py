@@ -29,7 +29,7 @@ from atmc.engine.settings import Settings
 from atmc.errors import AtmcError, RunError, SettingsError
 from atmc.evaluation import Attack, attack, evaluate, predict
 from atmc.files import write
-from atmc.hardware import choose_device, forked_generators
+from atmc.hardware import choose_device, forked_generators, return_freed
 from atmc.messages import argument
 from atmc.models import sources
 from atmc.models.initialize import initialize
@@ -212,6 +212,7 @@ def run(
             return _run(settings, inputs, place, attacks, on_step, on_epoch)
         finally:
             torch.set_num_threads(threads)
+            return_freed()
 
 
 def _finished(place: RunFolder, report: dict[str, Any], model: Model | str | None) -> Result:

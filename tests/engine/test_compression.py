@@ -2,9 +2,11 @@
 
 import copy
 import functools
+import gc
 import math
 import os
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -622,6 +624,18 @@ def test_the_training_attack_is_reported() -> None:
     assert reported(method="nat-prune") == {"name": "none", "collapses": None}
     assert reported(train_attack="none") == {"name": "none", "collapses": None}
     assert reported(eps=0.0) == {"name": "none", "collapses": None}
+
+
+def test_a_run_leaves_nothing_of_its_training_in_memory() -> None:
+    """Cycles of a model, its stages and its graphs do not wait for the next collection."""
+    seen = []
+
+    def on_epoch(figures: Any) -> None:
+        seen.extend(weakref.ref(m) for m in gc.get_objects() if isinstance(m, CompressStage))
+
+    result = atmc.compress(tiny(), loader(), 6000, 0.1, on_epoch=on_epoch, **SHORT)
+    assert seen and all(stage() is None for stage in seen)
+    assert result.data
 
 
 def test_the_number_of_threads_is_put_back() -> None:
