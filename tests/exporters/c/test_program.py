@@ -27,9 +27,11 @@ from atmc.factorization.layers import defactorize, factorize, named_factors
 
 from ...codec.codec_builders import ordered, two_layers, uneven
 from ...compaction.compaction_builders import lively
-from .test_decode import ROOT, SANITIZERS, SOURCE, WARNINGS, committed, compiler
+from .decoders import ROOT, SANITIZERS, SOURCE, WARNINGS, committed
+from .test_decode import compiler
 
 needs_compiler = pytest.mark.skipif(program.compiler() is None, reason="no C compiler")
+DEVICE = ROOT / "docs" / "results" / "device"
 LENET = ROOT / "docs" / "results" / "artifacts" / "lenet5-relu-0.1.atmc"
 
 
@@ -111,6 +113,21 @@ def test_lenet_by_every_compiler(name: str, tmp_path: Path) -> None:
     image = tmp_path / "image.pgm"
     image.write_bytes(b"P5\n# noise\n28 28\n255\n" + x[0].numpy().tobytes())
     assert agrees(logits([*built, str(image)], b""), expected[:1])
+
+
+@needs_compiler
+def test_the_committed_folder(tmp_path: Path) -> None:
+    """It is what the export writes today, and its program computes what the artifact does."""
+    artifact, folder = DEVICE / "lenet5-relu-13776.atmc", DEVICE / "c"
+    export(artifact, tmp_path / "c", "c")
+    committed_files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert committed_files == {p.name: p.read_bytes() for p in (tmp_path / "c").iterdir()}
+    found = program.compiler()
+    assert found is not None
+    built = build(tmp_path, committed_files, [found, "-O1"])
+    x = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        assert agrees(logits(built, x.numpy().tobytes()), load(artifact)(x))
 
 
 @needs_compiler
