@@ -240,6 +240,8 @@ class RunFolder:
         if report is None:
             self._take(self.path)
             resumed, report = _resumed(self.path, settings, facts())
+        else:
+            folder_lock.clear_stale(self.path)
         return resumed, report
 
     def claim(self, settings: Settings, facts: Callable[[], dict[str, Any]]) -> bytes:

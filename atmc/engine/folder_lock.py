@@ -119,6 +119,16 @@ def locked(folder: Path) -> Iterator[None]:
                         (folder / name).unlink()
 
 
+def clear_stale(folder: Path) -> None:
+    """Remove the lock that a process has left which was killed as it released it.
+
+    A folder that another process works in, or that cannot be written to, stays as it is.
+    """
+    if any((folder / name).exists() for name in FILES):
+        with contextlib.suppress(FolderInUseError, OSError), locked(folder):
+            pass
+
+
 def check_free(folder: Path) -> None:
     """Refuse a folder that another process works in, without changing it.
 

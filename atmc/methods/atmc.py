@@ -31,6 +31,7 @@ from atmc.methods.closing.constant_units import fold_constant_units
 from atmc.methods.closing.dead_paths import drop_dead_paths
 from atmc.methods.closing.effort import Effort
 from atmc.methods.closing.shares import Prunings, close, every_weight, reason
+from atmc.methods.closing.silent_units import empty_silent_units
 from atmc.methods.closing.target import Target, encoded_bits, fit
 from atmc.methods.closing.unit_order import UnitOrder
 from atmc.methods.levels import LevelStage
@@ -174,9 +175,14 @@ class CompressStage(Stage):
 
     def _drop_dead(self) -> None:
         """Zero what training has cut off from the output."""
-        fold_constant_units(self.model, self.example, self.order)
-        drop_dead_paths(self.model, self.example)
+        self._drop_dead_from(self.model)
         self.optimizer.forget_zeros()
+
+    def _drop_dead_from(self, model: nn.Module) -> None:
+        if self.bounded:  # training on bounds silences units, which they can tell
+            empty_silent_units(model, self.example, self.order)
+        fold_constant_units(model, self.example, self.order)
+        drop_dead_paths(model, self.example)
 
     def _keep_alive(self, step: int, alive_at: int) -> None:
         """Raise the floor where the next large cut would part most entries from the output.
@@ -319,8 +325,7 @@ class CompressStage(Stage):
             close(model, target, self.example)
             return
         self.optimizer.finalize(k)
-        fold_constant_units(model, self.example, self.order)
-        drop_dead_paths(model, self.example)
+        self._drop_dead_from(model)
         self.order.sort(model)
         round_dense_part(model, target.width, fold=False)
         data = fit(model, target, self.order.sort)

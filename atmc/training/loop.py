@@ -233,6 +233,7 @@ class Trainer:
                 stage.total_steps = stage.epochs * self.steps_per_epoch
                 stage.example = example
                 stage.batch_size, stage.gradients = batch_size, self.objective.gradients
+                stage.bounded = self.objective.bounded
                 stage.optimization = self.optimization
                 stage.resumed = None if state is None else state.extra
                 stage.sample = partial(self._sample, index)

@@ -36,6 +36,7 @@ class Stage:
         self.total_steps = 0
         self.example = torch.empty(0)  # a few inputs of the loader, (n, ...)
         self.batch_size = 1
+        self.bounded = False  # whether training is on interval bounds
         self.gradients = 1  # passes of the batch, forward and backward, in a step
         self.optimization = Optimization()
         # Of a checkpoint whose model start() has: its state_dict(). None for a fresh start.

@@ -282,6 +282,16 @@ def test_a_file_of_another_run_stops_a_resumed_run(name: str, folder: Path, tmp_
     assert (folder / name).read_bytes() == before
 
 
+def test_a_finished_run_clears_the_lock_of_a_process_that_was_killed_at_its_end(
+    folder: Path,
+) -> None:
+    before = {path.name for path in folder.iterdir()}
+    for name in folder_lock.FILES:
+        (folder / name).touch()
+        run(read_settings(folder), folder, resume=True)
+        assert {path.name for path in folder.iterdir()} == before
+
+
 def test_there_is_no_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"config\.yaml is missing"):
         read_settings(tmp_path)
