@@ -196,14 +196,16 @@ class Campaign:
         folder = self.folder / "sweep"
         expected, seconds = self._undisturbed("sweep", self.sweep(self.folder / "whole-sweep")[:-4])
         process = start(self.sweep(folder))
-        time.sleep(self.rng.uniform(0.25, 0.5) * seconds)
-        workers = subprocess.run(
-            ["pgrep", "-g", str(process.pid), "-f", "forkserver"], capture_output=True, text=True
-        ).stdout.split()
-        busy = workers[1:]  # the first is the server that the others are forked from
+        moment = time.monotonic() + self.rng.uniform(0.1, 0.4) * seconds
+        # Workers are forked from a server, and are each a group of their own.
+        busy: list[int] = []
+        while process.poll() is None and (not busy or time.monotonic() < moment):
+            time.sleep(0.1)
+            servers = found("-g", process.pid, "-f", "forkserver")
+            busy = [worker for server in servers for worker in found("-P", server)]
         if busy:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(self.rng.choice(busy)), signal.SIGKILL)
+                os.kill(self.rng.choice(busy), signal.SIGKILL)
                 self.kills += 1
         status, said = ends(process)
         if status not in (0, 1) or "Traceback" in said:
@@ -320,6 +322,13 @@ class Campaign:
         if seed not in won:
             raise FaultError(f"the config is of seed {seed}, the runs of {won} ended")
         self.same(folder, self.whole(seed=seed)[0])
+
+
+def found(*conditions: object) -> list[int]:
+    """The processes that pgrep finds."""
+    command = ["pgrep", *map(str, conditions)]
+    text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [int(pid) for pid in text.split()]
 
 
 def resumed(folder: Path) -> tuple[str, ...]:
