@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +23,7 @@ from atmc import data, hardware, models
 from atmc.data import Dataset, streamed
 from atmc.engine import folder_lock
 from atmc.engine.compression import EpochFigures
-from atmc.engine.folder import new_folder, read_settings
+from atmc.engine.folder import _FILES, new_folder, read_settings
 from atmc.engine.folder_lock import locked
 from atmc.engine.settings import FIELDS, Settings, read_config
 from atmc.errors import (
@@ -290,6 +292,38 @@ def test_a_finished_run_clears_the_lock_of_a_process_that_was_killed_at_its_end(
         (folder / name).touch()
         run(read_settings(folder), folder, resume=True)
         assert {path.name for path in folder.iterdir()} == before
+
+
+def test_the_disk_is_full_at_any_write(
+    finished: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file of a run once: the run ends, leaves nothing half-written, and can go on."""
+    replace, left, files = os.replace, [0], set()
+
+    def full(source: Path, target: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            files.add(target.name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        left[0] = number
+        try:
+            run(settings(), folder)
+            break
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        assert not list(folder.rglob("*.tmp"))
+        run(settings(), folder, resume=(folder / "config.yaml").exists())
+        left_over = {*contents(folder)} - {*contents(finished[0])}
+        assert all(name.startswith("events.out.tfevents") for name in left_over)
+        for name in ("model.atmc", "dense.safetensors", "config.yaml"):
+            assert (folder / name).read_bytes() == (finished[0] / name).read_bytes()
+    written = {*(Path(name).name for name in _FILES)} - {"given.json"}
+    assert files >= written
 
 
 def test_there_is_no_run_to_resume(tmp_path: Path) -> None:
