@@ -85,6 +85,10 @@ def clean() -> Clean:
     return Clean(eps=0.1, steps=1)
 
 
+def bounds() -> Objective:
+    return Objective(eps=0.1, train_attack="interval")
+
+
 def trained(model: nn.Module, objective: Objective, **settings: Any) -> dict[str, Tensor]:
     stages = settings.pop("stages", None) or recipe(model)
     Trainer(model, settings.pop("loader", None) or loader(), stages, objective, **settings).run()
@@ -186,6 +190,13 @@ def trainings(folder: Path) -> dict[str, Any]:
     trainer = Trainer(net(), loader(indexed=True), stages, atta)
     trainer.run()
     out["memory"] = trainer.attack.memory.offsets, trainer.attack.memory.visited
+
+    steps.clear()
+    out["bounds"] = trained(net(), bounds(), on_step=steps.append)
+    out["losses on bounds"] = [progress.loss for progress in steps]
+    part = Objective(eps=0.1, train_attack="interval", interval_share=0.5)
+    warmed = [DenseStage(2, 1e-2, warmup=0.5)]
+    out["part"] = trained(net(norm=True), part, stages=warmed)
 
     model = net()
     acting = [Acting(lambda: corrupt(model))]

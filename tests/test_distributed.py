@@ -84,16 +84,20 @@ def test_messages(two: Any) -> None:
 
 def test_both_have_the_same_state_and_about_that_of_one_process(two: Any) -> None:
     _, (first, second), printed = two
-    for what in ("whole", "norm", "memory"):
+    for what in ("whole", "norm", "memory", "bounds", "part"):
         assert_equal(first[what], second[what])
     assert bool(first["memory"][1].all())
-    steps: list[Any] = []
-    alone = processes.trained(processes.net(), processes.clean(), on_step=steps.append)
     assert len(second["losses"]) == 0
-    # Shares of 4 and 3 examples count by their sizes.
-    assert first["losses"] == pytest.approx([step.loss for step in steps], rel=1e-3)
-    for name, value in alone.items():
-        assert torch.allclose(first["whole"][name], value, atol=1e-3), name
+    for objective, whole, losses in (
+        (processes.clean(), "whole", "losses"),
+        (processes.bounds(), "bounds", "losses on bounds"),
+    ):
+        steps: list[Any] = []
+        alone = processes.trained(processes.net(), objective, on_step=steps.append)
+        # Shares of 4 and 3 examples count by their sizes.
+        assert first[losses] == pytest.approx([step.loss for step in steps], rel=1e-3)
+        for name, value in alone.items():
+            assert torch.allclose(first[whole][name], value, atol=1e-3), name
     # The rest of one example cannot be shared; the first process says so.
     rest = "batches of fewer examples than there are processes are left out"
     assert (printed[0].count(rest), printed[1].count(rest)) == (1, 0)

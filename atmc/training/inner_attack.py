@@ -231,6 +231,5 @@ class InnerAttack:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.guard.collapses, self.guard.cure_steps = state["collapses"], state["left"]
-        if "visits" in state:  # checkpoints of version 0.1 have none
-            visits = state["visits"]
-            self.memory.offsets, self.memory.visited = visits["kept"], visits["seen"]
+        visits = state["visits"]
+        self.memory.offsets, self.memory.visited = visits["kept"], visits["seen"]
