@@ -18,35 +18,34 @@ from atmc.certification.interval import Head, Interval, NoRuleError, rounding, r
 
 def _affine(
     x: Interval,
-    apply: Callable[[Tensor, Tensor], Tensor],
+    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     weight: Tensor,
-    shift: Tensor | None,
+    bias: Tensor | None,
     terms: int,
 ) -> Interval:
-    """The result of ``apply(input, weight) + shift``.
+    """The result of ``apply(input, weight, bias)``.
 
     Args:
         x: the input.
-        apply: linear in the input and in the weight.
+        apply: linear in the input and in the weight, plus the bias.
         weight: a constant.
-        shift: a constant of a shape that broadcasts, or None.
+        bias: a constant, or None.
         terms: products that are summed for an element.
     """
-    if isinstance(weight, Interval) or isinstance(shift, Interval):
+    if isinstance(weight, Interval) or isinstance(bias, Interval):
         raise NoRuleError("a product of two intervals")
     weight = weight.to(x.dtype)
-    size = weight.abs()
-    centre, radius = apply(x.centre, weight), apply(x.radius, size)
+    bias = None if bias is None else bias.to(x.dtype)
+    # Halves of the weight stand for those of the sum and the difference, which are much larger.
+    half = weight / 2
+    centre = apply(x.lower + x.upper, half, bias)
+    radius = apply(x.upper - x.lower, half.abs(), None)
     error = None
     if x.error is not None:
-        # The sum of products, and the shift that is added to it.
-        steps = terms + 1
-        error = apply(x.error, size) + rounding(steps, apply(x.magnitude, size))
-    if shift is not None:
-        shift = shift.to(x.dtype)
-        centre = centre + shift
-        if error is not None:
-            error = error + rounding(terms + 1, shift.abs())
+        size = weight.abs()
+        magnitude = apply(x.magnitude, size, None if bias is None else bias.abs())
+        # The sum of products, and the bias that is added to it.
+        error = apply(x.error, size, None) + rounding(terms + 1, magnitude)
     return Interval(centre - radius, centre + radius, error)
 
 
@@ -61,23 +60,23 @@ def _linear(input: Interval, weight: Tensor, bias: Tensor | None = None) -> Inte
 @rule("matmul", "mm", "bmm", "__matmul__", linear=True)
 def _matmul(input: Any, other: Any) -> Interval:
     if isinstance(input, Interval) and isinstance(other, Tensor):
-        return _affine(input, torch.matmul, other, None, other.shape[-2 if other.dim() > 1 else 0])
-    return _affine(other, lambda x, weight: torch.matmul(weight, x), input, None, input.shape[-1])
+        terms = other.shape[-2 if other.dim() > 1 else 0]
+        return _affine(input, lambda x, weight, _: torch.matmul(x, weight), other, None, terms)
+    terms = input.shape[-1]
+    return _affine(other, lambda x, weight, _: torch.matmul(weight, x), input, None, terms)
 
 
 def _convolution(name: str, transposed: bool) -> Callable[..., Interval]:
     def run(
         input: Interval, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Interval:
-        def apply(x: Tensor, weight: Tensor) -> Tensor:
-            result: Tensor = getattr(F, name)(x, weight, None, *args, **kwargs)
+        def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            result: Tensor = getattr(F, name)(x, weight, bias, *args, **kwargs)
             return result
 
-        dims = weight.dim() - 2
-        shift = None if bias is None else bias.reshape(-1, *[1] * dims)
         # Of a transposed one all kernel places of all inputs, at the most.
         terms = weight.numel() // (weight.shape[1] if transposed else weight.shape[0])
-        return _affine(input, apply, weight, shift, terms)
+        return _affine(input, apply, weight, bias, terms)
 
     return run
 
@@ -102,27 +101,32 @@ def _batch_norm(
         mean, variance = running_mean, running_var
     elif input.nominal is not None:
         dims = [dim for dim in range(input.dim()) if dim != 1]
-        mean = input.nominal.mean(dims)
-        variance = input.nominal.var(dims, unbiased=False)
+        mean = input.nominal.mean(dims, keepdim=True)
+        variance = (input.nominal - mean).square().mean(dims)  # faster than var on CPUs
+        mean = mean.flatten()
     else:
         raise NoRuleError("batch norm by the statistics of the batch")
     mean, variance = mean.to(input.dtype), variance.to(input.dtype)
     scale = (variance + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.to(input.dtype)
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias.to(input.dtype)
     shape = (1, -1, *[1] * (input.dim() - 2))
-    scale, mean = scale.reshape(shape), mean.reshape(shape)
-    one, two = (input.lower - mean) * scale, (input.upper - mean) * scale
+    half, shift = scale.reshape(shape) / 2, shift.reshape(shape)
+    centre = torch.addcmul(shift, input.lower + input.upper, half)
+    radius = (input.upper - input.lower) * half.abs()
     error = None
     if input.error is not None:
         # (x - mean) scale + bias, or x scale + (bias - mean scale): eight operations at most.
-        size = (input.magnitude + mean.abs()) * scale.abs()
-        error = input.error * scale.abs() + rounding(8, size)
-    if bias is not None:
-        shift = bias.to(input.dtype).reshape(shape)
-        one, two = one + shift, two + shift
-        error = None if error is None else error + rounding(8, shift.abs())
-    return Interval(torch.minimum(one, two), torch.maximum(one, two), error)
+        constant = (mean * scale).abs()
+        if bias is not None:
+            constant = constant + bias.to(input.dtype).abs()
+        size = scale.abs().reshape(shape)
+        magnitude = input.magnitude * size + constant.reshape(shape)
+        error = input.error * size + rounding(8, magnitude)
+    return Interval(centre - radius, centre + radius, error)
 
 
 @rule("instance_norm", linear=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from atmc.attacks.channels_last import ChannelsLastGradients
 from atmc.attacks.freezing import frozen
@@ -176,17 +175,24 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the worst margins in the ball, and of a point of it."""
         box = ball(x, self.eps * scale)
-        box.nominal, box.journal = adv, []
+        norms = any(hasattr(module, "running_mean") for module in model.modules())
+        # Without a norm, whose scale is free, the bounds on the widths keep the logits small.
+        penalized = norms and scale < 1
+        pointwise = self.interval_share < 1 or target is not None
+        if norms or pointwise:  # norms take their statistics from the point
+            box.nominal = adv
+        if penalized:
+            box.journal = []
         with self.autocast(x):
             logits = propagate(model, box)
             worst = -margins(logits, y).float()
         loss = F.cross_entropy(worst, y)
-        if self.interval_share < 1 or target is not None:
+        if pointwise:
             assert logits.nominal is not None
             point = self._batch_loss(logits.nominal.float(), y, target)
             loss = self.interval_share * loss + (1 - self.interval_share) * point
-        # Without a norm, whose scale is free, the bounds on the widths keep the logits small.
-        if scale < 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        if penalized:
+            assert box.journal is not None
             loss = loss + _WARMUP_PENALTY * (1 - scale) * warmup_penalty(box, box.journal)
         return loss, worst
 

@@ -72,6 +72,20 @@ def test_the_loss_is_its_formula(share, scale):
     assert all(bool(p.grad.any()) for p in (model[0].weight, model[1].weight, model[4].weight))
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_a_point_goes_along_only_where_it_is_needed(share, norm):
+    model, (x, y), boxes = network(), examples(), []
+    if not norm:
+        model[1] = nn.Identity()
+    model[2].register_forward_pre_hook(lambda _, args: boxes.append(args[0]))
+    objective = Objective(0.05, train_attack="interval", interval_share=share)
+    objective.loss(model.train(), x, x, y, 1.0)
+    (box,) = boxes
+    assert (box.nominal is None) == (share == 1 and not norm)
+    assert box.journal is None
+
+
 def test_there_is_no_penalty_without_batch_norms():
     model, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), examples()
     loss, worst = Objective(0.05, train_attack="interval").loss(model, x, x, y, 0.5)
