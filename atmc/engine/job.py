@@ -233,6 +233,7 @@ class Job:
             bpda=attack.bpda,
             compiled=attack.compiled,
             interval_share=attack.interval_share,
+            interval_radius=attack.interval_radius,
         )
 
     def _train(

@@ -174,6 +174,11 @@ class AttackSettings(_Group):
     interval_share: Share = _setting(
         1.0, "SHARE", "Share of the loss on bounds, with interval; the rest is on attacked inputs."
     )
+    interval_radius: Share = _setting(
+        1.0,
+        "SHARE",
+        "Radius of the boxes over eps, with interval; below 1 they lie around attacked inputs.",
+    )
     compiled: bool = _setting(
         False, "true|false", "Compile the attack in training; worth a try on a GPU."
     )
@@ -299,9 +304,6 @@ class RunSettings(_Group):
     threads: Positive | None = _setting(None, "N", "Threads of the arithmetic on the processor.")
 
 
-_REMOVED = {"inherit"}  # settings that configs of earlier versions have as null
-
-
 class Settings(_Group):
     """All settings of a run. None: the default of the data set or the method."""
 
@@ -323,7 +325,6 @@ class Settings(_Group):
         Raises:
             SettingsError: an unknown name, with the nearest known one; an invalid value.
         """
-        values = {k: v for k, v in values.items() if not (v is None and k in _REMOVED)}
         for name in values:
             if name not in GROUPS:
                 raise SettingsError(f"unknown setting {name!r}{nearest(str(name), list(GROUPS))}")

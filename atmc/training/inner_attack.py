@@ -125,7 +125,7 @@ class InnerAttack:
         step: int,
         index: Tensor | None = None,
     ) -> Tensor:
-        """``x`` attacked within ``scale`` · ε.
+        """``x`` attacked within ``scale`` · ε, or as far as boxes around it stay within that.
 
         Args:
             model: the model in training.
@@ -188,17 +188,17 @@ class InnerAttack:
     ) -> Tensor:
         """The objective's attack, or the PGD that checks it and replaces it."""
         objective = self.objective
-        eps, steps, step_size = objective.eps * scale, objective.steps, objective.step_size
+        eps, steps, step_size = objective.attack_eps, objective.steps, objective.step_size
         if kind is not self.kind and self.kind.steps is not None:  # they are of the cheap attack
             steps, step_size = max(steps, default_steps(kind.name)), None
         settings: dict[str, Any] = {} if objective.trades_beta is None else {"loss": "kl"}
         if kind.steps is not None:
-            length = kind.step_size(objective.eps, steps) if step_size is None else step_size
+            length = kind.step_size(eps, steps) if step_size is None else step_size
             settings |= {"steps": steps, "step_size": length * scale}
         if kind.remembers and index is not None:
-            settings["start"] = self.memory.starts(x, index, eps)
+            settings["start"] = self.memory.starts(x, index, eps * scale)
         adv = kind.run(
-            *(model, x, y, eps),
+            *(model, x, y, eps * scale),
             precision=objective.precision,
             fast=objective.fast,
             bpda=objective.bpda,
@@ -206,7 +206,7 @@ class InnerAttack:
             **settings,
         )
         if kind.remembers and index is not None:
-            self._visit = x, adv, index, eps
+            self._visit = x, adv, index, eps * scale
         return adv
 
     def remember(self) -> None:

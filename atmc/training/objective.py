@@ -53,10 +53,13 @@ class Objective:
         compiled: compile the attack's passes.
         interval_share: with the attack "interval", the share of the loss on interval bounds, 0 to
             1; the rest is of the attacked batch.
+        interval_radius: with the attack "interval", the radius of the boxes over ε, 0 to 1. Below 1
+            a box lies around an attacked input, inside the ball (SABR: Müller et al., ICLR 2023).
 
     Raises:
         ValueError: TRADES with a ``clean_weight``, or with an attack that ascends cross-entropy
-            alone; an ``interval_share`` without the attack "interval", or a ``clean_weight`` with.
+            alone; an ``interval_share`` or ``interval_radius`` without the attack "interval", or a
+            ``clean_weight`` with it.
     """
 
     eps: float
@@ -72,14 +75,16 @@ class Objective:
     bpda: bool = False
     compiled: bool = False
     interval_share: float = 1.0
+    interval_radius: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what TRADES and interval bounds do not go with."""
-        if self.interval_share < 1 and self.train_attack != "interval":
-            raise ValueError(
-                f"{argument('interval_share', self.interval_share)} is for "
-                f"{argument('train_attack', 'interval')}: give that too"
-            )
+        for name in ("interval_share", "interval_radius"):
+            if (value := getattr(self, name)) < 1 and self.train_attack != "interval":
+                raise ValueError(
+                    f"{argument(name, value)} is for {argument('train_attack', 'interval')}: "
+                    "give that too"
+                )
         if self.bounded and self.clean_weight > 0:
             raise ValueError(
                 f"{argument('clean_weight')} {self.clean_weight} does not apply to interval "
@@ -109,9 +114,20 @@ class Objective:
         return self.attacked and self.train_attack == "interval"
 
     @property
+    def pointwise(self) -> bool:
+        """Whether a part of the loss is of the model's answers, not of bounds."""
+        return not self.bounded or self.interval_share < 1
+
+    @property
     def needs_attack(self) -> bool:
         """Whether the loss depends on an attacked batch."""
-        return self.attacked and not (self.bounded and self.interval_share == 1)
+        return self.attacked and (self.pointwise or self.interval_radius < 1)
+
+    @property
+    def attack_eps(self) -> float:
+        """How far the attacked batch may lie from the clean one: ε, less the radius of boxes."""
+        around = self.bounded and self.interval_radius < 1
+        return self.eps * (1 - self.interval_radius) if around else self.eps
 
     @property
     def gradients(self) -> int:
@@ -143,7 +159,7 @@ class Objective:
             scale: of ε, from 0 to 1.
         """
         target = None
-        if self.teacher is not None and self.distill > 0:
+        if self.teacher is not None and self.distill > 0 and self.pointwise:
             with torch.no_grad(), frozen(self.teacher), self.autocast(x):
                 target = as_logits(self.teacher(x)).float().log_softmax(1)
         if self.bounded:
@@ -173,13 +189,13 @@ class Objective:
         target: Tensor | None,
         scale: float,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the worst margins in the ball, and of a point of it."""
-        box = ball(x, self.eps * scale)
+        """Cross-entropy of the worst margins in a box, and of a point of it."""
+        centre = adv if self.interval_radius < 1 else x
+        box = ball(centre, self.eps * self.interval_radius * scale)
         norms = any(hasattr(module, "running_mean") for module in model.modules())
         # Without a norm, whose scale is free, the bounds on the widths keep the logits small.
         penalized = norms and scale < 1
-        pointwise = self.interval_share < 1 or target is not None
-        if norms or pointwise:  # norms take their statistics from the point
+        if norms or self.pointwise:  # norms take their statistics from the point
             box.nominal = adv
         if penalized:
             box.journal = []
@@ -187,7 +203,7 @@ class Objective:
             logits = propagate(model, box)
             worst = -margins(logits, y).float()
         loss = F.cross_entropy(worst, y)
-        if pointwise:
+        if self.pointwise:
             assert logits.nominal is not None
             point = self._batch_loss(logits.nominal.float(), y, target)
             loss = self.interval_share * loss + (1 - self.interval_share) * point

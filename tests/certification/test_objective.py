@@ -29,7 +29,7 @@ def examples(count=16):
 
 
 def written_out(model, x, adv, y, eps):
-    """The worst logits over the ball, class by class; the norm has the statistics of ``adv``."""
+    """The worst logits over a ball, class by class; the norm has the statistics of ``adv``."""
     conv, norm, _, _, last = model
     lower, upper = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     centre, radius = (lower + upper) / 2, (upper - lower) / 2
@@ -70,6 +70,29 @@ def test_the_loss_is_its_formula(share, scale):
     assert float(loss.detach()) == pytest.approx(float(total.detach()), abs=1e-4)
     loss.backward()
     assert all(bool(p.grad.any()) for p in (model[0].weight, model[1].weight, model[4].weight))
+
+
+def test_small_boxes_lie_around_attacked_inputs():
+    model, (x, y) = network(), examples()
+    objective = Objective(0.1, train_attack="interval", interval_radius=0.25, steps=3)
+    adv = InnerAttack(objective)(model, x, y, 0.5, 0)
+    assert 0 < float((adv - x).abs().max()) <= 0.75 * 0.1 * 0.5 + 1e-6
+    twin = copy.deepcopy(model)
+    _, worst = objective.loss(model.train(), x, adv, y, 0.5)
+    expected = written_out(twin, adv, adv, y, 0.25 * 0.1 * 0.5)
+    torch.testing.assert_close(worst, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("share", "asked"), [(1.0, 0), (0.5, 1)])
+def test_the_dense_model_is_asked_only_where_it_counts(share, asked):
+    model, (x, y), calls = network(), examples(), []
+    teacher = network().eval()
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    objective = Objective(
+        0.1, train_attack="interval", interval_share=share, teacher=teacher, distill=0.5
+    )
+    objective.loss(model.train(), x, x, y)
+    assert len(calls) == asked
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -142,6 +165,7 @@ def test_bounds_alone_need_no_attack(share, attacked):
     ("settings", "message"),
     [
         ({"interval_share": 0.5}, 'interval_share=0.5 is for train_attack="interval"'),
+        ({"interval_radius": 0.1}, 'interval_radius=0.1 is for train_attack="interval"'),
         (
             {"train_attack": "interval", "clean_weight": 0.25},
             "clean_weight 0.25 does not apply to interval bounds",

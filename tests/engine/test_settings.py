@@ -202,12 +202,6 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_a_setting_of_an_earlier_version_that_was_not_used() -> None:
-    assert Settings.of({"inherit": None, "seed": 3}).run.seed == 3
-    with pytest.raises(SettingsError, match="unknown setting 'inherit'"):
-        Settings.of({"inherit": "runs/wide/model.atmc"})
-
-
 def test_a_config_of_an_earlier_version_is_trained_as_it_was() -> None:
     """It knows nothing of what came later: none of it is on."""
     later = {"dense_weight_decay", "dense_ema", "schedule", "weight_decay", "ema", "loss"}
