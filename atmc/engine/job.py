@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -286,7 +287,10 @@ class Job:
         t = self.settings.training
         optimization = Optimization("adam", t.schedule, t.weight_decay, t.ema)
         self._train("compress", 1, stages, self._objective(teacher), optimization)
-        return fit(self.model, self.target)
+        started = time.monotonic()
+        artifact = fit(self.model, self.target)
+        self.seconds["compress"] += time.monotonic() - started
+        return artifact
 
     def report(self) -> dict[str, Any]:
         """What report.json says of the training and of the file that :meth:`compress` returned."""

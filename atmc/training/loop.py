@@ -237,14 +237,17 @@ class Trainer:
                 stage.optimization = self.optimization
                 stage.resumed = None if state is None else state.extra
                 stage.sample = partial(self._sample, index)
+                started = time.monotonic()
                 optimizer, step = self._start(stage, state)
+                started -= self.seconds.get(stage.name, 0.0)  # before it was stopped
                 self._compare(stage, optimizer, step)
-                self._run_stage(index, stage, optimizer, step, stopped)
+                self._run_stage(index, stage, optimizer, step, stopped, started)
                 with self._finite(stage, optimizer, stage.total_steps):
                     if stage.average is not None:
                         stage.average.apply()
                         stage.average = None
                     stage.finish(self.model)
+                self.seconds[stage.name] = time.monotonic() - started
                 state = None
 
     def _examples(self) -> tuple[Tensor, int]:
@@ -308,14 +311,19 @@ class Trainer:
         stage.average = stage.new_average(self.model) if self.optimization.ema > 0 else None
 
     def _run_stage(
-        self, index: int, stage: Stage, optimizer: Optimizer, step: int, stopped: Callable[[], bool]
+        self,
+        index: int,
+        stage: Stage,
+        optimizer: Optimizer,
+        step: int,
+        stopped: Callable[[], bool],
+        started: float,
     ) -> None:
         """Steps from one on to the end of the stage, with checkpoints between them."""
-        started = saved = time.monotonic()
-        before = self.seconds.get(stage.name, 0.0)
+        saved = time.monotonic()
 
         def save() -> None:
-            self.seconds[stage.name] = before + time.monotonic() - started
+            self.seconds[stage.name] = time.monotonic() - started
             self._save(index, step, stage, optimizer)
 
         if step == 0:
@@ -357,7 +365,6 @@ class Trainer:
                         self.on_epoch(self.model, stage, epoch)
                 if stopped():
                     raise KeyboardInterrupt
-        self.seconds[stage.name] = before + time.monotonic() - started
 
     def _batches(self, stage: int, step: int) -> Iterator[_Share]:
         """This process's share of what is left of the epoch from a step on.

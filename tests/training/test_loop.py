@@ -5,7 +5,7 @@ import itertools
 import math
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -809,6 +809,42 @@ def test_steps_and_epochs_are_reported() -> None:
     assert epochs == [("sgd", 0, 4), ("sgd", 1, 8), ("stage", 0, 12)]
     assert all(0 <= p.robust <= 1 and math.isfinite(p.loss) for p in steps)
     assert trainer.seconds.keys() == {"sgd", "stage"}
+
+
+def test_the_seconds_of_a_stage_are_from_its_start_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+
+    def spend(seconds: float) -> None:
+        clock[0] += seconds
+
+    class Slow(Sgd):
+        def start(self, model: nn.Module) -> torch.optim.Optimizer:
+            spend(30)
+            return super().start(model)
+
+        def finish(self, model: nn.Module) -> None:
+            spend(7)
+
+    def run(stop_after: int) -> Trainer:
+        count = itertools.count(1)
+
+        def step(progress: training.Progress) -> None:
+            spend(1)
+            if next(count) == stop_after:
+                raise KeyboardInterrupt
+
+        checkpoint = Checkpoint(tmp_path / "state.pt")
+        settings: Any = {"checkpoint": checkpoint, "on_step": step}
+        trainer = Trainer(net(), in_memory(), [Slow(1, 1e-2)], Objective(eps=0), **settings)
+        with suppress(KeyboardInterrupt):
+            trainer.run()
+        return trainer
+
+    assert run(stop_after=2).seconds == {"sgd": 30 + 2}
+    assert run(stop_after=0).seconds == {"sgd": 32 + 30 + (STEPS - 2) + 7}
 
 
 def test_the_loss_and_the_share_of_right_answers_are_reported() -> None:
