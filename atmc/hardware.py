@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from atmc.errors import RunError
+from atmc.errors import RunError, SettingsError
 from atmc.messages import argument
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -127,8 +127,11 @@ def choose_device(name: str) -> torch.device:
     Each of the processes that ``torchrun`` starts on a machine has a GPU to itself.
 
     Raises:
+        SettingsError: another name.
         RunError: there is no GPU, or none for this process.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"{argument('device')} is {name!r}: use auto, cpu or cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     elif name == "cuda" and not torch.cuda.is_available():

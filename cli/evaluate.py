@@ -34,10 +34,10 @@ _NAMES = {"eval_step_size": "step-size", "eval_examples": "examples"}
     help="Data set, as in atmc compress; by default that of the run folder, else the model's.",
     default=False,
 )
-@setting("data_root")
+@setting("data_root", help="Folder that holds the data sets; by default the run folder's.")
 @setting("download")
-@setting("image_size")
-@setting("eps")
+@setting("image_size", help="Side of the images; by default the run folder's.")
+@setting("eps", help="Attack radius (linf); by default the run folder's, else the data set's.")
 @setting("eval_steps", help="PGD steps; by default the run folder's, else the data set's.")
 @setting("eval_step_size", "--step-size", help="Step size of PGD; by default 4/3 eps / steps.")
 @click.option(

@@ -20,7 +20,7 @@ COMMANDS = {
     "compress": "Train a classifier, compress it into a file of a given size, evaluate the file.",
     "evaluate": "Clean and robust accuracy of an artifact.",
     "inspect": "Where every bit of an artifact went; needs no model and no data.",
-    "export": "ONNX, safetensors or a torch.export program of an artifact, whole or compact.",
+    "export": "ONNX, safetensors, a torch.export program or C code of an artifact.",
     "sweep": "Many runs from one file, resumed, from shared dense starts; then the curves.",
     "report": "Curves, tables and one HTML page from finished runs.",
 }

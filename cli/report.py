@@ -17,7 +17,7 @@ from .options import setting
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder for the files; by default the first DIR.",
+    help="Folder for the files; by default DIR.",
 )
 @setting("data_root", help="Folder that holds the data sets; by default that of each run.")
 @setting(

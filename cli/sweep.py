@@ -49,7 +49,7 @@ from .options import path, setting
     type=click.FloatRange(min=0),
     help="GPUs that Ray reserves for a run; 0.5: two share one. [default: 1, if there are any]",
 )
-@setting("data_root")
+@setting("data_root", help="Folder that holds the data sets; by default that of CONFIG.")
 @click.option("--dry-run", is_flag=True, help="Print the names of the runs and stop.")
 def command(config: Path, output: Path, data_root: str | None, dry_run: bool, **where: Any) -> None:
     """Run methods × budgets × bits × seeds from shared dense starts, then draw their curves.

@@ -5,13 +5,20 @@ python docs/settings_table.py
 
 from pathlib import Path
 
-from atmc import models
+from atmc import data, models
 from atmc.engine.settings import FIELDS, GROUPS, Settings
 
 HEAD = """# Settings
 
 A setting is a key of a config file, an option of `atmc compress` (`budget_bits` is
 `--budget-bits`) and a keyword of `atmc.compress`. `python docs/settings_table.py` makes this page.
+
+**Terms.** The *dense start* is the network, not compressed, that compression starts from. W = U V +
+C in each layer; U, V and C are its *factors*. A *level* is a value of a tensor's codebook; of a
+nonzero its index is stored. A *duplicate* W' and a *dual* are the auxiliary and dual variables of
+ADMM. *Paper bits* are nonzeros × bits per value, as papers count; *file bits* are 8 × the length of
+the file. The *worst case* is the share of examples that are classified correctly under every attack
+of the evaluation, *certified accuracy* the share for which a bound proves it under any.
 """
 
 
@@ -28,7 +35,29 @@ def page() -> str:
         default = "" if field.default is None else f"`{field.default}`"
         description = str(field.description).replace("|", "\\|")
         text += f"| `{name}` | {default} | {description} |\n"
-    return text + zoo()
+    return text + data_sets() + zoo()
+
+
+def data_sets() -> str:
+    text = (
+        "\n## Defaults by data set\n\nWhere a setting says that its default is the data set's.\n\n"
+    )
+    text += (
+        "| data set | `model` | `eps` | `dense_epochs`, `epochs`, `level_epochs` | `eval_steps` |\n"
+    )
+    text += "|---|---|---|---|---|\n"
+    for name in data.choices():
+        entry = data.find(name)
+        assert entry is not None
+        chosen = entry.settings
+        epochs = ", ".join(str(chosen[f"{stage}epochs"]) for stage in ("dense_", "", "level_"))
+        eps, steps = chosen.get("eps"), chosen.get("eval_steps")
+        radius = "that of its `Dataset`" if eps is None else f"{eps:g}"
+        if eps is not None and eps < 0.05:
+            radius = f"{255 * eps:g}/255"
+        text += f"| `{name}` | {chosen.get('model') or ''} | {radius} | {epochs} "
+        text += f"| {'that of its `Dataset`' if steps is None else steps} |\n"
+    return text
 
 
 def zoo() -> str:

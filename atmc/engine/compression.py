@@ -355,8 +355,11 @@ def _initial(settings: Settings, data: Data, inputs: Inputs) -> nn.Module:
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
-        if settings.start.init is not None:
-            initialize(model, settings.start.init)
+        initialization = settings.start.init
+        if initialization is None and settings.bounded and not inputs.trained:
+            initialization = "interval"
+        if initialization is not None:
+            initialize(model, initialization)
         torch.manual_seed(derive(settings.run.seed))  # lazy layers draw their weights
         data.prepare(model, _title(settings))
     distributed.broadcast(model.state_dict().values())

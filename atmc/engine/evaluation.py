@@ -84,7 +84,6 @@ def evaluate(
     Raises:
         AtmcError: the file, the model, the data or an attack cannot be loaded as asked for, or
             the model calls a function of which no sound bounds are known.
-        ValueError: an invalid radius or step size.
     """
     attacks = [attacks] if isinstance(attacks, str) else list(attacks)
     if "certified" in attacks:
@@ -93,7 +92,14 @@ def evaluate(
     if certify not in (None, *get_args(Bound)):
         raise SettingsError(f"{argument('certify')} is {certify!r}: use interval or crown")
     _check_attacks(attacks, sources)
-    grid = _parse_grid(eps_grid)
+    grid = [_radius("eps_grid", each) for each in eps_grid]
+    eps = None if eps is None else _radius("eps", eps)
+    step_size = None if step_size is None else _radius("step_size", step_size)
+    if loss not in get_args(Loss):
+        raise SettingsError(f"{argument('loss')} is {loss!r}: use ce, margin or dlr")
+    for what, count in ("steps", steps), ("restarts", restarts), ("examples", examples):
+        if count is not None and count < 1:
+            raise SettingsError(f"{argument(what)} is {count}: give a number of at least 1")
     keep_freed()
     where, path = choose_device(device), Path(path)
     config = run_config(path)
@@ -114,7 +120,7 @@ def evaluate(
         attack,
         eps=radius,
         steps=int(config.get("eval_steps") or dataset.eval_steps) if steps is None else steps,
-        step_size=None if step_size is None else parse_eps(step_size),
+        step_size=step_size,
         restarts=restarts,
         loss=loss,
     )
@@ -152,12 +158,12 @@ def _check_attacks(attacks: Sequence[str], sources: Sequence[str | os.PathLike[s
         )
 
 
-def _parse_grid(eps_grid: Sequence[float | str]) -> list[float]:
-    """The radii of a ladder."""
+def _radius(name: str, value: float | str) -> float:
+    """A length in pixels of [0, 1], the value of the argument of that name."""
     try:
-        return [parse_eps(each) for each in eps_grid]
+        return parse_eps(value)
     except ValueError as error:
-        raise SettingsError(f"{argument('eps_grid')}: {error}") from error
+        raise SettingsError(f"{argument(name)}: {error}") from error
 
 
 def _dataset_name(path: Path, config: Mapping[str, Any], model: str | None) -> str:

@@ -123,7 +123,10 @@ class StartSettings(_Group):
         "Trained weights, a run's dense.safetensors or a saved state dict; skips the dense start.",
     )
     init: str | None = _setting(
-        None, "NAME", f"Initial weights: {', '.join(INITIALIZATIONS)}; by default the model's."
+        None,
+        "NAME",
+        f"Initial weights: {', '.join(INITIALIZATIONS)}; by default the model's own, with "
+        "train_attack interval those of interval.",
     )
     dense_epochs: Count | None = _setting(
         None,
@@ -163,10 +166,15 @@ class AttackSettings(_Group):
         "interval trains on bounds of the whole ball.",
     )
     steps: Positive | None = _setting(
-        None, "S", "Steps of the attack in training; by default 7, 1 for atta and interval."
+        None,
+        "S",
+        "Steps of the attack in training; by default 7, 1 for atta and interval. With n-fgsm, of "
+        "the PGD that checks it.",
     )
     step_size: Eps | None = _setting(
-        None, "A", "Their size; by default 2 eps / steps, eps / 2 for atta, 1.25 eps for interval."
+        None,
+        "A",
+        "Their size; by default 2 eps / steps, eps / 2 for atta, 1.25 eps / steps for interval.",
     )
     bpda: bool = _setting(
         False, "true|false", "Let the attack in training see past ReLUs that are off."
@@ -177,7 +185,8 @@ class AttackSettings(_Group):
     interval_radius: Share = _setting(
         1.0,
         "SHARE",
-        "Radius of the boxes over eps, with interval; below 1 they lie around attacked inputs.",
+        "Radius of the boxes as a share of eps, with interval; below 1 they are around attacked "
+        "inputs.",
     )
     compiled: bool = _setting(
         False, "true|false", "Compile the attack in training; worth a try on a GPU."
@@ -385,9 +394,9 @@ class Settings(_Group):
                 raise SettingsError(str(error)) from error
         assert entry is not None
         defaults = entry.settings | {"steps": default_steps(self.attack.train_attack)}
-        if self.attack.train_attack == "interval":
-            # Its weights are small, and have to grow while ε does.
-            defaults |= {"init": "interval", "dense_lr": _INTERVAL_LR}
+        if self.bounded:
+            # The initial weights are small, and have to grow while ε does.
+            defaults |= {"dense_lr": _INTERVAL_LR}
         return self.filled(defaults)
 
     @property

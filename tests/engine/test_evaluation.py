@@ -134,6 +134,11 @@ def other(tmp_path: Path) -> Path:
         ({"attacks": "transfer"}, r'attacks="transfer" needs sources=\(ARTIFACT\), the model'),
         ({"sources": ["a.atmc"]}, 'sources is for attacks="transfer": give that too'),
         ({"eps_grid": [0.1, 2]}, "eps_grid: ε is 2: give a number from 0 to 1"),
+        ({"eps": "wide"}, "eps: 'wide' is no ε: give a number such as 0.3"),
+        ({"step_size": -1}, "step_size: ε is -1: give a number from 0 to 1"),
+        ({"loss": "hinge"}, "loss is 'hinge': use ce, margin or dlr"),
+        ({"restarts": 0}, "restarts is 0: give a number of at least 1"),
+        ({"device": "tpu"}, "device is 'tpu': use auto, cpu or cuda"),
     ],
 )
 def test_impossible_attacks_are_refused_before_a_file_is_read(

@@ -108,6 +108,17 @@ points:
     assert dense == ["points/dense-8-all-s0"]
 
 
+def test_the_attack_of_a_block_is_of_compression_alone(tmp_path: Path) -> None:
+    """Nor do the defaults that go with it, for initial weights and rates, reach the start."""
+    block = "points: [{method: l0, train_attack: [pgd, interval], eps: [0.1, 0.2]}]"
+    plan = plan_of(tmp_path, block)
+    (start,) = plan.starts
+    assert start.name == "starts/robust-s0" and {p.start for p in plan.points} == {start.name}
+    assert (start.settings["train_attack"], start.settings["dense_lr"]) == ("pgd", None)
+    (bounded,) = plan_of(tmp_path, f"train_attack: interval\n{block}").starts
+    assert (bounded.settings["train_attack"], bounded.settings["dense_lr"]) == ("interval", 0.01)
+
+
 def test_what_is_set_for_starts_alone(tmp_path: Path) -> None:
     text = "start: {dense_epochs: 7, warmup: 0.1}\npoints: [{method: l0, dense_epochs: [1, 2]}]"
     (start,) = plan_of(tmp_path, text).starts

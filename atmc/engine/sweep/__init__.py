@@ -77,7 +77,7 @@ def sweep(
     if output.exists() and not output.is_dir():
         raise RunError(f"{output} is a file: give a folder")
     if not isinstance(jobs, int) or jobs < 1:
-        raise ValueError(f"jobs is {jobs}: give how many runs at a time, 1 or more")
+        raise SettingsError(f"jobs is {jobs}: give how many runs at a time, 1 or more")
     if engine == "ray":
         if jobs != 1:
             how = argument("engine", "local")

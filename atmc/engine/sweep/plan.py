@@ -136,13 +136,13 @@ def _plan(
         if not isinstance(block, dict):
             raise SettingsError(f"{path}: point {number} must be a mapping of settings to values")
         for chosen in _combinations(block):
-            settings = Settings.of({**base, **chosen, **overrides}).resolved()
-            start = None
+            unresolved = Settings.of({**base, **chosen, **overrides})
+            settings, start = unresolved.resolved(), None
             is_start = settings.file.method == "dense" and settings.file.bits in ("auto", 32)
             if is_start and _beyond_start(chosen, settings):
                 is_start = False
             elif settings.start.weights is None:
-                start = _add(starts, _start(start_settings, settings, chosen, of_starts), path)
+                start = _add(starts, _start(start_settings, unresolved, chosen, of_starts), path)
             if not is_start or start is None:
                 _add(points, Point("points/" + _name(settings, chosen), settings, start), path)
     if not starts and not points:
@@ -172,7 +172,7 @@ def _combinations(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _start(
     base: Settings, settings: Settings, chosen: Mapping[str, Any], of_starts: Mapping[str, Any]
 ) -> Point:
-    """The dense start of a point."""
+    """The dense start of a point, whose settings lack the defaults of its own attack."""
     attacked = methods.get(settings.file.method).attacked
     natural = not attacked or settings.attack.train_attack == "none"
     taken = {key: settings[key] for key in _OF_START if key not in of_starts}
