@@ -34,8 +34,8 @@ def _affine(
     """
     if isinstance(weight, Interval) or isinstance(bias, Interval):
         raise NoRuleError("a product of two intervals")
-    weight = weight.to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
+    weight = weight.to(x.lower.dtype)
+    bias = None if bias is None else bias.to(x.lower.dtype)
     # Halves of the weight stand for those of the sum and the difference, which are much larger.
     half = weight / 2
     centre = apply(x.lower + x.upper, half, bias)
@@ -53,7 +53,8 @@ def _affine(
 def _linear(input: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:
     result = _affine(input, F.linear, weight, bias, weight.shape[-1])
     if input.dim() == 2:
-        result.head = Head(input, weight, bias)
+        box = Interval(input.lower, input.upper, input.error)  # the input itself may be changed
+        result.head = Head(box, weight, bias)
     return result
 
 
@@ -106,13 +107,14 @@ def _batch_norm(
         mean = mean.flatten()
     else:
         raise NoRuleError("batch norm by the statistics of the batch")
-    mean, variance = mean.to(input.dtype), variance.to(input.dtype)
+    kind = input.lower.dtype
+    mean, variance = mean.to(kind), variance.to(kind)
     scale = (variance + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight.to(input.dtype)
+        scale = scale * weight.to(kind)
     shift = -mean * scale
     if bias is not None:
-        shift = shift + bias.to(input.dtype)
+        shift = shift + bias.to(kind)
     shape = (1, -1, *[1] * (input.dim() - 2))
     half, shift = scale.reshape(shape) / 2, shift.reshape(shape)
     centre = torch.addcmul(shift, input.lower + input.upper, half)
@@ -122,7 +124,7 @@ def _batch_norm(
         # (x - mean) scale + bias, or x scale + (bias - mean scale): eight operations at most.
         constant = (mean * scale).abs()
         if bias is not None:
-            constant = constant + bias.to(input.dtype).abs()
+            constant = constant + bias.to(kind).abs()
         size = scale.abs().reshape(shape)
         magnitude = input.magnitude * size + constant.reshape(shape)
         error = input.error * size + rounding(8, magnitude)

@@ -30,8 +30,14 @@ _JOINTS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"
 
 
 def _moved(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a function that only moves values makes of an interval, or of several."""
+    """What a function that only moves values makes of an interval, or of several.
+
+    Where it moves a constant, like an interval, that is a constant.
+    """
     like = first_tensor((args, kwargs))
+    moves_constant = (
+        bool(args) and isinstance(args[0], Tensor) and not isinstance(args[0], Interval)
+    )
 
     def at(part: str) -> Any:
         def pick(value: Any) -> Any:
@@ -39,8 +45,10 @@ def _moved(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
         return func(*tree_map(pick, args), **tree_map(pick, kwargs))
 
-    lower, upper = at("lower"), at("upper")
-    error = None if like.error is None else at("error")
+    lower = at("lower")
+    if moves_constant:
+        return lower
+    upper, error = at("upper"), None if like.error is None else at("error")
     if isinstance(lower, Tensor):
         return Interval(lower, upper, error)
     errors = [None] * len(lower) if error is None else error
@@ -49,6 +57,8 @@ def _moved(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _mover(name: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(each, torch.dtype) for each in (*args, *kwargs.values())):
+            raise NoRuleError(f"{name} of the bits as another type")
         func = getattr(Tensor, name, None) or getattr(torch, name, None) or getattr(F, name)
         return _moved(func, *args, **kwargs)
 
@@ -62,18 +72,20 @@ for _each in _COPIES:
 
 
 @rule("to", "float", "double", view=True, linear=True)
-def _to(input: Interval, *args: Any, **kwargs: Any) -> Interval:
+def _to(input: Any, *args: Any, **kwargs: Any) -> Any:
     """A type of more digits changes nothing; one of fewer rounds."""
+    if not isinstance(input, Interval):  # a constant, to the type of an interval
+        like = first_tensor((args, kwargs))
+        return input.to(like.device, like.dtype)
     kept = {"memory_format", "non_blocking", "copy"}
     settings = {key: value for key, value in kwargs.items() if key not in kept}
     if input.error is None and (args or settings):
         moved: Interval = _moved(Tensor.to, input, *args, **settings)
         return moved
-    kind = next(
-        (each for each in (*args, *settings.values()) if isinstance(each, torch.dtype)), None
-    )
-    if kind not in (None, torch.float32, torch.float64):
-        raise NoRuleError(f"a conversion to {kind}")
+    for each in (*args, *settings.values()):
+        kind = each.dtype if isinstance(each, Tensor) else each
+        if isinstance(kind, torch.dtype) and kind not in (torch.float32, torch.float64):
+            raise NoRuleError(f"a conversion to {kind}")
     return input
 
 
@@ -109,10 +121,10 @@ def _dropout(name: str) -> Callable[..., Interval]:
     ) -> Interval:
         if not training or p == 0:
             return input
+        if input.error is not None:
+            raise NoRuleError(f"{name} in training mode")
         mask: Tensor = getattr(F, name)(torch.ones_like(input.lower), p)
         result = Interval(mask * input.lower, mask * input.upper)
-        if input.error is not None:
-            result.error = mask * input.error + rounding(1, mask * input.magnitude)
         if input.nominal is not None:
             result.nominal = mask * input.nominal
         return result
@@ -127,7 +139,7 @@ for _each in ("dropout", "dropout1d", "dropout2d", "dropout3d"):
 def _constant(name: str) -> Callable[..., Tensor]:
     def run(input: Interval, *args: Any, **kwargs: Any) -> Tensor:
         func = getattr(torch, name, None) or getattr(Tensor, name)
-        made: Tensor = func(input.lower, *args, **kwargs)
+        made: Tensor = func(input.lower.detach().to(input.dtype), *args, **kwargs)
         return made
 
     return run

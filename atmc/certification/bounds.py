@@ -24,7 +24,12 @@ def ball(x: Tensor, eps: float, *, exact: bool = False) -> Interval:
         x: inputs (n, ...) in [0, 1].
         eps: the radius.
         exact: whether rounding is accounted for: in float64, with a bound of that of float32.
+
+    Raises:
+        ValueError: a negative or NaN ε.
     """
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}: give a number of at least 0")
     if not exact:
         return Interval((x - eps).clamp(0, 1), (x + eps).clamp(0, 1))
     x = x.double()

@@ -7,7 +7,7 @@ the outputs. The others are activations with one minimum, absolute values, squar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from atmc.certification.interval import Interval, NoRuleError, Read, as_interval, rounding, rule
 
 _STEPS = 16  # float32 operations that an activation counts as
+_LARGEST_EXPONENT = 88  # of e in float32
 
 
 def _activation(
@@ -103,6 +104,8 @@ def _celu(input: Interval, alpha: float = 1.0, inplace: bool = False) -> Interva
 def _softplus(input: Interval, beta: float = 1.0, threshold: float = 20.0) -> Interval:
     if beta <= 0:
         raise NoRuleError("softplus with a beta that is not positive")
+    if threshold > _LARGEST_EXPONENT:
+        raise NoRuleError(f"softplus with a threshold above {_LARGEST_EXPONENT}")
     jump = math.exp(-threshold) / beta  # where it becomes linear
     result = _activation(input, lambda end: F.softplus(end, beta, threshold))
     error = None if result.error is None else result.error + jump
@@ -179,7 +182,7 @@ def _gelu(input: Interval, approximate: str = "none") -> Interval:
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Interval:
     a, b = _pair(input, other)
     if alpha != 1:
-        b = _scaled(b, torch.tensor(float(alpha), dtype=b.dtype, device=b.device))
+        b = _scaled(b, torch.tensor(float(alpha), dtype=b.lower.dtype, device=b.device))
     lower, upper = a.lower + b.lower, a.upper + b.upper
     return Interval(lower, upper, _sum_error(a, b))
 
@@ -204,7 +207,7 @@ def _mul(input: Any, other: Any) -> Interval:
     if not isinstance(input, Interval):
         input, other = other, input
     if not isinstance(other, Interval):
-        return _scaled(input, torch.as_tensor(other, device=input.device).to(input.dtype))
+        return _scaled(input, torch.as_tensor(other, device=input.device).to(input.lower.dtype))
     if input.journal is not None:  # of two intervals it is not linear
         input.journal.append(Read("mul", input))
     products = [
@@ -225,7 +228,7 @@ def _mul(input: Any, other: Any) -> Interval:
 def _div(input: Any, other: Any) -> Interval:
     if isinstance(other, Interval):
         raise NoRuleError("division by an interval")
-    divisor = torch.as_tensor(other, device=input.device).to(input.dtype)
+    divisor = torch.as_tensor(other, device=input.device).to(input.lower.dtype)
     return _scaled(input, 1 / divisor)
 
 
@@ -246,7 +249,8 @@ def _pair(one: Any, two: Any) -> tuple[Interval, Interval]:
 def _sum_error(a: Interval, b: Interval) -> Tensor | None:
     if a.error is None or b.error is None:
         return None
-    total: Tensor = a.error + b.error + rounding(1, a.magnitude + b.magnitude)
+    # A number among them is rounded too.
+    total: Tensor = a.error + b.error + rounding(2, a.magnitude + b.magnitude)
     return total
 
 
@@ -306,32 +310,93 @@ for _name in ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d
     rule(_name)(_pool(_name))
 
 
-def _mean(name: str) -> Callable[..., Interval]:
-    """The rule of a weighted mean, or of a sum."""
+def _mean(name: str, terms: Callable[..., int]) -> Callable[..., Interval]:
+    """The rule of a weighted mean, or of a sum.
+
+    Args:
+        name: of the function.
+        terms: how many elements a result sums at the most; of the input, the result, and the
+            arguments after the input.
+    """
 
     def run(input: Interval, *args: Any, **kwargs: Any) -> Interval:
         func = getattr(F, name, None) or getattr(torch, name)
+        divisor = kwargs.get("divisor_override", args[5] if len(args) > 5 else None)
+        if divisor is not None and divisor < 0:
+            raise NoRuleError(f"{name} with a negative divisor")
         lower, upper = func(input.lower, *args, **kwargs), func(input.upper, *args, **kwargs)
         error = None
         if input.error is not None:
-            # Of an element, at the most: of a whole example, or what lies behind each result.
-            terms = max(input.numel() // max(1, len(input)), input.numel() // lower.numel())
             size = func(input.magnitude, *args, **kwargs)
-            error = func(input.error, *args, **kwargs) + rounding(terms, size)
+            count = terms(input, lower, *args, **kwargs)
+            error = func(input.error, *args, **kwargs) + rounding(count, size)
         return Interval(lower, upper, error)
 
     return run
 
 
-for _name in ("avg_pool1d", "avg_pool2d", "avg_pool3d", "mean", "sum"):
-    rule(_name, linear=True)(_mean(_name))
+def _reduced(input: Interval, result: Tensor, *args: Any, **kwargs: Any) -> int:
+    return input.numel() // max(1, result.numel()) + 1
+
+
+def _window(dims: int) -> Callable[..., int]:
+    def terms(input: Interval, result: Tensor, size: Any, *args: Any, **kwargs: Any) -> int:
+        sizes = list(size) if isinstance(size, Iterable) else [size]
+        return int(math.prod(sizes if len(sizes) == dims else sizes * dims)) + 1
+
+    return terms
+
+
+def _adaptive_window(input: Interval, result: Tensor, *args: Any, **kwargs: Any) -> int:
+    sides = zip(input.shape[1:], result.shape[1:], strict=True)
+    return math.prod(1 if old == new else old // max(1, new) + 2 for old, new in sides) + 1
+
+
+for _name in ("mean", "sum"):
+    rule(_name, linear=True)(_mean(_name, _reduced))
+for _dims in (1, 2, 3):
+    rule(f"avg_pool{_dims}d", linear=True)(_mean(f"avg_pool{_dims}d", _window(_dims)))
 for _name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
-    rule(_name, linear=True)(_mean(_name))
+    rule(_name, linear=True)(_mean(_name, _adaptive_window))
 
 
 @rule("interpolate", linear=True)
-def _interpolate(input: Interval, *args: Any, **kwargs: Any) -> Interval:
-    mode = kwargs.get("mode", args[2] if len(args) > 2 else "nearest")
-    if mode == "bicubic" or kwargs.get("antialias"):
+def _interpolate(
+    input: Interval,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Interval:
+    if mode == "bicubic" or antialias:
         raise NoRuleError(f"interpolate with mode {mode!r}")
-    return _mean("interpolate")(input, *args, **kwargs)
+    how = size, scale_factor, mode, align_corners, recompute_scale_factor
+    if mode == "area":
+        return _mean("interpolate", _adaptive_window)(input, *how)
+    if mode.startswith("nearest") and input.error is not None:
+        return _nearest(input, how)
+    result = _mean("interpolate", lambda *_, **__: 32)(input, *how)
+    if input.error is None or result.error is None:
+        return result
+    # Places are numbers up to the longest side, rounded in float32; they are weights.
+    dims = list(range(2, input.dim()))
+    sides = [max(input.shape[dim], result.shape[dim]) for dim in dims]
+    off = rounding(8 * sum(sides), input.magnitude.amax(dims, keepdim=True))
+    return Interval(result.lower, result.upper, result.error + off)
+
+
+def _nearest(input: Interval, how: tuple[Any, ...]) -> Interval:
+    """The elements that float32 chooses: it may round a place to another one than float64."""
+    sides = input.shape[2:]
+    if math.prod(sides) > 2**24:
+        raise NoRuleError("interpolate of more than 2**24 places")
+    places = torch.arange(math.prod(sides), dtype=torch.float32, device=input.device)
+    chosen = F.interpolate(places.reshape(1, 1, *sides), *how).long()[0, 0]
+
+    def take(part: Tensor) -> Tensor:
+        return part.flatten(2)[:, :, chosen.flatten()].reshape(*part.shape[:2], *chosen.shape)
+
+    error = None if input.error is None else take(input.error)
+    return Interval(take(input.lower), take(input.upper), error)

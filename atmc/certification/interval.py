@@ -7,12 +7,14 @@ rewritten. A function without a rule is refused: what it does with a box is not 
 Beside the ends, which hold for real numbers, an interval has a bound of the rounding of float32.
 A sum of n products of float32 numbers, in any order, is within γ_n Σ|a b| of the exact one, with
 γ_n = n u / (1 - n u) and u = 2⁻²⁴ (Higham, "Accuracy and Stability of Numerical Algorithms", 2002,
-section 3.1). The ends are computed in float64, whose own rounding is smaller by 2⁻²⁹ and is
-counted as one more float32 operation.
+section 3.1); where it may overflow, the bound is infinite. The ends are computed in float64, whose
+own rounding is smaller by 2⁻²⁹ and is counted as one more float32 operation. To the network such
+an interval is of float32, so that what it computes of constants is what it always computes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -28,6 +30,7 @@ Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 _UNIT = 2.0**-24  # the rounding of a float32 operation, relative to its result
 _SMALLEST = 2.0**-126  # of a normal float32: products below it may become zero
+_LARGEST = 2.0**127  # half of what float32 holds
 _PLACES: tuple[Any, ...] = (Tensor, torch, F, torch._C._nn)  # where functions of torch are found
 _METADATA = {
     *("dim", "size", "numel", "nelement", "ndimension", "element_size", "get_device", "stride"),
@@ -107,7 +110,8 @@ class Interval(Tensor):
     ) -> Interval:
         """A tensor without storage of its own."""
         make: Callable[..., Interval] = Tensor._make_wrapper_subclass
-        return make(cls, lower.shape, dtype=lower.dtype, device=lower.device)
+        kind = lower.dtype if error is None else torch.float32
+        return make(cls, lower.shape, dtype=kind, device=lower.device)
 
     def __init__(
         self,
@@ -173,6 +177,10 @@ class Interval(Tensor):
                     return func(*args, **kwargs)
             raise NoRuleError(_name(func))
         intervals = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Interval)]
+        if kwargs.get("out") is not None:
+            raise NoRuleError(f"{_name(func)} with out")
+        if intervals[0].error is not None and torch.is_autocast_enabled(intervals[0].device.type):
+            raise NoRuleError(f"{_name(func)} under autocast")
         in_place = func in _IN_PLACE or bool(kwargs.get("inplace"))
         journal = next((each.journal for each in intervals if each.journal is not None), None)
         if journal is not None and not rule.linear:
@@ -182,6 +190,8 @@ class Interval(Tensor):
         if in_place and result is not args[0] and getattr(args[0], "shared", True):
             # Which other tensors see the change is not known.
             raise NoRuleError(f"{_name(func)} in place on a view, or on a tensor with views")
+        if in_place and result.shape != args[0].shape:
+            raise NoRuleError(f"{_name(func)} in place, which changes the shape")
         results = [each for each in tree_leaves(result) if isinstance(each, Interval)]
         if not results:
             return result  # a constant
@@ -254,7 +264,7 @@ def as_interval(value: Tensor | float, like: Interval) -> Interval:
     """A tensor or a number as the interval that contains it alone, of the type of ``like``."""
     if isinstance(value, Interval):
         return value
-    exact = torch.as_tensor(value, device=like.device).to(like.dtype)
+    exact = torch.as_tensor(value, device=like.device).to(like.lower.dtype)
     return Interval(exact, exact, None if like.error is None else torch.zeros_like(exact))
 
 
@@ -264,9 +274,18 @@ def rounding(terms: int, magnitude: Any) -> Any:
     Args:
         terms: operations that an element takes part in, one after the other.
         magnitude: the sum of the absolute values that they combine, a tensor or a number.
+
+    Returns:
+        The bound, like ``magnitude``; infinite where float32 may overflow, or where there are so
+        many terms that nothing is known.
     """
     terms += 1  # for the rounding of float64
-    return terms * _UNIT / (1 - terms * _UNIT) * magnitude + terms * _SMALLEST
+    if terms * _UNIT >= 0.5:
+        return magnitude * math.inf
+    bound = terms * _UNIT / (1 - terms * _UNIT) * magnitude + terms * _SMALLEST
+    if isinstance(magnitude, Tensor):
+        return torch.where(magnitude < _LARGEST, bound, math.inf)  # NaN is not below it either
+    return bound if magnitude < _LARGEST else math.inf
 
 
 def first_tensor(values: Sequence[Any]) -> Interval:

@@ -13,29 +13,38 @@ function lies off its bound there, times its coefficient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from atmc.attacks.replacement import Pair, Replacement, pair
-from atmc.certification.bounds import margins, propagate
+from atmc.certification.bounds import margins
 from atmc.certification.interval import Interval, Read
 from atmc.errors import CertificationError
 from atmc.inference import as_logits
+
+# Functions that read the shape or the type of a tensor, not its values.
+_CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+_BY_SHAPE = {"expand_as", "view_as", "to"}  # of their second argument
 
 
 class _Slack:
     """What the functions of a pass lie off their bounds, times their coefficients: (n,)."""
 
     def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
+        self.total = torch.zeros(0)
 
     def add(self, coefficients: Tensor, off_lower: Tensor, off_upper: Tensor) -> None:
-        off = torch.where(coefficients >= 0, off_lower, off_upper)
-        self.total = self.total + (coefficients * off).flatten(1).sum(1)
+        off = coefficients * torch.where(coefficients >= 0, off_lower, off_upper)
+        if len(self.total) == 1:  # all is of that example
+            off = off[None]
+        elif off.shape[0] != len(self.total):
+            raise _unknown("another order of dimensions than (examples, ...)")
+        self.total = self.total + off.flatten(1).sum(1)
 
 
 class _ReLU(torch.autograd.Function):
@@ -117,11 +126,34 @@ class _Relaxed(Replacement):
         self.reads = iter(journal)
         self.slack = _Slack()
 
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the call, and see that its result still depends on the inputs for autograd."""
+        result = super().__torch_function__(func, types, args, kwargs)
+        name = getattr(func, "__name__", "")
+        of_constant = name in _BY_SHAPE and not _requires_grad(args[:1])
+        if name in _CONSTANTS or of_constant:
+            return result
+        if _requires_grad((args, kwargs)) and any(
+            isinstance(each, Tensor) and each.is_floating_point() and not each.requires_grad
+            for each in tree_leaves(result)
+        ):
+            raise _unknown("a value that has no gradient (no_grad, detach)")
+        return result
+
     def replace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor | None:
         """Replace ReLU and max-pool; the interval pass has seen that there is nothing else."""
         result: Tensor
+        if not args and "input" in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
         if not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
             return None  # a constant, which the interval pass has not recorded
         if func in (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_):
@@ -146,10 +178,31 @@ class _Relaxed(Replacement):
             or read.input.shape != x.shape
             or not bool(((x >= read.input.lower - slack) & (x <= read.input.upper + slack)).all())
         ):
-            raise CertificationError(
-                "the network takes another way through its layers each time: use interval bounds"
-            )
+            raise _unknown("another way through its layers at each call")
         return read.input
+
+    def check_end(self, values: Tensor) -> None:
+        """Refuse a pass that has left out what was recorded, or has gradients of its own."""
+        if next(self.reads, None) is not None:
+            raise _unknown("another way through its layers at each call")
+        left, seen = [values.grad_fn], set()
+        while left:
+            node = left.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            kind = getattr(node, "_forward_cls", None)  # of functions written in Python
+            if kind not in (None, _ReLU, _MaxPool2d):
+                raise _unknown(f"a gradient of its own ({kind.__name__})")
+            left += [each for each, _ in node.next_functions]
+
+
+def _requires_grad(values: Any) -> bool:
+    return any(isinstance(each, Tensor) and each.requires_grad for each in tree_leaves(values))
+
+
+def _unknown(what: str) -> CertificationError:
+    return CertificationError(f"the network has {what}: use interval bounds")
 
 
 def _pool_windows(
@@ -169,20 +222,21 @@ def _pool_windows(
     return _Windows(size, size if stride in (None, [], ()) else pair(stride), pair(padding))
 
 
-def relaxed_margins(model: nn.Module, x: Interval, y: Tensor) -> Tensor:
+def relaxed_margins(twin: nn.Module, x: Interval, logits: Interval, y: Tensor) -> Tensor:
     """Lower bounds of z_y - z_j over a box, (n, classes), 0 for j = y: the better of both kinds.
 
     Args:
-        model: of linear layers, ReLU and max_pool2d, in eval mode, in the type of ``x``, with
-            parameters that require no gradient.
-        x: the box.
+        twin: a network of linear layers, ReLU and max_pool2d, in eval mode, in the type of the ends
+            of ``x``, with parameters that require no gradient.
+        x: the box, with the journal of the pass that gave ``logits``.
+        logits: of :func:`~atmc.certification.bounds.propagate` over it, in any type of the network.
         y: classes (n,), int64.
 
     Raises:
-        CertificationError: another function in the network; the message names it.
+        CertificationError: another function in the network; the message names it. Or a network
+            that detaches values, has gradients of its own, or mixes the examples of a batch.
     """
-    x.journal = []
-    logits = propagate(model, x)
+    assert x.journal is not None
     best = margins(logits, y)
     for each in x.journal:
         if each.function not in ("relu", "max_pool2d"):
@@ -192,16 +246,55 @@ def relaxed_margins(model: nn.Module, x: Interval, y: Tensor) -> Tensor:
             )
     centre = x.centre.requires_grad_()
     relaxed = _Relaxed(x.journal)
-    with torch.enable_grad(), relaxed:
-        values = as_logits(model(centre))
+    try:
+        with torch.enable_grad(), relaxed:
+            values = as_logits(twin(centre))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as failure:  # of types that do not go together
+        raise _unknown("layers that do not run in float64") from failure
+    if not values.requires_grad:
+        raise _unknown("outputs that have no gradient (no_grad, detach)")
+    relaxed.check_end(values)
+    off = 1e-9 * (1 + values.detach().abs())
+    if not bool(((values >= logits.lower - off) & (values <= logits.upper + off)).all()):
+        raise _unknown("other outputs in float64 than in float32")
     error = 0.0 if logits.error is None else logits.error + logits.error.gather(1, y[:, None])
     columns = []
     for other in range(values.shape[1]):
-        relaxed.slack.total = 0.0
         with torch.enable_grad():
             margin = values.gather(1, y[:, None])[:, 0] - values[:, other]
-        (slopes,) = torch.autograd.grad(margin, centre, torch.ones_like(margin), retain_graph=True)
+        weights = torch.ones_like(margin)
+        slopes, slack = _backward(relaxed.slack, margin, centre, weights)
+        if other == 0:
+            _check_independent(relaxed.slack, margin, centre, slopes, slack)
         reach = (slopes.abs() * x.radius).flatten(1).sum(1)
-        columns.append(margin.detach() - relaxed.slack.total - reach)
+        columns.append(margin.detach() - slack - reach)
     lower = torch.stack(columns, 1) - error
     return torch.maximum(best, lower.scatter(1, y[:, None], 0.0))
+
+
+def _backward(
+    slack: _Slack, margin: Tensor, centre: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Slopes of the inputs, and the slack of each example, of the weighted sum of the margins."""
+    slack.total = torch.zeros_like(weights)
+    (slopes,) = torch.autograd.grad(margin, centre, weights, retain_graph=True)
+    return slopes, slack.total
+
+
+def _check_independent(
+    slack: _Slack, margin: Tensor, centre: Tensor, slopes: Tensor, total: Tensor
+) -> None:
+    """Refuse a network in which the answer for an example depends on the others of its batch.
+
+    With other weights of the examples, slopes and slack of each are in proportion to its weight.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = 1 + torch.rand(len(margin), generator=generator, dtype=margin.dtype)
+    weights = weights.to(margin.device)
+    again, total_again = _backward(slack, margin, centre, weights)
+    expected = weights.reshape(-1, *[1] * (slopes.dim() - 1)) * slopes
+    for one, other in (again, expected), (total_again, weights * total):
+        if not torch.allclose(one, other, rtol=1e-6, atol=1e-9 * float(other.abs().max())):
+            raise _unknown("answers that depend on the other examples of a batch")

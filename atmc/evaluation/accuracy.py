@@ -15,6 +15,7 @@ from atmc.attacks.freezing import frozen
 from atmc.attacks.registry import Attack
 from atmc.certification.certificate import Certificate
 from atmc.data.loaded import Checked
+from atmc.errors import CertificationError
 from atmc.inference import (
     PROBABILITIES,
     are_probabilities,
@@ -71,6 +72,8 @@ def evaluate(
 
     Raises:
         ValueError: no examples, or a batch that is not what it should be.
+        CertificationError: no sound bounds are known of a function that the model calls; or an
+            attack breaks what is certified.
     """
     device = device_of(model)
     if not isinstance(batches, Checked):  # a checked loader has its title already
@@ -101,15 +104,23 @@ def _evaluate(
             batches.check_labels(y, batches.what)
             warnings = _warnings(output, classes, attacks)
         correct = predict(model, x) == y
-        unbroken = correct.clone()
+        unbroken, within = correct.clone(), correct.clone()
         for index, attack in enumerate(attacks):
             survives = _survives(model, x, y, correct, attack, (seed, number))
             survivors[index] += int(survives.sum())
             unbroken &= survives
+            if certificate is not None and (attack.eps or 1.0) <= certificate.eps:
+                within &= survives
         clean += int(correct.sum())
         worst += int(unbroken.sum())
         if certificate is not None:
-            certified += int(certificate(x, y).sum())
+            proved = certificate(x, y)
+            certified += int(proved.sum())
+            if bool((proved & ~within).any()):
+                raise CertificationError(
+                    "an attack has broken examples that are certified: the certificate does not "
+                    "hold for this network; please report it"
+                )
         total += len(y)
         labels.update(y.tolist())
         if on_batch is not None:
