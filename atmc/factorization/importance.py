@@ -11,11 +11,10 @@ from torch import Tensor
 from atmc.factorization.layers import FactorizedWeight
 from atmc.factorization.parametrization import adds_nothing
 
-Importance = Literal["effect", "effect-per-bit", "magnitude", "saliency-per-bit"]
+Importance = Literal["effect", "magnitude", "saliency"]
 # Of a factor's name, √κ as (..., rows, 1) and (..., 1, columns); κ is how the loss is curved in it.
 Roots = Callable[[str], tuple[Tensor, Tensor]]
 
-_VALUE_BITS = 4.0  # of a nonzero, its sign included
 # κ counts by this power: estimated under attack it is noisy, and what a network has not needed yet
 # has little of it. Chosen among 0, 1/4, 1/2 and 1 (docs/RESULTS.md, "What was tried").
 _TEMPER = 0.25
@@ -52,70 +51,28 @@ def effect(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
         out[left].mul_(rows.clamp(min=0).sqrt()[..., None, :])
 
 
-def place_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """What the place of a nonzero costs in the file, as (rows, columns) to be added up.
-
-    The codec knows how full rows and columns are: in row i, column j of a matrix with n nonzeros,
-    r_i and c_j of them there, about r_i c_j / n nonzeros are expected, and one costs
-    -log2(r_i c_j / n) bits. One more in each keeps empty rows and columns in the game.
-
-    Args:
-        factor: (..., rows, columns); zeros are what is pruned.
-
-    Returns:
-        (..., rows, 1) and (..., 1, columns), in bits.
-    """
-    support = (factor != 0).to(torch.float32)
-    rows = support.sum(-1, keepdim=True) + 1
-    columns = support.sum(-2, keepdim=True) + 1
-    total = rows.sum(-2, keepdim=True)
-    return total.log2() - rows.log2(), -columns.log2()
-
-
-def effect_per_bit(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
-    """Effect over the square root of what an entry costs in the file: squared error for each bit.
-
-    That is the order in which a budget of bits is best spent. Entries in full rows and columns are
-    cheap, those in empty ones dear: so nonzeros gather.
-    """
-    effect(weight, out)
-    _per_bit(weight, out)
-
-
-def saliency_per_bit(
-    weight: FactorizedWeight, out: Mapping[str, Tensor], roots: Roots | None
-) -> None:
-    """|θ| √κ over the square root of what an entry costs in the file: loss for each bit.
+def saliency(weight: FactorizedWeight, out: Mapping[str, Tensor], roots: Roots | None) -> None:
+    """|θ| √κ: the root of what the loss gains where the entry goes to zero.
 
     κ is tempered: its fourth root takes its place, between that and the size of θ alone.
 
     Args:
         weight: whose entries are ranked.
         out: for the scores.
-        roots: √κ; None, before any gradient is there, for the effect per bit.
+        roots: √κ; None, before any gradient is there, for the effect.
     """
     if roots is None:
-        effect_per_bit(weight, out)
+        effect(weight, out)
         return
     magnitude(weight, out)
     for name in weight.factors:
         if name in out:
             rows, columns = roots(name)
             out[name].mul_(rows.pow(_TEMPER)).mul_(columns.pow(_TEMPER))
-    _per_bit(weight, out)
-
-
-def _per_bit(weight: FactorizedWeight, out: Mapping[str, Tensor]) -> None:
-    for name, factor in weight.factors.items():
-        if name in out:
-            rows, columns = place_bits(factor.detach())
-            # No place is cheaper than nothing.
-            out[name].mul_((rows + columns).clamp_(min=0).add_(_VALUE_BITS).rsqrt_())
 
 
 _SCORES: dict[Importance, Callable[[FactorizedWeight, Mapping[str, Tensor]], None]] = {
     "effect": effect,
-    "effect-per-bit": effect_per_bit,
     "magnitude": magnitude,
 }
 
@@ -131,17 +88,17 @@ def scores(
 
     Args:
         weights: of a model.
-        importance: "magnitude", "effect", "effect-per-bit" or "saliency-per-bit".
+        importance: "magnitude", "effect" or "saliency".
         out: tensors to write the scores into, of the factors' shapes: of these factors alone;
             None for new tensors, of all factors.
-        roots: √κ of the factors, for "saliency-per-bit".
+        roots: √κ of the factors, for "saliency".
     """
     if out is None:
         factors = {name: f for weight in weights for name, f in weight.factors.items()}
         out = {name: torch.empty_like(factor) for name, factor in factors.items()}
     for weight in weights:
-        if importance == "saliency-per-bit":
-            saliency_per_bit(weight, out, roots)
+        if importance == "saliency":
+            saliency(weight, out, roots)
         else:
             _SCORES[importance](weight, out)
     return dict(out)

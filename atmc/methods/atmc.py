@@ -76,10 +76,11 @@ class CompressStage(Stage):
     """
 
     name = "compress"
-    importance: Importance = "saliency-per-bit"
+    importance: Importance = "saliency"
     # Shares of k from which layers get their part: the first that leaves the paths alive.
     floors: tuple[float, ...] = (0.1, 0.2, 0.4)
     prune_only = False  # C alone, without duplicates
+    shadows = True  # entries that are cut can come back
     shrink = 0.6  # share of the stage over which k shrinks
     duplicate_every = 10  # steps, or more where that would take too large a share of them
     aims_share, duplicates_share = 0.04, 0.03  # of the time of all steps
@@ -130,6 +131,7 @@ class CompressStage(Stage):
             importance=self.importance,
             factors=self.trained,
             floor=self.floors[0],
+            shadows=self.shadows,
             rdo=self.target.rdo,
             state_dtype=self.state_dtype,
         )
@@ -209,9 +211,7 @@ class CompressStage(Stage):
     @torch.no_grad()
     def _alive(self, k: int) -> bool:
         """Whether most of the ``k`` entries that rank best now would reach the output."""
-        masks = self.optimizer.best(k)
-        cut = {name: factor * masks[name] for name, factor in self.optimizer.factors.items()}
-        return _most_left(self.prunings.of(cut), k)
+        return _most_left(self.prunings.of(self.optimizer.pruned(k)), k)
 
     @torch.no_grad()
     def _aim(self) -> int:
@@ -286,10 +286,10 @@ class CompressStage(Stage):
         self.optimizer.set_bits(bits)
         self.chosen = final
         self._aim()
-        nonzeros = self.optimizer.nonzeros
-        if final and self.k_target >= nonzeros:
-            # Entries that k has let go do not come back: their bits go to finer codebooks.
-            room = self.target.budget_bits - self._file(nonzeros)[0]
+        available = self.optimizer.available
+        if final and self.k_target >= available:
+            # There are no more entries: the bits that are left go to finer codebooks.
+            room = self.target.budget_bits - self._file(available)[0]
             finer = bits
             for step in table.path() if room > 0 else ():
                 if table.rate(step) - table.rate(bits) > room:
@@ -313,13 +313,13 @@ class CompressStage(Stage):
             self._drop_dead()
             self._settle_bits()
         target, whole = self.target, every_weight(model)
-        nonzeros = self.optimizer.nonzeros
+        available = self.optimizer.available
         self._renew_statistics(model)
         for _ in self._rising_floors():
             k, bits, alive = self._largest_k()
             if alive:
                 break
-        if target.bits == "auto" and k == nonzeros and not target.full(bits):
+        if target.bits == "auto" and k == available and not target.full(bits):
             self.optimizer.set_bits(FLOAT_BITS)
             self.optimizer.finalize(k)
             close(model, target, self.example)
@@ -360,7 +360,7 @@ class CompressStage(Stage):
         limit = self.target.budget_bits
         k = self.optimizer.nonzeros
         fits, taken, alive = 0, 0, True
-        over, excess = k + 1, 0
+        over, excess = self.optimizer.available + 1, 0
         for trial in range(_ROUNDS):
             bits, reached = self._file(k)
             if bits <= limit:
@@ -372,6 +372,8 @@ class CompressStage(Stage):
                 break
             if fits == 0:  # files grow about as k does
                 k = min(int(0.999 * over * limit / excess), over - 1)
+            elif excess == 0:  # what has been cut may come back
+                k = int(1.001 * fits * limit / taken) + 1
             elif trial % 3 == 2:
                 k = (fits + over) // 2
             else:
@@ -422,6 +424,7 @@ class ProjectStage(CompressStage):
     importance = "magnitude"
     floors = (0.0,)
     prune_only = True
+    shadows = False
 
 
 @register("atmc", unified=True)

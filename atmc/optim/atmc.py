@@ -5,12 +5,18 @@ DESIGN of the step (θ is any of U, V, C; Gui et al., NeurIPS 2019, algorithm 1)
     primal      θ ← θ - γ ∇ [loss + (ρ/2) ‖θ - θ' + u‖²], then keep the k best entries of all
     duplicate   θ' ← the nearest point to θ + u with at most 2^b levels, on the support of θ
     dual        u ← u + θ - θ', with each duplicate and only then; zero off the support
+
+With shadows s the k best are those of θ + s after the gradient step; what is not among them is the
+new s, so that it moves on by the gradients of the pruned network and can come back (Lin et al.,
+"Dynamic model pruning with feedback", ICLR 2020). Here s fades: what is noise in the steps of Adam,
+which are as long for small gradients as for large ones, would add up over a long training.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,6 +35,7 @@ Bits = int | Literal["auto"] | Mapping[str, int]
 AUTO_GUESS = 4  # bits a value until "auto" has chosen
 # Codebooks are searched from the last ones, and by the whole search at every tenth duplicate.
 _COLD_EVERY = 10
+_FADE = 0.998  # what a step leaves of a shadow
 # How far from the last threshold of the projection the next is looked for, as a share of it.
 _LEAST_MOVE, _MOST_MOVE = 0.02, 0.5
 
@@ -49,6 +56,10 @@ def cubic(start: int, end: int, steps: float) -> Callable[[int], int]:
     return schedule
 
 
+def _nonzeros(tensors: Mapping[str, Tensor]) -> int:
+    return int(torch.stack([torch.count_nonzero(tensor) for tensor in tensors.values()]).sum())
+
+
 def _views(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parts of a flat tensor in the shapes of others, by their names."""
     parts = torch.split(flat, [tensor.numel() for tensor in like.values()])
@@ -62,9 +73,9 @@ class ATMC(Splitting):
     """Any torch optimizer, under k nonzeros and 2^b levels a tensor.
 
     The inner optimizer moves all parameters; factors are then projected. Its state
-    (momentum, second moments) is left alone off the support: it is the only memory by which
-    an entry that was cut can come back, and it never moves a parameter that the projection
-    has zeroed, since the projection comes last.
+    (momentum, second moments) is left alone off the support; it never moves a parameter that the
+    projection has zeroed, since the projection comes last. Without shadows it is the only memory
+    by which an entry that was cut can come back.
 
     Where the penalty goes, :class:`~atmc.optim.splitting.Splitting` says; a loop always adds it.
 
@@ -79,15 +90,16 @@ class ATMC(Splitting):
             by ρ_old / ρ_new when ρ changes.
         duplicate_every: steps between duplicates.
         importance: "magnitude" ranks entries by |θ| (the paper's projection), "effect" by
-            what they change in W, "effect-per-bit" by that for what they cost in the file, and
-            "saliency-per-bit" by their size and, tempered, what cutting them costs the loss
-            (:mod:`atmc.optim.curvature`), for that.
+            what they change in W, "saliency" by their size and, tempered, what cutting them costs
+            the loss (:mod:`atmc.optim.curvature`).
         factors: names of those that share k nonzeros; None for all. The others must not be moved:
             ``atmc.factorization.train_factors`` sees to it.
         penalty: "loss", "decoupled", or None to choose by the inner optimizer.
         floor: share of k that every layer gets its part of, whatever the scores say, in proportion
             to the rows and columns of its W (as in the Erdős–Rényi kernel of Evci et al., "Rigging
             the lottery", ICML 2020): one threshold for all layers can empty one, and all is lost.
+        shadows: whether entries that are cut go on from what they were, and can come back; one
+            more tensor for each factor.
         rdo: round with an eye to the length of the codes, too
             (:mod:`atmc.quantization.entropy_constrained`); False: to the nearest level.
         state_dtype: of duplicates and duals, None for that of the factors. bfloat16 halves their
@@ -111,6 +123,7 @@ class ATMC(Splitting):
         factors: Collection[str] | None = None,
         penalty: Penalty | None = None,
         floor: float = 0.0,
+        shadows: bool = False,
         rdo: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
@@ -142,7 +155,8 @@ class ATMC(Splitting):
         self.floor = floor
         sides = {n: sum(f.shape[-2:]) * math.prod(f.shape[:-2]) for n, f in self.factors.items()}
         self._parts = {name: side / sum(sides.values()) for name, side in sides.items()}
-        by_loss = importance == "saliency-per-bit"
+        self.shadows = {n: torch.zeros_like(f) for n, f in self.factors.items()} if shadows else {}
+        by_loss = importance == "saliency"
         self.curvature = Curvature(self.factors) if by_loss else None
         self.rdo = rdo
         self.auto = bits == "auto"
@@ -190,29 +204,49 @@ class ATMC(Splitting):
     @torch.no_grad()
     def rate_distortion(self, k: int) -> RateDistortion:
         """What the ``k`` entries that rank best now would lose and cost at any b."""
-        masks = self.best(k)
-        best = {name: factor.detach() * masks[name] for name, factor in self.factors.items()}
-        return rate_distortion(self.weights, best, rdo=self.rdo)
+        return rate_distortion(self.weights, self.pruned(k), rdo=self.rdo)
 
     @torch.no_grad()
     def scores(self) -> dict[str, Tensor]:
-        """Scores of the factors as they are now, by name; the next call overwrites them."""
-        now = [factor._version for weight in self.weights for factor in weight.factors.values()]
-        if self._scored != now:
-            curvature = self.curvature
-            roots = curvature.roots if curvature is not None and curvature.steps > 0 else None
-            scores(self.weights, self.importance, self._scores, roots)
-            self._scored = now
+        """Scores of the factors with their shadows, by name; the next call overwrites them."""
+        if self._scored != self._versions():
+            with self._whole():
+                self._score()
+            self._scored = self._versions()
         return self._scores
+
+    def _versions(self) -> list[int]:
+        return [factor._version for weight in self.weights for factor in weight.factors.values()]
+
+    def _score(self) -> None:
+        curvature = self.curvature
+        roots = curvature.roots if curvature is not None and curvature.steps > 0 else None
+        scores(self.weights, self.importance, self._scores, roots)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Inside, factors are those with their shadows, which lie where the factors are zero."""
+        for name, shadow in self.shadows.items():
+            self.factors[name].add_(shadow)
+        yield
+        for name, shadow in self.shadows.items():
+            self.factors[name].masked_fill_(shadow != 0, 0)
+
+    @torch.no_grad()
+    def pruned(self, k: int) -> dict[str, Tensor]:
+        """The factors projected onto ``k``, by name; changes nothing."""
+        masks = self.best(k)
+        with self._whole():
+            return {name: factor * masks[name] for name, factor in self.factors.items()}
 
     @torch.no_grad()
     def best(self, k: int) -> dict[str, Tensor]:
-        """Masks of the ``k`` entries that rank best now, by name."""
+        """Masks of the ``k`` entries that rank best now, by name, of factors and shadows."""
+        self.scores()
         return _views(self._select(k).mask, self._scores)
 
     def _select(self, k: int, out: Tensor | None = None) -> Selection:
-        """The ``k`` entries that rank best now, each layer's best part of the floor among them."""
-        self.scores()
+        """The ``k`` entries of the best scores, each layer's best part of the floor among them."""
         raised: dict[str, tuple[Tensor, Tensor]] = {}
         while True:
             selection = select(self._flat_scores, k, self._threshold, self._moves, out)
@@ -256,8 +290,12 @@ class ATMC(Splitting):
     @property
     def nonzeros(self) -> int:
         """Nonzeros of all factors now."""
-        counts = [torch.count_nonzero(factor) for factor in self.factors.values()]
-        return int(torch.stack(counts).sum())
+        return _nonzeros(self.factors)
+
+    @property
+    def available(self) -> int:
+        """Nonzeros of all factors with their shadows: no k reaches more."""
+        return self.nonzeros + (_nonzeros(self.shadows) if self.shadows else 0)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Inner step, projection and, when it is due, duplicate and dual."""
@@ -266,7 +304,7 @@ class ATMC(Splitting):
         loss = self.inner.step(closure)
         if self.curvature is not None:
             self.curvature.update()
-        self._scored = None  # fused optimizers leave the versions as they are
+        self._scored = None  # the projection changes the factors after it has scored them
         with torch.no_grad():
             self._proximal()
             self.steps += 1
@@ -277,6 +315,9 @@ class ATMC(Splitting):
         return loss
 
     def _project(self, k: int) -> None:
+        for name, shadow in self.shadows.items():
+            self.factors[name].add_(shadow)
+        self._score()
         last = self._threshold
         selection = self._select(k, self._flat_support)
         self._threshold = selection.threshold
@@ -284,10 +325,21 @@ class ATMC(Splitting):
             move = abs(self._threshold / last - 1)
             self._moves = min(max(2 * move, _LEAST_MOVE), _MOST_MOVE)
         for name, off in _views(~self._flat_support, self.factors).items():
+            if name in self.shadows:
+                self._renew_shadow(name, off)
             self.factors[name].masked_fill_(off, 0)
             if name in self.duplicates:
                 self.duplicates[name].masked_fill_(off, 0)
                 self.duals[name].masked_fill_(off, 0)
+
+    def _renew_shadow(self, name: str, off: Tensor) -> None:
+        """Take what is cut; what has come back is its own duplicate, not drawn to zero."""
+        factor, shadow = self.factors[name], self.shadows[name]
+        if name in self.duplicates:
+            duplicate = self.duplicates[name]
+            back = (shadow != 0) & ~off
+            duplicate.copy_(torch.where(back, factor.to(duplicate.dtype), duplicate))
+        torch.mul(factor, off, out=shadow).mul_(_FADE)
 
     @torch.no_grad()
     def forget_zeros(self) -> None:
@@ -315,10 +367,11 @@ class ATMC(Splitting):
     def quantized(self, k: int) -> dict[str, Tensor]:
         """The duplicate of the factors projected onto ``k``, by name; changes nothing."""
         masks = self.best(k)
-        return {
-            name: rounded(self._shifted(name) * masks[name], self.bits[name], rdo=self.rdo)[0]
-            for name in self.factors
-        }
+        with self._whole():
+            return {
+                name: rounded(self._shifted(name) * masks[name], self.bits[name], rdo=self.rdo)[0]
+                for name in self.factors
+            }
 
     @torch.no_grad()
     def finalize(self, k: int | None = None) -> None:
@@ -329,11 +382,14 @@ class ATMC(Splitting):
         self.duplicates = self.quantized(int(at(self.k, self.steps)) if k is None else k)
         for name, factor in self.factors.items():
             factor.copy_(self.duplicates[name])
+        for shadow in self.shadows.values():
+            shadow.zero_()
         self.finalized = True
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, duplicates, duals and counters; tensors are not copied."""
         return super().state_dict() | {
+            "shadows": dict(self.shadows),
             "centroids": dict(self._centroids),
             "bits": dict(self.bits),
             "chosen_at": self._chosen_at,
@@ -349,6 +405,8 @@ class ATMC(Splitting):
             ValueError: a state of other factors than the model's.
         """
         super().load_state_dict(state_dict)
+        for name, shadow in self.shadows.items():
+            shadow.copy_(state_dict["shadows"][name])
         self.set_bits(state_dict["bits"])
         self._centroids = dict(state_dict.get("centroids", {}))
         self._chosen_at = state_dict["chosen_at"]

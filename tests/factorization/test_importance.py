@@ -1,11 +1,10 @@
 import copy
-import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from atmc.factorization.importance import Importance, place_bits, scores
+from atmc.factorization.importance import Importance, scores
 from atmc.factorization.layers import (
     FactorizedWeight,
     factorize,
@@ -89,7 +88,7 @@ def test_scores_follow_the_order_of_the_factors() -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Linear(3, 4)], ids=["left", "right"])
-@pytest.mark.parametrize("importance", ["magnitude", "effect", "effect-per-bit"])
+@pytest.mark.parametrize("importance", ["magnitude", "effect"])
 def test_scores_beside_factors_that_are_not_trained(
     layer: nn.Module, importance: Importance
 ) -> None:
@@ -101,34 +100,3 @@ def test_scores_beside_factors_that_are_not_trained(
     out = {weight.carrier: torch.empty_like(weight.factors[weight.carrier])}
     scores([weight], importance, out)
     assert torch.equal(out[weight.carrier], expected[weight.carrier])
-
-
-@torch.no_grad()
-def test_place_bits_are_what_counts_of_rows_and_columns_predict() -> None:
-    torch.manual_seed(0)
-    factor = torch.randn(2, 6, 9) * (torch.rand(2, 6, 1) * torch.rand(2, 1, 9) > 0.3)
-    factor[0, 2] = 0
-    rows, columns = place_bits(factor)
-    for group in range(2):
-        kept = factor[group] != 0
-        total = int(kept.sum()) + 6
-        for i in range(6):
-            for j in range(9):
-                chance = (int(kept[i].sum()) + 1) * (int(kept[:, j].sum()) + 1) / total
-                found = float(rows[group, i, 0] + columns[group, 0, j])
-                assert found == pytest.approx(-math.log2(chance), abs=1e-5)
-
-
-@torch.no_grad()
-def test_effect_per_bit_prefers_full_rows_and_columns() -> None:
-    model = factorize(nn.Linear(8, 6, bias=False))
-    (weight,) = factorized_weights(model)
-    weight.V.zero_()
-    weight.V[1, :] = 1.0
-    weight.V[:, 2] = 1.0
-    ranks = scores([weight], "effect-per-bit")["weight.V"]
-    assert ranks[1, 2] > ranks[1, 5] > ranks[3, 2] > 0  # where both are full, the row, the column
-    # All rows and columns alike: nothing but the effect counts.
-    weight.V.copy_(torch.rand(6, 8) + 0.1)
-    ratio = scores([weight], "effect-per-bit")["weight.V"] / weight.V.abs()
-    assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))

@@ -210,7 +210,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "effect-per-bit"])
+@pytest.mark.parametrize("importance", ["magnitude", "effect"])
 def test_a_step_waits_once_for_a_gpu(
     importance: Importance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,7 +384,70 @@ def test_momentum_is_the_memory_by_which_entries_come_back() -> None:
     assert int(torch.count_nonzero(buffer)) == 4
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "effect", "effect-per-bit"])
+@pytest.mark.parametrize("make", [sgd, adam])
+def test_what_is_cut_goes_on_from_where_it_was(make: Make) -> None:
+    """Against a dense copy that takes the steps, and of which the network is the best k."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4))
+    train_factors(factorize(model, identity=False), ["0.weight.C", "2.weight.C"])
+    twin = copy.deepcopy(model)
+    schedule = cubic(72, 20, 8)
+    optimizer = ATMC(
+        *(model, make([p for p in model.parameters() if p.requires_grad]), schedule),
+        factors=["0.weight.C", "2.weight.C"],
+        shadows=True,
+        duplicate_every=999,
+    )
+    inner = make([p for p in twin.parameters() if p.requires_grad])
+    moving = {name: named_factors(twin)[name] for name in optimizer.factors}
+    dense = {name: factor.detach().clone() for name, factor in moving.items()}
+    returned = 0
+    for step in range(14):
+        before = {name: factor != 0 for name, factor in optimizer.factors.items()}
+        train(model, optimizer, step, step + 1)
+        x, y = data(step)
+        inner.zero_grad()
+        F.cross_entropy(twin(x), y).backward()  # type: ignore[no-untyped-call]
+        sparse = {name: factor.detach().clone() for name, factor in moving.items()}
+        inner.step()
+        moved = {n: f.detach() - sparse[n] for n, f in moving.items()}
+        dense = {name: value + moved[name] for name, value in dense.items()}
+        values = torch.cat([value.abs().flatten() for value in dense.values()])
+        threshold = values.topk(schedule(step + 1)).values[-1]
+        for name, factor in moving.items():
+            with torch.no_grad():
+                on = dense[name].abs() >= threshold
+                factor.copy_(dense[name] * on)
+                dense[name] = torch.where(on, dense[name], 0.998 * dense[name])
+            ours = optimizer.factors[name].detach()
+            torch.testing.assert_close(ours, factor.detach(), atol=1e-5, rtol=1e-4)
+            whole = ours + optimizer.shadows[name]
+            torch.testing.assert_close(whole, dense[name], atol=1e-5, rtol=1e-4)
+            returned += int(((ours != 0) & ~before[name]).sum())
+        assert optimizer.nonzeros == schedule(step + 1)
+    assert returned > 0
+
+
+def test_what_comes_back_is_not_drawn_to_zero() -> None:
+    model = network()
+    optimizer = ATMC(model, adam(model.parameters()), 40, rho=0.5, shadows=True, duplicate_every=3)
+    returned = 0
+    for step in range(12):
+        before = {name: factor != 0 for name, factor in optimizer.factors.items()}
+        train(model, optimizer, step, step + 1)
+        if optimizer.steps % 3 == 0:
+            continue  # duplicates are new
+        for name, duplicate in optimizer.duplicates.items():
+            factor = optimizer.factors[name].detach()
+            back = (factor != 0) & ~before[name]
+            assert torch.equal(duplicate[back], factor[back])
+            assert not bool(optimizer.duals[name][back].any())
+            assert not bool((duplicate * (factor == 0)).any())
+            returned += int(back.sum())
+    assert returned > 0
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "effect"])
 def test_factors_that_are_left_out_stay_as_they_are(importance: Importance) -> None:
     model = network()
     factors = named_factors(model)
@@ -505,9 +568,9 @@ def test_closure() -> None:
 
 @pytest.mark.parametrize("make", [sgd, adam])
 @pytest.mark.parametrize("stop", [2, 7, 9])
-@pytest.mark.parametrize("kept", [None, torch.bfloat16])
+@pytest.mark.parametrize(("kept", "shadows"), [(None, False), (torch.bfloat16, True)])
 def test_a_resumed_run_is_the_uninterrupted_one(
-    make: Make, stop: int, kept: torch.dtype | None
+    make: Make, stop: int, kept: torch.dtype | None, shadows: bool
 ) -> None:
     def start(model: nn.Module) -> ATMC:
         return ATMC(
@@ -518,6 +581,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
             rho=lambda step: 0.02 * step * step,
             duplicate_every=3,
             importance="effect",
+            shadows=shadows,
             state_dtype=kept,
         )
 
@@ -538,10 +602,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     train(resumed, again, stop, 14)
     for one, two in ((optimizer, again),):
         assert (one.steps, one.floor) == (two.steps, two.floor) == (14, 0.3)
-        for kind in ("factors", "duplicates", "duals"):
+        assert bool(one.shadows) == shadows
+        for kind in ("factors", "shadows", "duplicates", "duals"):
             mine, other = getattr(one, kind), getattr(two, kind)
             assert all(
-                t.dtype == (kept if kept and kind != "factors" else torch.float32)
+                t.dtype == (kept if kept and kind[:2] == "du" else torch.float32)
                 for t in mine.values()
             )
             assert mine.keys() == other.keys()

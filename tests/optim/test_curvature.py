@@ -57,10 +57,8 @@ def test_the_first_steps_count_alike_and_state_goes_on() -> None:
 
 def test_before_any_gradient_it_is_the_effect() -> None:
     model = factorize(nn.Linear(6, 4))
-    optimizer = ATMC(
-        model, torch.optim.SGD(model.parameters(), 0.1), k=8, importance="saliency-per-bit"
-    )
-    expected = scores(optimizer.weights, "effect-per-bit")
+    optimizer = ATMC(model, torch.optim.SGD(model.parameters(), 0.1), k=8, importance="saliency")
+    expected = scores(optimizer.weights, "effect")
     assert all(torch.equal(score, expected[name]) for name, score in optimizer.scores().items())
 
 
@@ -68,7 +66,7 @@ def test_before_any_gradient_it_is_the_effect() -> None:
 def test_inputs_of_different_sizes_are_pruned_by_what_they_matter(seed: int) -> None:
     """The first half of the inputs is small, and its weights are larger: no more is in them."""
     losses = {}
-    for importance in ("effect-per-bit", "saliency-per-bit"):
+    for importance in ("effect", "saliency"):
         torch.manual_seed(seed)
         size = torch.tensor([0.02] * 10 + [1.0] * 10)
         true = torch.randn(4, 20).sign() * torch.where(size < 1, 0.6, 0.5)
@@ -87,15 +85,13 @@ def test_inputs_of_different_sizes_are_pruned_by_what_they_matter(seed: int) -> 
         x = torch.randn(1000, 20) * size
         losses[importance] = float(F.mse_loss(model(x), x @ true.T).detach())
         assert sum(int(torch.count_nonzero(f)) for f in named_factors(model).values()) == 40
-    assert losses["saliency-per-bit"] < 0.5 * losses["effect-per-bit"]
+    assert losses["saliency"] < 0.5 * losses["effect"]
 
 
 def test_without_a_gradient_nothing_counts_for_nothing() -> None:
     """A network whose output does not depend on some weights, or on none yet."""
     model = factorize(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), identity=False)
-    optimizer = ATMC(
-        model, torch.optim.SGD(model.parameters(), 0.0), 20, importance="saliency-per-bit"
-    )
+    optimizer = ATMC(model, torch.optim.SGD(model.parameters(), 0.0), 20, importance="saliency")
     for factor in named_factors(model).values():
         factor.grad = torch.zeros_like(factor)
     optimizer.step()
