@@ -340,8 +340,8 @@ def _reduced(input: Interval, result: Tensor, *args: Any, **kwargs: Any) -> int:
 
 
 def _window(dims: int) -> Callable[..., int]:
-    def terms(input: Interval, result: Tensor, size: Any, *args: Any, **kwargs: Any) -> int:
-        sizes = list(size) if isinstance(size, Iterable) else [size]
+    def terms(input: Any, result: Any, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
+        sizes = list(kernel_size) if isinstance(kernel_size, Iterable) else [kernel_size]
         return int(math.prod(sizes if len(sizes) == dims else sizes * dims)) + 1
 
     return terms

@@ -1,6 +1,7 @@
 import importlib.metadata
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from atmc.attacks import registry
 from atmc.attacks.gradient import pgd
 from atmc.attacks.registry import default_step_size
-from atmc.errors import MissingExtraError
+from atmc.certification import Certificate
+from atmc.errors import CertificationError, MissingExtraError
 from atmc.evaluation import Attack, Source, attack, evaluate, predict
 from atmc.factorization.layers import factorize
 
@@ -65,6 +67,28 @@ def test_worst_is_per_example() -> None:
     }
     assert [row["accuracy"] for row in result["attacks"]] == [3 / 6, 4 / 6, 4 / 6]
     assert all(row["examples"] == 6 for row in result["attacks"])
+
+
+class Credulous(Certificate):
+    """Certifies all that is classified correctly."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return predict(self.model, x) == y
+
+
+@pytest.mark.parametrize(("eps", "refused"), [(0.3, True), (0.1, False)])
+def test_an_attack_that_breaks_what_is_certified_is_an_error(eps: float, refused: bool) -> None:
+    x, y = examples()
+    model = nn.Sequential(nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+        model[0].bias.copy_(torch.tensor([0.5, -0.5]))
+    attacks = [attack("pgd", eps=0.3, steps=3)]  # one that goes further breaks no certificate
+    with pytest.raises(CertificationError, match="please report") if refused else nullcontext():
+        result = evaluate(model, [(x, y)], attacks, certificate=Credulous(model, eps))
+        assert result["accuracy"]["worst"] < result["accuracy"]["certified"]
+    sound = evaluate(model, [(x, y)], attacks, certificate=Certificate(model, eps))
+    assert sound["accuracy"]["certified"] == (5 if eps == 0.1 else 2) / 6
 
 
 def test_restarts_are_spent_on_what_still_stands() -> None:
