@@ -43,7 +43,8 @@ from atmc.quantization.rates import FLOAT_BITS, code_bits, factor_bits, nonzeros
 from atmc.training.stage import Stage
 
 # k aims above the budget, by more than the estimate errs (the entropy of the codes moves from
-# duplicate to duplicate): the closing loop can cut to the bit, but not fill up.
+# duplicate to duplicate): the closing loop had better cut to the bit than fill up
+# with what was not trained.
 _AIM = 1.06
 # This much more, shared out among the steps: few steps cut much at once, and what dead paths take
 # along cannot come back.
@@ -56,6 +57,7 @@ _DUPLICATE = 0.5  # of what an aim takes
 _STATE = ("k_start", "k_target", "chosen", "rate", "aims", "trained")
 _BATCHES = 8  # of the covariances of the inputs
 _STATISTICS_BATCHES = 4  # of an estimate that the levels make anew
+_NO_RETURN = "weights once pruned do not come back"
 _ROUNDS, _NOTHING = 10, 0.001  # of the closing loop; share of the budget that may stay unused
 
 
@@ -307,7 +309,7 @@ class CompressStage(Stage):
     def finish(self, model: nn.Module) -> None:
         """The quantized duplicate becomes the model, at the largest k whose file fits.
 
-        Where all nonzeros fit and leave room, codebooks become finer.
+        Where all entries fit and leave room, codebooks become finer.
         """
         if not self.chosen:
             self._drop_dead()
@@ -330,7 +332,8 @@ class CompressStage(Stage):
         round_dense_part(model, target.width, fold=False)
         data = fit(model, target, self.order.sort)
         target.outcome.bits = 8 * len(data)
-        target.outcome.reason = reason(target, whole, "weights", finest=True)
+        lost = "weights that reach no output are dropped" if self.shadows else _NO_RETURN
+        target.outcome.reason = reason(target, whole, lost, finest=True)
 
     @torch.no_grad()
     def _renew_statistics(self, model: nn.Module) -> None:
@@ -357,10 +360,12 @@ class CompressStage(Stage):
             k; the bits of its file, 0 where none tried fits; whether most of its entries reach the
             output.
         """
-        limit = self.target.budget_bits
-        k = self.optimizer.nonzeros
-        fits, taken, alive = 0, 0, True
-        over, excess = self.optimizer.available + 1, 0
+        limit, fixed = self.target.budget_bits, self.overhead + self._dense_now()
+        available = self.optimizer.available
+        # Where nothing is left, what has been cut may come back.
+        k = min(self.optimizer.nonzeros or max(1, self.k_target), available)
+        fits, taken, alive = 0, 0, True  # taken is 0 until something fits
+        over, excess = available + 1, 0
         for trial in range(_ROUNDS):
             bits, reached = self._file(k)
             if bits <= limit:
@@ -370,10 +375,11 @@ class CompressStage(Stage):
             # Nothing lies between; or what is left of the budget is an entry, or next to nothing.
             if over - fits <= 1 or limit - taken < max(taken / max(1, fits), limit * _NOTHING):
                 break
-            if fits == 0:  # files grow about as k does
+            if taken == 0:  # files grow about as k does
                 k = min(int(0.999 * over * limit / excess), over - 1)
-            elif excess == 0:  # what has been cut may come back
-                k = int(1.001 * fits * limit / taken) + 1
+            elif excess == 0:  # what has been cut may come back; some of it is on no path
+                more = (limit - fixed) / max(taken - fixed, 0.25 * (limit - fixed), 1)
+                k = int(1.001 * fits * more) + 1
             elif trial % 3 == 2:
                 k = (fits + over) // 2
             else:
@@ -381,7 +387,7 @@ class CompressStage(Stage):
             k = min(max(k, fits + 1), over - 1)
         # Where the estimate was so far off that nothing tried fits, fit() cuts the rest: an empty
         # model would be no answer.
-        return fits or over - 1, taken, alive
+        return fits if taken else over - 1, taken, alive
 
     def _file(self, k: int) -> tuple[int, bool]:
         """The real size of the file that finalizing at ``k`` would make; constants not folded.

@@ -208,7 +208,10 @@ class ATMC(Splitting):
 
     @torch.no_grad()
     def scores(self) -> dict[str, Tensor]:
-        """Scores of the factors with their shadows, by name; the next call overwrites them."""
+        """Scores of the factors with their shadows, by name; the next call overwrites them.
+
+        Not between a forward pass and its backward pass: for a moment the factors change.
+        """
         if self._scored != self._versions():
             with self._whole():
                 self._score()
@@ -228,16 +231,20 @@ class ATMC(Splitting):
         """Inside, factors are those with their shadows, which lie where the factors are zero."""
         for name, shadow in self.shadows.items():
             self.factors[name].add_(shadow)
-        yield
-        for name, shadow in self.shadows.items():
-            self.factors[name].masked_fill_(shadow != 0, 0)
+        try:
+            yield
+        finally:
+            for name, shadow in self.shadows.items():
+                self.factors[name].masked_fill_(shadow != 0, 0)
 
     @torch.no_grad()
     def pruned(self, k: int) -> dict[str, Tensor]:
         """The factors projected onto ``k``, by name; changes nothing."""
-        masks = self.best(k)
-        with self._whole():
-            return {name: factor * masks[name] for name, factor in self.factors.items()}
+        return {name: self._with_shadow(name) * mask for name, mask in self.best(k).items()}
+
+    def _with_shadow(self, name: str) -> Tensor:
+        factor, shadow = self.factors[name].detach(), self.shadows.get(name)
+        return factor if shadow is None else factor + shadow
 
     @torch.no_grad()
     def best(self, k: int) -> dict[str, Tensor]:
@@ -294,7 +301,7 @@ class ATMC(Splitting):
 
     @property
     def available(self) -> int:
-        """Nonzeros of all factors with their shadows: no k reaches more."""
+        """Nonzeros of all factors with their shadows, of which k is chosen."""
         return self.nonzeros + (_nonzeros(self.shadows) if self.shadows else 0)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -339,7 +346,7 @@ class ATMC(Splitting):
             duplicate = self.duplicates[name]
             back = (shadow != 0) & ~off
             duplicate.copy_(torch.where(back, factor.to(duplicate.dtype), duplicate))
-        torch.mul(factor, off, out=shadow).mul_(_FADE)
+        shadow.copy_(factor).masked_fill_(~off, 0).mul_(_FADE)
 
     @torch.no_grad()
     def forget_zeros(self) -> None:
@@ -366,12 +373,14 @@ class ATMC(Splitting):
     @torch.no_grad()
     def quantized(self, k: int) -> dict[str, Tensor]:
         """The duplicate of the factors projected onto ``k``, by name; changes nothing."""
+        shifted = {name: self._shifted(name) for name in self.factors}
+        for name, shadow in self.shadows.items():
+            shifted[name] = shifted[name] + shadow
         masks = self.best(k)
-        with self._whole():
-            return {
-                name: rounded(self._shifted(name) * masks[name], self.bits[name], rdo=self.rdo)[0]
-                for name in self.factors
-            }
+        return {
+            name: rounded(value * masks[name], self.bits[name], rdo=self.rdo)[0]
+            for name, value in shifted.items()
+        }
 
     @torch.no_grad()
     def finalize(self, k: int | None = None) -> None:
@@ -384,6 +393,7 @@ class ATMC(Splitting):
             factor.copy_(self.duplicates[name])
         for shadow in self.shadows.values():
             shadow.zero_()
+        self._scored = None
         self.finalized = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -404,9 +414,14 @@ class ATMC(Splitting):
         Raises:
             ValueError: a state of other factors than the model's.
         """
+        shadows = state_dict["shadows"]
+        shapes = [{n: s.shape for n, s in each.items()} for each in (shadows, self.shadows)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("the state has other shadows: give the same factors and shadows")
         super().load_state_dict(state_dict)
         for name, shadow in self.shadows.items():
-            shadow.copy_(state_dict["shadows"][name])
+            shadow.copy_(shadows[name])
+        self._scored = None
         self.set_bits(state_dict["bits"])
         self._centroids = dict(state_dict.get("centroids", {}))
         self._chosen_at = state_dict["chosen_at"]

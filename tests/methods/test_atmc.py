@@ -1,6 +1,7 @@
 """The stages: how k and b move, what the closing loop may do, what the level stage may not."""
 
 import copy
+import itertools
 import math
 from typing import Any, get_args
 
@@ -159,6 +160,23 @@ def test_nonzeros_are_never_above_k(bits: int | str) -> None:
     assert counts[0][0] > counts[-1][0]
     assert nonzeros(model) <= counts[-1][1]
     assert file_bits(model, target) <= budget
+
+
+@pytest.mark.parametrize(("depth", "width", "more"), [(24, 48, 3500), (40, 32, 6000)])
+def test_a_network_that_few_steps_cut_through_fills_its_budget_again(
+    depth: int, width: int, more: int
+) -> None:
+    """At the end hardly an entry reaches the output; what has been cut comes back."""
+    torch.manual_seed(0)
+    sizes = [64, *[width] * depth, 4]
+    pairs = itertools.pairwise(sizes)
+    layers = [layer for pair in pairs for layer in (nn.Linear(*pair, bias=False), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), *layers[:-1])
+    target = Target.of(model, smallest_bits(model) + more, 4, None)
+    stage = CompressStage(1, 1e-2, target)
+    train(model, stage, 4)
+    assert stage.shadows and not any(bool(s.any()) for s in stage.optimizer.shadows.values())
+    assert 0.9 * target.budget_bits < file_bits(model, target) <= target.budget_bits
 
 
 class Large(nn.Module):

@@ -2,7 +2,7 @@ import copy
 import io
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -210,13 +210,18 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "effect"])
+@pytest.mark.parametrize("shadows", [False, True])
+@pytest.mark.parametrize("importance", get_args(Importance))
 def test_a_step_waits_once_for_a_gpu(
-    importance: Importance, monkeypatch: pytest.MonkeyPatch
+    importance: Importance, shadows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = network()
     optimizer = ATMC(
-        model, sgd(model.parameters()), k=30, duplicate_every=4, importance=importance, rho=rising
+        *(model, sgd(model.parameters()), 30),
+        duplicate_every=4,
+        importance=importance,
+        rho=rising,
+        shadows=shadows,
     )
     train(model, optimizer, 0, 4)
     assert optimizer.duplicates
@@ -426,6 +431,45 @@ def test_what_is_cut_goes_on_from_where_it_was(make: Make) -> None:
             returned += int(((ours != 0) & ~before[name]).sum())
         assert optimizer.nonzeros == schedule(step + 1)
     assert returned > 0
+
+
+def test_a_larger_k_takes_what_was_cut() -> None:
+    model = network()
+    optimizer = ATMC(
+        *(model, adam(model.parameters()), 40), importance="saliency", shadows=True, floor=0.2
+    )
+    train(model, optimizer, 0, 12)
+    before = {name: factor.detach().clone() for name, factor in optimizer.factors.items()}
+    whole = {name: factor + optimizer.shadows[name] for name, factor in before.items()}
+    assert not any(bool((f * optimizer.shadows[n]).any()) for n, f in before.items())
+    assert optimizer.nonzeros == 40 < optimizer.available
+    assert optimizer.available == sum(int(torch.count_nonzero(value)) for value in whole.values())
+    everything = optimizer.pruned(optimizer.available)
+    assert all(torch.equal(everything[name], value) for name, value in whole.items())
+    masks = optimizer.best(60)
+    assert sum(int(mask.sum()) for mask in masks.values()) == 60
+    assert all(not bool((mask & (whole[name] == 0)).any()) for name, mask in masks.items())
+    scores = {name: score.clone() for name, score in optimizer.scores().items()}
+    assert all(bool((score[whole[name] != 0] > 0).all()) for name, score in scores.items())
+    optimizer.choose_bits(60)
+    quantized = optimizer.quantized(60)
+    assert sum(int(torch.count_nonzero(value)) for value in quantized.values()) == 60
+    assert all(torch.equal(optimizer.factors[name], value) for name, value in before.items())
+
+    again = network(seed=1)
+    other = ATMC(
+        *(again, adam(again.parameters()), 40), importance="saliency", shadows=True, floor=0.2
+    )
+    again.load_state_dict(model.state_dict())
+    other.scores()  # of the factors without the shadows, which come now
+    other.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(score, scores[name]) for name, score in other.scores().items())
+    without = ATMC(again, adam(again.parameters()), 40, importance="saliency")
+    with pytest.raises(ValueError, match="other shadows"):
+        without.load_state_dict(optimizer.state_dict())
+
+    optimizer.finalize(60)
+    assert optimizer.nonzeros == optimizer.available == 60
 
 
 def test_what_comes_back_is_not_drawn_to_zero() -> None:

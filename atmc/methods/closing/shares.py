@@ -393,7 +393,9 @@ def close(model: nn.Module, target: Target, x: Tensor, pruned: str = "weights") 
     round_dense_part(model, target.width, fold=False)
     data = fit(model, target, order.sort)
     target.outcome.bits = 8 * len(data)
-    target.outcome.reason = reason(target, whole, pruned, finest=books.finest)
+    target.outcome.reason = reason(
+        target, whole, f"{pruned} once pruned do not come back", finest=books.finest
+    )
 
 
 def every_weight(model: nn.Module) -> bool:
@@ -403,13 +405,13 @@ def every_weight(model: nn.Module) -> bool:
     return nonzeros >= sum(weight.factors[weight.carrier].numel() for weight in weights)
 
 
-def reason(target: Target, whole: bool, pruned: str, *, finest: bool) -> str:
+def reason(target: Target, whole: bool, lost: str, *, finest: bool) -> str:
     """Why a file is no larger.
 
     Args:
         target: what b may be, and whether more could be retained.
         whole: whether every weight is retained.
-        pruned: what was pruned, in the plural.
+        lost: why weights are missing, a clause.
         finest: whether all codebooks are as fine as they may be.
     """
     if not finest:
@@ -419,4 +421,4 @@ def reason(target: Target, whole: bool, pruned: str, *, finest: bool) -> str:
     everything = "every weight is kept" if whole else target.outcome.whole
     if everything is not None:
         return f"{everything}, at {bits}"
-    return f"{pruned} once pruned do not come back, and what is left has {bits}"
+    return f"{lost}, and what is left has {bits}"
