@@ -31,15 +31,19 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The models of the tests are too small for more: threads would only wait for one another.
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_elsewhere() -> Iterator[None]:
+    """Commands, notebooks and workers take one thread, whichever fixture or test starts them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
-    Nor do the commands and notebooks that tests start take more.
-    """
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models of the tests are too small for more: threads would only wait for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     torch.set_num_threads(before)
 
