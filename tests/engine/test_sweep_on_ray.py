@@ -99,6 +99,12 @@ def cluster() -> Iterator[str]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def leave_trainer_as_it_is(patch: pytest.MonkeyPatch) -> None:
+    """Undo at the end what the function does to it in this process."""
+    patch.setattr(loop.Trainer, "_save", loop.Trainer._save)
+    patch.setattr(loop.Trainer, "every_seconds", None, raising=False)
+
+
 @pytest.fixture(scope="module")
 def expected(noise: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the point that is killed, and of its start, from a sweep without Ray."""
@@ -106,8 +112,7 @@ def expected(noise: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "mark").touch()
     plan = {**QUICK, **noise, "threads": 1, "points": POINTS[:1]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_save", loop.Trainer._save)
-        patch.setattr(loop.Trainer, "every_seconds", None, raising=False)
+        leave_trainer_as_it_is(patch)
         sweep(plan, folder / "runs", model=net(folder))
     return files(folder / "runs")
 
@@ -129,6 +134,7 @@ def test_a_point_whose_worker_is_killed_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From its checkpoint where workers see the folder, or anew; to the same bytes."""
+    leave_trainer_as_it_is(monkeypatch)
     if not shared:  # the workers find another process in the folder than they are told
         elsewhere = SimpleNamespace(this=lambda: Process(1, "elsewhere", None))
         monkeypatch.setattr(on_ray, "Process", elsewhere)
