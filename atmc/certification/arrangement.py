@@ -35,9 +35,6 @@ def _moved(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Where it moves a constant, like an interval, that is a constant.
     """
     like = first_tensor((args, kwargs))
-    moves_constant = (
-        bool(args) and isinstance(args[0], Tensor) and not isinstance(args[0], Interval)
-    )
 
     def at(part: str) -> Any:
         def pick(value: Any) -> Any:
@@ -46,7 +43,7 @@ def _moved(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return func(*tree_map(pick, args), **tree_map(pick, kwargs))
 
     lower = at("lower")
-    if moves_constant:
+    if args and isinstance(args[0], Tensor) and not isinstance(args[0], Interval):
         return lower
     upper, error = at("upper"), None if like.error is None else at("error")
     if isinstance(lower, Tensor):

@@ -83,7 +83,8 @@ class Certificate:
         if not bool(((x >= 0) & (x <= 1)).all()):
             raise ValueError("there are inputs outside [0, 1]: give pixels, and normalize inside")
         box = ball(x, self.eps, exact=True)
-        box.journal = []
+        if self.twin is not None:
+            box.journal = []
         with torch.no_grad():
             with _no_random_numbers(x.device):
                 logits = propagate(self.model, box)

@@ -377,6 +377,7 @@ def _interpolate(
         return _mean("interpolate", _adaptive_window)(input, *how)
     if mode.startswith("nearest") and input.error is not None:
         return _nearest(input, how)
+    # Of eight neighbours at the most, each by a product of weights.
     result = _mean("interpolate", lambda *_, **__: 32)(input, *how)
     if input.error is None or result.error is None:
         return result

@@ -109,8 +109,8 @@ def _evaluate(
             survives = _survives(model, x, y, correct, attack, (seed, number))
             survivors[index] += int(survives.sum())
             unbroken &= survives
-            if certificate is not None and (attack.eps or 1.0) <= certificate.eps:
-                within &= survives
+            if certificate is not None and attack.eps is not None:
+                within &= survives | (attack.eps > certificate.eps)
         clean += int(correct.sum())
         worst += int(unbroken.sum())
         if certificate is not None:
