@@ -13,6 +13,10 @@ from atmc.training.optimization import Average, Optimization
 
 EXAMPLES = 8  # inputs that a stage sees before it starts
 
+# With bounds, the share of the warm-up before ε rises. From the first step on, bounds of a network
+# that knows nothing yet are best served by constant logits, which many networks never leave.
+_PLAIN = 0.2
+
 
 class Stage:
     """One stage of training, which a method subclasses.
@@ -69,8 +73,14 @@ class Stage:
         return nullcontext() if self.average is None else self.average.applied()
 
     def eps_scale(self, progress: float) -> float:
-        """ε over its full value: a linear warm-up over the first ``warmup`` of the stage."""
-        return min(1.0, progress / self.warmup) if self.warmup > 0 else 1.0
+        """ε over its full value: a linear warm-up over the first ``warmup`` of the stage.
+
+        In training on bounds ε stays zero for the first fifth of it.
+        """
+        if self.warmup <= 0:
+            return 1.0
+        share = min(1.0, progress / self.warmup)
+        return max(0.0, (share - _PLAIN) / (1 - _PLAIN)) if self.bounded else share
 
     def lr_scale(self, progress: float) -> float:
         """The rate over its peak."""

@@ -281,6 +281,18 @@ def test_eps_rises_to_one_at_the_end_of_its_warm_up_and_stays() -> None:
     assert {Stage(1, 1.0).eps_scale(i / 10) for i in range(11)} == {1.0}
 
 
+def test_on_bounds_a_network_learns_at_eps_zero_before_eps_rises() -> None:
+    stage = Stage(1, 1.0, 0.4)
+    stage.bounded = True
+    scales = [stage.eps_scale(i / 1000) for i in range(1001)]
+    assert max(scales[:81]) == 0 < scales[82]
+    assert all(a <= b for a, b in itertools.pairwise(scales))
+    assert scales[240] == pytest.approx(0.5)
+    assert set(scales[400:]) == {1.0}
+    stage.warmup = 0.0
+    assert {stage.eps_scale(i / 10) for i in range(11)} == {1.0}
+
+
 def test_the_rate_is_one_cycle() -> None:
     stage = Stage(1, 1.0)
     scales = [stage.lr_scale(i / 1000) for i in range(1001)]
