@@ -1,4 +1,4 @@
-"""Small convolutional networks: LeNets for 28x28 and 32x32 images, and one for 8x8 digits."""
+"""Small convolutional networks for 28x28 and 32x32 images, and one for 8x8 digits."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,6 +95,50 @@ class CifarLeNetW(nn.Module):
         x = F.relu(self.fc2(F.relu(self.fc1(x.flatten(1)))))
         logits: Tensor = self.fc3(x)
         return logits
+
+
+class CNN4(nn.Module):
+    """Two strided 5x5 convolutions and a hidden layer, each with batch norm, and a last layer.
+
+    A small relative of CNN-7 (Shi et al., NeurIPS 2021): strides in place of pools, and norms, from
+    which training on interval bounds gains much.
+
+    Args:
+        channels: of the images.
+        side: of the images, in pixels.
+        width: 16 and 32 filters and 50 hidden units for each.
+        num_classes: the number of logits.
+    """
+
+    def __init__(self, channels: int, side: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        first, second, units = 16 * width, 32 * width, 50 * width
+        self.conv1 = nn.Conv2d(channels, first, 5, stride=2, padding=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, second, 5, stride=2, padding=2, bias=False)
+        self.bn2 = nn.BatchNorm2d(second)
+        self.fc1 = nn.Linear(second * (side // 4) ** 2, units, bias=False)
+        self.bn3 = nn.BatchNorm1d(units)
+        self.fc2 = nn.Linear(units, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, num_classes) of images x (N, channels, side, side)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(self.bn3(self.fc1(x.flatten(1))))
+        logits: Tensor = self.fc2(x)
+        return logits
+
+
+@register(
+    "cnn4-w{width}",
+    input_shape=(1, 28, 28),
+    dataset="mnist",
+    listed=(f"cnn4-w{width}" for width in WIDTHS),
+)
+def cnn4_w(width: int, num_classes: int = 10) -> CNN4:
+    """Two strided convolutions and a hidden layer with batch norm, for training on bounds."""
+    return CNN4(1, 28, width, num_classes)
 
 
 @register("digits-cnn", input_shape=(1, 8, 8), dataset="digits")
