@@ -62,7 +62,7 @@ def mobilenet() -> nn.Module:
 
 # The zoo, of each family a narrow member, and kinds of layers that it does not have.
 ZOO = [*("digits-cnn", "lenet5", "lenet5-relu", "lenet-w1", "cifar-lenet-w1"), "vgg16-w1"]
-ZOO += ["resnet18-w1", "wrn-16-1"]
+ZOO += ["resnet18-w1", "wrn-16-1", "cnn4-w1", "cifar-cnn4-w1"]
 BUILD = {name: (lambda name=name: models.create(name)) for name in ZOO}
 BUILD |= {
     "mobilenet": mobilenet,

@@ -42,7 +42,7 @@ def test_metadata(installed):
     metadata = installed.metadata
     assert metadata["Name"] == "atmc"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert "MIT" in (metadata["License"], metadata["License-Expression"])
+    assert "MIT" in (metadata.get("License"), metadata.get("License-Expression"))
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert (metadata.get_payload() or metadata["Description"]).startswith("# atmc")
 

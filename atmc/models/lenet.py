@@ -141,6 +141,25 @@ def cnn4_w(width: int, num_classes: int = 10) -> CNN4:
     return CNN4(1, 28, width, num_classes)
 
 
+@register(
+    "cifar-cnn4-w{width}",
+    input_shape=(3, 32, 32),
+    listed=(f"cifar-cnn4-w{width}" for width in WIDTHS),
+)
+class CifarCNN4(CNN4):
+    """Two strided convolutions and a hidden layer with batch norm, for colour images."""
+
+    def __init__(
+        self, width: int, num_classes: int = 10, mean: Channels = 0.5, std: Channels = 0.25
+    ) -> None:
+        super().__init__(3, 32, width, num_classes)
+        self.normalize = Normalize(mean, std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, of shape (N, num_classes), for x of shape (N, 3, 32, 32)."""
+        return super().forward(self.normalize(x))
+
+
 @register("digits-cnn", input_shape=(1, 8, 8), dataset="digits")
 class DigitsCNN(nn.Module):
     """Two convolutions and one hidden layer, for scikit-learn's digits."""

@@ -542,7 +542,7 @@ def test_of_a_dead_model_one_channel_stays_everywhere() -> None:
 ZOO = ("lenet5-relu", "lenet5", "digits-cnn", "lenet-w2", "cifar-lenet-w1", "vgg16-w1")
 
 
-@pytest.mark.parametrize("name", [*ZOO, "resnet18-w1"])
+@pytest.mark.parametrize("name", [*ZOO, "resnet18-w1", "cifar-cnn4-w1"])
 def test_the_zoo(name: str) -> None:
     torch.manual_seed(0)
     model, shape = lively(models.create(name)), models.info(name).input_shape
