@@ -1,12 +1,13 @@
 """What a stage takes besides its steps, for the networks that the papers are about.
 
     python benchmarks/scale.py [--json FILE] [--before FILE] [--steps N] [--net NAME] [--method M]
+                               [--factors uvc]
 
 The first stage of a method, as a whole, at 1 % of the dense bits, from random weights, on random
 pictures, N-FGSM and batch 128 for resnet18 (3 x 32 x 32), batch 32 for convnext-tiny and swin-t
 (3 x 64 x 64). An aim is all that follows a step for its sake: dead paths, k or ranks, the real
 file. The peer of a row is the same part in the run that --before names (of an earlier version,
-say), else its bar.
+say), else its bar. With --factors the method `atmc` has the data-aware start, whose bar is 60 s.
 
     python benchmarks/scale.py --whole [--net NAME]
 
@@ -21,7 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from table import Row, row, show
@@ -32,6 +33,7 @@ from torchvision.models import convnext_tiny, swin_t
 import atmc
 from atmc import models
 from atmc.accounting import dense_bits
+from atmc.factorization.start import Factors
 from atmc.hardware import keep_freed
 from atmc.methods import Schedule, Target, get
 from atmc.training.loop import Trainer
@@ -44,6 +46,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # and the batch, 
 }
 METHODS = ("atmc", "l0", "admm-irregular", "admm-column", "admm-filter", "hydra", "low-rank")
 BARS = {"start": 5.0, "aim": 0.5, "duplicate": 0.3}  # s
+DATA_AWARE = 60.0  # s, of a start that measures the layers' inputs
 SHARE, WHOLE = 0.1, 60.0
 _AIMS = ("_aim", "_decompose", "aim")  # what a stage calls its aim
 
@@ -79,13 +82,19 @@ def timed(
 
 
 def stage_seconds(
-    build: Callable[[], nn.Module], batch: int, side: int, steps: int, method: str
+    build: Callable[[], nn.Module],
+    batch: int,
+    side: int,
+    steps: int,
+    method: str,
+    factors: Factors,
 ) -> dict[str, float]:
     """Mean seconds of each part of a method's first stage, and the share of it that is no step."""
     torch.manual_seed(0)
     model = build().to(memory_format=torch.channels_last)
     target = Target.of(model, dense_bits(model) // 100, "auto", None)
-    stage = get(method).stages(target, Schedule(epochs=1, level_epochs=0, lr=1e-3))[0]
+    schedule = Schedule(epochs=1, level_epochs=0, lr=1e-3, factors=factors)
+    stage = get(method).stages(target, schedule)[0]
     seconds: dict[str, list[float]] = defaultdict(list)
     start = stage.start
 
@@ -153,6 +162,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--net", choices=NETS, action="append", help="one of them, or more")
     parser.add_argument("--method", choices=METHODS, action="append", help="one of them, or more")
+    parser.add_argument("--factors", choices=get_args(Factors), default="c", help="of atmc")
     parser.add_argument("--whole", action="store_true", help="time atmc.compress")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -166,10 +176,13 @@ def main() -> None:
             rows.append(row(f"whole-{net}", whole_seconds(build, side), WHOLE, "its bar", "s"))
             continue
         for method in options.method or ["atmc"]:
-            parts = stage_seconds(build, batch, side, options.steps, method)
+            parts = stage_seconds(build, batch, side, options.steps, method, options.factors)
+            data_aware = method == "atmc" and options.factors != "c"
+            bars = BARS | {"start": DATA_AWARE} if data_aware else BARS
+            suffix = f"-{options.factors}" if data_aware else f"-{method}"
             for part, measured in parts.items():
-                name = f"{part}-{net}" if method == "atmc" else f"{part}-{net}-{method}"
-                bar = SHARE if part == "share" else BARS.get(part, measured)
+                name = f"{part}-{net}" + ("" if suffix == "-atmc" else suffix)
+                bar = SHARE if part == "share" else bars.get(part, measured)
                 title = "before" if name in earlier else "its bar" if bar != measured else "–"
                 unit = "of 1" if part == "share" else "s"
                 rows.append(row(name, measured, earlier.get(name, bar), title, unit))
