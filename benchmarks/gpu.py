@@ -9,8 +9,8 @@ unpacked next to --out. The phases, in order:
     step             ms of the plain and the ATMC step, their parts, the matrix rate, the kernels
     step-compiled    the two steps with the compiled attack
     dense            the dense start, in about 40 % of the time
-    atmc-5 ...       compression to 5, 1 (also with all factors) and 0.3 % of the dense bits, then
-                     three other methods at 1 %, in about 7 % of the time each
+    atmc-5 ...       compression to 5, 1 and 0.3 % of the dense bits, then three other methods at
+                     1 %, and `atmc` with all factors, in about 7 % of the time each
     autoattack-...   AutoAttack, and the attacks of the rows before, on 1,000 images of each
 
 A phase that does not fit into what is left of M minutes is left out; one that fails is recorded
@@ -70,11 +70,11 @@ COMPRESSED: dict[str, Any] = {"train_attack": "n-fgsm", "distill": 0.5}
 COMPRESSIONS: dict[str, tuple[dict[str, Any], float]] = {  # the budget as a share of the dense bits
     "atmc-5": ({"method": "atmc"}, 0.05),
     "atmc-1": ({"method": "atmc"}, 0.01),
-    "atmc-uvc-1": ({"method": "atmc", "factors": "uvc"}, 0.01),
     "atmc-0.3": ({"method": "atmc"}, 0.003),
     "l0-1": ({"method": "l0"}, 0.01),
     "admm-irregular-1": ({"method": "admm-irregular"}, 0.01),
     "hydra-1": ({"method": "hydra"}, 0.01),
+    "atmc-uvc-1": ({"method": "atmc", "factors": "uvc"}, 0.01),
 }
 SHARES = {"dense": 0.4, **dict.fromkeys(COMPRESSIONS, 0.07)}  # of the time
 MOST_EPOCHS, FEWEST_EPOCHS = 100, 3  # of the dense start; of a compression, its levels among them
@@ -272,7 +272,8 @@ def compress(bench: Bench, name: str) -> dict[str, Any]:
     levels = max(1, epochs // 6)
     chosen, share = COMPRESSIONS[name]
     settings = {
-        **{**chosen, **COMPRESSED},
+        **chosen,
+        **COMPRESSED,
         "budget_bits": round(share * dense_bits(atmc.models.create(bench.model))),
         "weights": str(weights),
         **{"epochs": epochs - levels, "level_epochs": levels},

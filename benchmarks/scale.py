@@ -7,7 +7,7 @@ The first stage of a method, as a whole, at 1 % of the dense bits, from random w
 pictures, N-FGSM and batch 128 for resnet18 (3 x 32 x 32), batch 32 for convnext-tiny and swin-t
 (3 x 64 x 64). An aim is all that follows a step for its sake: dead paths, k or ranks, the real
 file. The peer of a row is the same part in the run that --before names (of an earlier version,
-say), else its bar. With --factors the method `atmc` has the data-aware start, whose bar is 60 s.
+say), else its bar. With --factors uvc (or uv) `atmc` has the data-aware start, whose bar is 60 s.
 
     python benchmarks/scale.py --whole [--net NAME]
 
@@ -179,9 +179,9 @@ def main() -> None:
             parts = stage_seconds(build, batch, side, options.steps, method, options.factors)
             data_aware = method == "atmc" and options.factors != "c"
             bars = BARS | {"start": DATA_AWARE} if data_aware else BARS
-            suffix = f"-{options.factors}" if data_aware else f"-{method}"
+            variant = options.factors if data_aware else "" if method == "atmc" else method
             for part, measured in parts.items():
-                name = f"{part}-{net}" + ("" if suffix == "-atmc" else suffix)
+                name = "-".join(filter(None, (part, net, variant)))
                 bar = SHARE if part == "share" else bars.get(part, measured)
                 title = "before" if name in earlier else "its bar" if bar != measured else "–"
                 unit = "of 1" if part == "share" else "s"

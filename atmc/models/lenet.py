@@ -105,7 +105,7 @@ class CNN4(nn.Module):
 
     Args:
         channels: of the images.
-        side: of the images, in pixels.
+        side: of the images, in pixels; a multiple of 4.
         width: 16 and 32 filters and 50 hidden units for each.
         num_classes: the number of logits.
     """
@@ -147,7 +147,7 @@ def cnn4_w(width: int, num_classes: int = 10) -> CNN4:
     listed=(f"cifar-cnn4-w{width}" for width in WIDTHS),
 )
 class CifarCNN4(CNN4):
-    """Two strided convolutions and a hidden layer with batch norm, for colour images."""
+    """Two strided convolutions and a hidden layer with batch norm, for bounds, in colour."""
 
     def __init__(
         self, width: int, num_classes: int = 10, mean: Channels = 0.5, std: Channels = 0.25

@@ -281,7 +281,7 @@ def test_eps_rises_to_one_at_the_end_of_its_warm_up_and_stays() -> None:
     assert {Stage(1, 1.0).eps_scale(i / 10) for i in range(11)} == {1.0}
 
 
-def test_on_bounds_a_network_learns_at_eps_zero_before_eps_rises() -> None:
+def test_on_bounds_eps_stays_zero_for_a_fifth_of_its_warm_up() -> None:
     stage = Stage(1, 1.0, 0.4)
     stage.bounded = True
     scales = [stage.eps_scale(i / 1000) for i in range(1001)]
