@@ -22,7 +22,7 @@ def warmup_penalty(box: Interval, read: Sequence[Read]) -> Tensor:
     """How far the ReLUs' inputs are too wide, or on one side of zero (equations 9 to 11 there).
 
     Args:
-        box: the inputs of the network.
+        box: the inputs of the network. Where it is a point, nothing is too wide.
         read: the journal of the network's pass.
 
     Returns:
@@ -30,10 +30,11 @@ def warmup_penalty(box: Interval, read: Sequence[Read]) -> Tensor:
     """
     total = box.lower.new_zeros(())
     width = box.radius.mean()
+    wide = bool(width > 0)
     reads = [each.input for each in read if each.function == "relu"]
     for each in reads:
         centre = each.centre
-        ratios = [width / each.radius.mean().clamp(min=_TINY)]
+        ratios = [width / each.radius.mean().clamp(min=_TINY)] if wide else []
         active, inactive = each.lower > 0, each.upper < 0
         if bool(active.any()) and bool(inactive.any()):
             spread = (centre - centre.mean()).square()

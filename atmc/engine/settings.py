@@ -150,7 +150,11 @@ class StartSettings(_Group):
     dense_ema: Decay = _setting(
         0.0, "D", "Decay of the averaged weights that the dense start ends with; 0 for none."
     )
-    warmup: Share = _setting(0.4, "SHARE", "Share of the dense start over which eps rises.")
+    warmup: Share = _setting(
+        0.4,
+        "SHARE",
+        "Share of the dense start over which eps rises; on bounds it is 0 for a fifth of that.",
+    )
 
 
 class AttackSettings(_Group):

@@ -13,8 +13,8 @@ from atmc.training.optimization import Average, Optimization
 
 EXAMPLES = 8  # inputs that a stage sees before it starts
 
-# With bounds, the share of the warm-up before ε rises. From the first step on, bounds of a network
-# that knows nothing yet are best served by constant logits, which many networks never leave.
+# On bounds, the share of the warm-up before ε rises. If it rose from the first step on, constant
+# logits would be best at the bounds of an untrained network, and many networks never leave them.
 _PLAIN = 0.2
 
 
@@ -27,7 +27,7 @@ class Stage:
     Args:
         epochs: passes over the loader.
         lr: peak learning rate.
-        warmup: share of the stage over which ε rises, 0 to 1.
+        warmup: share of the stage over which ε rises, 0 to 1; see ``eps_scale``.
     """
 
     name = "stage"
