@@ -16,6 +16,7 @@ from atmc.factorization.covariance import Covariance
 _ROUNDS = 10  # of exchanges
 _FIRST, _LAST = 0.4, 0.03  # shares of the entries that a round may exchange
 _GATHERED = 2**26  # numbers in the systems that are solved at once
+_ALIKE, _FEW = 0.8, 16  # rows of so many entries, next to the longest, are solved with it
 
 
 def refit(W: Tensor, support: Tensor, covariance: Covariance) -> Tensor:
@@ -33,12 +34,12 @@ def refit(W: Tensor, support: Tensor, covariance: Covariance) -> Tensor:
     flat, masks = W.flatten(0, 1), support.flatten(0, 1)
     wanted = covariance.times(W).flatten(0, 1)
     C = torch.zeros_like(flat)
-    counts = masks.sum(1).cpu()
-    order = counts.argsort(descending=True)
+    counts, order = masks.sum(1).cpu().sort(descending=True)
     start, filled = 0, int(torch.count_nonzero(counts))
     while start < filled:
-        width = int(counts[order[start]])
-        stop = min(filled, start + max(1, _GATHERED // width**2))
+        width = int(counts[start])
+        alike = int((counts >= min(_ALIKE * width, width - _FEW)).sum())
+        stop = min(filled, alike, start + max(1, _GATHERED // width**2))
         part = order[start:stop].to(W.device)
         places = masks[part].byte().topk(width, sorted=False).indices
         real = masks[part].gather(1, places)

@@ -10,7 +10,7 @@ of the layer's output; and λ is the one at which all of them together fit into 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -41,6 +41,7 @@ _BITS = (2, 3, 4, 5)  # a value
 _DENSITIES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # at which sparse forms are tried, times the mean
 _ENTRY_BITS = 7.0  # of a nonzero with its place, a guess for that mean
 _ROUNDS = 4  # of exchanges, where only the error is wanted
+_CURVE = 2**16  # entries by which the error of a sparse form is estimated
 _GRID = 64  # numbers of nonzeros that are compared
 _SAMPLED = 2**14  # values by which the error of codebooks is judged
 _HALVINGS = 50  # of the interval of log λ
@@ -159,10 +160,12 @@ class Weight:
         """Numbers of nonzeros, the errors that C alone leaves, and what rounding adds, by bits."""
         size = self.W.numel()
         tried = sorted({min(size, max(1, round(size * density * d))) for d in _DENSITIES})
-        errors, middle = [], self.W
+        W = self.W[:, :: max(1, size // _CURVE)]  # rows that stand for all
+        energy, part = max(self.covariance.error(W), 1e-30), W.numel() / size
+        errors, middle = [], W
         for k in tried:
-            C = sparse(self.W, self.covariance, k, rounds=_ROUNDS)
-            errors.append(max(self.covariance.error(self.W - C) / self.energy, 1e-9))
+            C = sparse(W, self.covariance, max(1, round(part * k)), rounds=_ROUNDS)
+            errors.append(max(self.covariance.error(W - C) / energy, 1e-9))
             if k == tried[len(tried) // 2]:
                 middle = C
         counts = np.unique(np.geomspace(max(1, tried[0] // 8), tried[-1], _GRID).round())
@@ -221,6 +224,10 @@ class Weight:
         return U, V, W - U @ V if "c" in factors else torch.zeros_like(W)
 
 
+# Approximations of each weight by form; each is made once.
+_Makers = Mapping[str, Callable[[Form], Approximation]]
+
+
 def approximations(
     weights: Mapping[str, Weight], available_bits: float, kinds: tuple[str, ...] = KINDS["uvc"]
 ) -> dict[str, Approximation]:
@@ -234,9 +241,10 @@ def approximations(
     size = sum(weight.W.numel() for weight in weights.values())
     density = min(1.0, available_bits / _ENTRY_BITS / max(1, size))
     options = {name: weight.options(density, "".join(kinds)) for name, weight in weights.items()}
+    makers: _Makers = {name: cache(weight.approximation) for name, weight in weights.items()}
     # A choice among kinds rests on estimates: one for all layers may be better.
     choices = {kinds, *(single for single in KINDS.values() if set(single) < set(kinds))}
-    searches = (_search(weights, options, available_bits, choice) for choice in sorted(choices))
+    searches = (_search(makers, options, available_bits, choice) for choice in sorted(choices))
     return min(searches, key=lambda found: _rank(found, available_bits))
 
 
@@ -247,14 +255,14 @@ def _rank(found: Mapping[str, Approximation], available_bits: float) -> tuple[bo
 
 
 def _search(
-    weights: Mapping[str, Weight],
+    makers: _Makers,
     options: Mapping[str, _Options],
     available_bits: float,
     kinds: tuple[str, ...],
 ) -> dict[str, Approximation]:
     """The approximations that one price of a bit chooses, at the price at which they fit."""
-    scale = dict.fromkeys(weights, 1.0)  # real bits over estimated ones
-    allowed: dict[str, Sequence[str]] = dict.fromkeys(weights, kinds)
+    scale = dict.fromkeys(makers, 1.0)  # real bits over estimated ones
+    allowed: dict[str, Sequence[str]] = dict.fromkeys(makers, kinds)
     found: dict[str, Approximation] = {}
     best: dict[str, Approximation] = {}
 
@@ -269,15 +277,15 @@ def _search(
             low, high = (middle, high) if total > available_bits else (low, middle)
         price = math.exp(high)
         for name, place in at(price).items():
-            option, weight = options[name], weights[name]
+            option, make = options[name], makers[name]
             if trial == 0:  # the best of each kind, by its real error and size
                 places = {option.best(price, [kind]) for kind in kinds}
-                tried = {i: weight.approximation(option.form(i)) for i in places}
+                tried = {i: make(option.form(i)) for i in places}
                 place = min(tried, key=lambda i: tried[i].error + price * tried[i].bits)
                 found[name] = tried[place]
                 allowed[name] = [found[name].form.factors]
-            elif found[name].form != option.form(place):
-                found[name] = weight.approximation(option.form(place))
+            else:
+                found[name] = make(option.form(place))
             scale[name] = found[name].bits / option.bits[place]
         if not best or _rank(found, available_bits) < _rank(best, available_bits):
             best = dict(found)

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +8,18 @@ from torch import Tensor, nn
 
 from atmc.artifact import to_artifact
 from atmc.codec import measure
+from atmc.factorization import start
 from atmc.factorization.covariance import Covariance, input_covariances
 from atmc.factorization.layers import factorize, factorized_weights, named_factors
-from atmc.factorization.start import DataAware, Factors, Form, Weight, approximations
+from atmc.factorization.start import (
+    KINDS,
+    Approximation,
+    DataAware,
+    Factors,
+    Form,
+    Weight,
+    approximations,
+)
 
 
 def correlated(rest: int, seed: int) -> Covariance:
@@ -46,12 +56,37 @@ def test_a_choice_is_no_worse_than_one_form_and_keeps_the_bits(
     weights: dict[str, Weight], bits: int
 ) -> None:
     errors = {}
-    for factors in ("uvc", "uv", "c"):
-        found = approximations(weights, bits, factors)  # type: ignore[arg-type]
+    for factors, kinds in KINDS.items():
+        found = approximations(weights, bits, kinds)
         assert sum(a.bits for a in found.values()) <= bits
-        assert all(set(a.form.factors) <= set(factors) for a in found.values())
+        assert all(a.form.factors in kinds for a in found.values())
         errors[factors] = sum(a.error for a in found.values())
-    assert errors["uvc"] <= 1.02 * min(errors.values())
+    assert errors["uvc"] == min(errors.values())
+    assert errors["uvc"] < errors["uv"] and errors["uvc"] < errors["c"]
+
+
+def test_some_rows_stand_for_all_of_a_large_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weight = Weight(torch.randn(1, 400, 60), correlated(60, 0))
+    whole = weight.options(0.05, "c")
+    monkeypatch.setattr(start, "_CURVE", 60 * 100)
+    part = weight.options(0.05, "c")
+    np.testing.assert_array_equal(part.nonzeros, whole.nonzeros)
+    np.testing.assert_allclose(part.errors, whole.errors, rtol=0.1)
+    assert (part.errors != whole.errors).any()
+
+
+def test_no_form_is_made_twice(weights: dict[str, Weight], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Weight, Form]] = []
+    make = Weight.approximation
+
+    def noted(weight: Weight, form: Form) -> Approximation:
+        made.append((weight, form))
+        return make(weight, form)
+
+    monkeypatch.setattr(Weight, "approximation", noted)
+    approximations(weights, 4000)
+    assert len(made) == len(set(made)) > 2 * len(weights)
 
 
 def test_an_approximation_is_what_it_says(weights: dict[str, Weight]) -> None:
