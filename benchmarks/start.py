@@ -5,17 +5,20 @@
 DIR contains the folders train/CLASS of images, and FILE the weights of a net that was trained on
 them under attack. The error is that of a layer's output under the centred covariance of its inputs
 (of 800 training images, every second batch attacked by PGD-3), as a share of its energy; bits are
-those that U, V and C take in a file, levels included. The peer of the choice is the best of the
-three forms: C alone, U V alone, both. Rows of a layer are at 0.15, 0.3 and 0.6 bits a weight, rows
-of the whole net, whose error is the mean over layers, at 1 and 0.3 % of the dense bits.
+those that U, V and C take in a file, levels included. Errors are taken at exactly so many bits, on
+the line between a smaller and a larger size. The peer of the choice is the best of the three forms:
+C alone, U V alone, both. Rows of a layer are at 0.15, 0.3 and 0.6 bits a weight, rows of the whole
+net, whose error is the mean over layers, at 1 and 0.3 % of the dense bits.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from table import Row, row, show
 from torch import Tensor, nn
@@ -41,7 +44,7 @@ BATCHES, BATCH = 8, 100
 RATES = (0.15, 0.3, 0.6)  # bits a weight
 SHARES = (0.01, 0.003)  # of the dense bits
 FORMS = {"sparse": ("c", ""), "low rank": ("uv",), "both": ("uvc",)}
-TRIALS, CLOSE = 4, 0.02  # to meet a size in file bits
+TRIALS = 8  # until sizes on both sides of the wanted one are found
 LAYERS = ("layer1.0.conv1", "layer2.1.conv1", "layer3.1.conv2", "layer4.0.shortcut.0")
 
 
@@ -65,31 +68,34 @@ def file_bits(approximation: Approximation) -> int:
     return sum(tensor.bits for tensor in codec.measure(to_artifact(layer)).tensors)
 
 
-def in_file_bits(
-    weights: Mapping[str, Weight], bits: float, kinds: tuple[str, ...]
-) -> tuple[float, int]:
-    """The least mean error of weights in so many file bits, and the bits that they take."""
-    results = []
-    available = bits
+def error_at(weights: Mapping[str, Weight], bits: float, kinds: tuple[str, ...]) -> float:
+    """The mean error of weights in so many file bits.
+
+    Sizes come in steps of several percent: the error is that on the line, in logarithms, between
+    the nearest smaller and the nearest larger size that were found.
+    """
+    sizes: dict[int, float] = {}
+    available, beyond = bits, 1.02
     for _ in range(TRIALS):
         found = approximations(weights, available, kinds).values()
-        error = sum(approximation.error for approximation in found) / len(weights)
         taken = sum(map(file_bits, found))
-        results.append((taken > bits, error, taken))
-        if (1 - CLOSE) * bits <= taken <= bits:
+        error = sum(approximation.error for approximation in found) / len(weights)
+        sizes[taken] = min(error, sizes.get(taken, error))
+        if min(sizes) <= bits <= max(sizes):
             break
-        available *= bits / taken
-    return min(results)[1:]
+        available *= bits / taken * (beyond if taken < bits else 1 / beyond)
+        beyond **= 1.5
+    below = max((size for size in sizes if size <= bits), default=min(sizes))
+    above = min((size for size in sizes if size >= bits), default=max(sizes))
+    line = [math.log(below), math.log(above)], [math.log(sizes[below]), math.log(sizes[above])]
+    return math.exp(np.interp(math.log(bits), *line))
 
 
 def compared(name: str, weights: Mapping[str, Weight], bits: float) -> Row:
     """The choice and the best of the three forms."""
-    forms = {form: in_file_bits(weights, bits, kinds) for form, kinds in FORMS.items()}
-    error, taken = in_file_bits(weights, bits, KINDS["uvc"])
+    forms = {form: error_at(weights, bits, kinds) for form, kinds in FORMS.items()}
     best = min(forms, key=forms.__getitem__)
-    sizes = {f"{form}_bits": size for form, (_, size) in forms.items()}
-    errors = {form: form_error for form, (form_error, _) in forms.items()}
-    return row(name, error, errors[best], best, "error") | errors | sizes | {"bits": taken}
+    return row(name, error_at(weights, bits, KINDS["uvc"]), forms[best], best, "error") | forms
 
 
 def main() -> None:
