@@ -85,8 +85,12 @@ def error_at(weights: Mapping[str, Weight], bits: float, kinds: tuple[str, ...])
             break
         available *= bits / taken * (beyond if taken < bits else 1 / beyond)
         beyond **= 1.5
-    below = max((size for size in sizes if size <= bits), default=min(sizes))
-    above = min((size for size in sizes if size >= bits), default=max(sizes))
+    below = max((size for size in sizes if size <= bits), default=0)
+    above = min((size for size in sizes if size >= bits), default=0)
+    if not below:
+        return 1.0  # what an empty weight leaves: the form has no size as small
+    if not above:
+        return sizes[below]
     line = [math.log(below), math.log(above)], [math.log(sizes[below]), math.log(sizes[above])]
     return math.exp(np.interp(math.log(bits), *line))
 
